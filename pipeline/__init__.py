@@ -1,0 +1,1 @@
+"""Basin: adversarial robustness as one tracked pipeline."""

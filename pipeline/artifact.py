@@ -1,0 +1,121 @@
+"""A model as two files: `weights.safetensors` and `recipe.json`. `load` rebuilds the classifier from them alone.
+
+The recipe carries a digest of every source file that defines the function, so that the artefact, and with it every result that
+depends on it, changes when the function does, even where the weights stay the same.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pipeline import lookup
+from pipeline.classifier import Classifier, Normalise
+from pipeline.errors import Mistake
+
+FORMAT = 1
+WEIGHTS, RECIPE, TWIN = "weights.safetensors", "recipe.json", "twin"
+LIBRARIES = ("torch", "torchdiffeq", "safetensors")
+ROOT = Path(__file__).parent.parent
+
+
+def build(recipe: dict[str, Any]) -> Classifier:
+    """The classifier that a recipe describes, with fresh weights."""
+    tree = recipe["classifier"]
+    backbone = build_part("backbones", tree["backbone"], shape=tuple(recipe["shape"]))
+    head = build_part("heads", tree["head"], width=backbone.width, classes=len(recipe["classes"]))
+    return Classifier(Normalise(**tree["normalise"]), backbone, head, recipe)
+
+
+def build_part(family: str, choice: dict[str, Any], **size: Any) -> Any:
+    """One part of the tree, e.g. `{"kind": "convnet", "channels": [32, 64], ...}`."""
+    settings = dict(choice)
+    module = lookup.find(family, settings.pop("kind"))
+    part = {"backbones": "Backbone", "heads": "Head"}[family]
+    return getattr(module, part)(module.Params.model_validate_json(json.dumps(settings)), **size)
+
+
+def save(folder: Path, classifier: Classifier, twin: Path | None = None) -> None:
+    """Write weights, recipe and, for a defence built `from` a model, that model under `twin/` (its own twin left out)."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    recipe = {"format": FORMAT, **classifier.recipe, "sources": sources(classifier), "versions": versions()}
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+    if twin is not None:
+        (folder / TWIN).mkdir()
+        for name in (WEIGHTS, RECIPE):
+            shutil.copyfile(twin / name, folder / TWIN / name)
+
+
+def load(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
+    """The classifier of a model folder, in evaluation mode; its logits equal those of the saved one bit for bit.
+
+    Raises Mistake where a file is missing, damaged, or does not fit the other.
+    """
+    folder = Path(folder)
+    classifier = build(read_recipe(folder))
+    try:
+        classifier.load_state_dict(load_file(folder / WEIGHTS))
+    except FileNotFoundError:
+        raise Mistake(f"{folder / WEIGHTS}: not found. Run the stage that makes it: dvc repro.") from None
+    except (SafetensorError, RuntimeError) as error:
+        raise Mistake(
+            f"{folder / WEIGHTS}: damaged, or not the weights of its recipe (got {str(error).splitlines()[0]}). "
+            f"Delete the folder and run `dvc checkout` or `dvc repro`."
+        ) from None
+    return classifier.eval().to(device)
+
+
+def load_twin(folder: Path | str, device: torch.device | str = "cpu") -> Classifier | None:
+    """The undefended twin that travels with a model, or None."""
+    twin = Path(folder) / TWIN
+    return load(twin, device) if twin.exists() else None
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe of a model folder. Raises Mistake where it is missing or damaged."""
+    path = folder / RECIPE
+    try:
+        recipe = json.loads(path.read_text())
+        if recipe["format"] != FORMAT:
+            raise Mistake(f"{path}: format {recipe['format']} is not known here (got a file of another version; this one reads {FORMAT}).")
+        return recipe
+    except FileNotFoundError:
+        raise Mistake(f"{path}: not found. Run the stage that makes it: dvc repro.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise Mistake(f"{path}: damaged (got {error!r}). Delete the folder and run `dvc checkout` or `dvc repro`.") from None
+
+
+def sources(classifier: nn.Module) -> dict[str, str]:
+    """Path -> SHA-256 of every file of ours that defines the classifier's function: its parts' files and what they import."""
+    names = {type(module).__module__ for module in classifier.modules() if type(module).__module__.startswith("pipeline.")}
+    closure: set[Path] = set()
+    for name in names:
+        _follow(ROOT / (name.replace(".", "/") + ".py"), closure)
+    return {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(closure)}
+
+
+def _follow(path: Path, seen: set[Path]) -> None:
+    """Add a source file and, recursively, the files of `pipeline` that it imports."""
+    if path in seen or not path.exists():
+        return
+    seen.add(path)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
+            _follow(ROOT / (str(node.module).replace(".", "/") + ".py"), seen)
+            for alias in node.names:
+                _follow(ROOT / str(node.module).replace(".", "/") / (alias.name + ".py"), seen)
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}

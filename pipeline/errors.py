@@ -1,0 +1,38 @@
+"""Errors that a person can act on.
+
+A `Mistake` is something the user can mend: its text is `<where>: <what is wrong> (got <value>). <what to do>.`
+Entry points print it without a traceback and exit with `EXIT_CODE`; anything else is a defect of ours and keeps its traceback.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+EXIT_CODE = 2
+
+
+class Mistake(Exception):
+    """Bad input: one or several messages, each naming the key or file, the value, and what to do."""
+
+    def __init__(self, *messages: str):
+        super().__init__("\n".join(messages))
+        self.messages = messages
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'?` when something close is known, else the whole list; for the end of a message."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known) or 'none'}."
+
+
+@contextmanager
+def exit_on_mistake(write: Callable[[str], object] = sys.stderr.write) -> Iterator[None]:
+    """Turn a `Mistake` into its text and exit code 2."""
+    try:
+        yield
+    except Mistake as mistake:
+        for message in mistake.messages:
+            write(f"error: {message}\n")
+        sys.exit(EXIT_CODE)

@@ -1,0 +1,100 @@
+"""Neural-ODE solves: the only file that touches torchdiffeq.
+
+The reported function is a fixed-step solve, because an adaptive solver picks one step size for the whole batch and an image's
+logits then depend on its neighbours (docs/decisions/0005). Gradients are exact (back-propagation through the solver's steps).
+`adjoint` (Chen et al. 2018, arXiv 1806.07366) re-integrates z backwards in time; a contracting flow is explosive in that
+direction and the gradient comes out wrong, so it exists only to measure what it would have hidden.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torchdiffeq
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.types import Features, Settings
+
+STABILITY_LIMIT = {"euler": 2.0, "midpoint": 2.0, "rk4": 2.785}  # |h lambda| on the negative real axis
+
+
+class Solver(Settings):
+    """How dz/dt = f(z) is integrated from 0 to T, and which gradient is taken."""
+
+    method: Literal["euler", "midpoint", "rk4", "dopri5"] = Field("rk4", description="rk4 (fixed steps), midpoint, euler, or dopri5 (adaptive)")
+    steps: int = Field(16, ge=1, description="a positive number of equal steps from 0 to T; the fixed-step methods alone use it")
+    tolerance: float = Field(1e-3, gt=0, description="a positive relative and absolute tolerance; dopri5 alone uses it")
+    gradient: Literal["exact", "adjoint"] = Field("exact", description="exact, or adjoint (wrong on contracting flows)")
+
+    @property
+    def fixed_step(self) -> bool:
+        return self.method != "dopri5"
+
+
+class Flow(nn.Module):
+    """z(0) -> z(T) of the autonomous system dz/dt = drift(z).
+
+    Attributes: `drift` maps [n, width] to [n, width]; `T` > 0 is the integration time; `solver` may be swapped (`solving_with`);
+    `nfe` is the number of drift evaluations of the last forward solve.
+    """
+
+    def __init__(self, drift: nn.Module, T: float, solver: Solver):
+        super().__init__()
+        self.drift, self.T, self.solver, self.nfe = drift, T, solver, 0
+
+    def forward(self, z0: Features) -> Features:
+        self.nfe = 0
+        t = torch.tensor([0.0, self.T], dtype=z0.dtype, device=z0.device)
+        return self._odeint(z0, t)[-1]
+
+    def _odeint(self, z0: Tensor, t: Tensor) -> Tensor:
+        s = self.solver
+        options = {"grid_constructor": self._grid} if s.fixed_step else {}
+        settings = dict(method=s.method, rtol=s.tolerance, atol=s.tolerance, options=options)
+        if s.gradient == "exact":
+            return torchdiffeq.odeint(self._rate, z0, t, **settings)
+        return torchdiffeq.odeint_adjoint(
+            self._rate, z0, t, adjoint_params=tuple(p for p in self.drift.parameters() if p.requires_grad), **settings
+        )
+
+    def _rate(self, t: Tensor, z: Tensor) -> Tensor:
+        self.nfe += 1
+        return self.drift(z)
+
+    def _grid(self, rate: object, z0: Tensor, t: Tensor) -> Tensor:
+        return torch.linspace(float(t[0]), float(t[-1]), self.solver.steps + 1, dtype=t.dtype, device=t.device)
+
+    def jacobian(self, z: Features) -> Tensor:
+        """The drift's Jacobian at each row of z: [n, width, width], J[b, i, j] = d f_i / d z_j."""
+        return torch.func.vmap(torch.func.jacrev(lambda row: self.drift(row[None])[0]))(z)
+
+    def stiffness(self, z: Features) -> float:
+        """h |lambda|_max over the rows of z, h the fixed step: above `STABILITY_LIMIT` the solve itself is unstable."""
+        largest = torch.linalg.eigvals(self.jacobian(z).detach().cpu()).abs().max().item()
+        return largest * self.T / self.solver.steps
+
+
+def flows(module: nn.Module) -> list[Flow]:
+    """Every ODE solve inside a module."""
+    return [m for m in module.modules() if isinstance(m, Flow)]
+
+
+def is_unstable(flow: Flow, stiffness: float) -> bool:
+    """Whether a fixed step lies outside its method's stability region on the negative real axis."""
+    return stiffness > STABILITY_LIMIT.get(flow.solver.method, math.inf)
+
+
+@contextmanager
+def solving_with(module: nn.Module, solver: Solver) -> Iterator[None]:
+    """Swap the solver of every flow inside a module, and put each one's own back."""
+    own = [(flow, flow.solver) for flow in flows(module)]
+    for flow, _ in own:
+        flow.solver = solver
+    try:
+        yield
+    finally:
+        for flow, theirs in own:
+            flow.solver = theirs
