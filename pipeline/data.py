@@ -1,0 +1,327 @@
+"""Data sets: what a source gives, how it is divided, and what every later stage reads.
+
+A source kind (`pipeline/sources/<kind>.py`) reads files and returns a `Source`. `prepare` divides it, by seed and by class, into
+train, validation and test, and writes
+
+    train.safetensors  validation.safetensors  test.safetensors     images uint8 [n, c, h, w], labels int64 [n], index int64 [n]
+    about.json                                                      names, shape, counts, mean, standard deviation, digest
+
+Images stay uint8 until a classifier or an attack asks for `Split.floats`: a quarter of the memory, and 0..255 is what the files held.
+"""
+
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.errors import Mistake
+from pipeline.randomness import generator
+from pipeline.types import Fractional, Images, ImageShape, Labels, Pixels, Settings
+
+log = logging.getLogger(__name__)
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+TEST_SHARE = 0.2  # of a source that has no test split of its own, where params.yaml gives none
+STD_FLOOR = 1 / 255  # one grey level: dividing by it keeps a constant channel finite
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels; `index` is the position of each in the source's own order (None: they are in it)."""
+
+    images: Pixels
+    labels: Labels
+    index: Labels | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> ImageShape:
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def take(self, index: Labels) -> "Split":
+        """The images at `index`, in its order."""
+        return Split(self.images[index], self.labels[index], index if self.index is None else self.index[index])
+
+    def floats(self, index: Tensor | slice | None = None) -> Images:
+        """Images as float32 in [0, 1], all of them or those at `index`; 255 becomes exactly 1."""
+        images = self.images if index is None else self.images[index]
+        return images.float().div_(255)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a source kind read: `test` is its own test split, or None where it has none; label i is `classes[i]`.
+
+    Raises Mistake when the parts contradict each other; a kind that can name the file at fault does so before.
+    """
+
+    train: Split
+    test: Split | None
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise Mistake(f"data: a classifier needs at least two classes (got {list(self.classes)}). Check where the data is read from.")
+        if len(set(self.classes)) < len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            raise Mistake(f"data: two classes have the same name (got '{twice}'). Rename one.")
+        if self.test is not None and self.test.shape != self.train.shape:
+            raise Mistake(
+                f"data: test images have another shape than training images (got {list(self.test.shape)} and {list(self.train.shape)}, "
+                "channels, height, width). Bring them to one shape."
+            )
+        for name, split in (("training", self.train), ("test", self.test)):
+            if split is not None:
+                self._check(name, split)
+
+    def _check(self, name: str, split: Split) -> None:
+        if len(split.images) != len(split.labels) or not split.images.numel():
+            raise Mistake(
+                f"data: {name} images and labels do not match, or there are none (got {list(split.images.shape)} and "
+                f"{len(split)} labels). Give one label an image."
+            )
+        low, high = int(split.labels.min()), int(split.labels.max())
+        if low < 0 or high >= len(self.classes):
+            raise Mistake(
+                f"data: {name} labels must be in 0..{len(self.classes) - 1} (got {low if low < 0 else high}). "
+                "Name every class, and count from 0."
+            )
+
+
+class SplitSettings(Settings):
+    """The keys of `data:` that every kind has."""
+
+    validation: Fractional = Field(0.1, gt=0, lt=1, description="the share of the training images held out to choose epochs and knobs on")
+    test: Fractional | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=f"the share held out for attacks; null: the source's own test split, or {TEST_SHARE} where it has none",
+    )
+    train_limit: int | None = Field(
+        None, ge=2, description="a cap on the number of training images, for trials; validation shrinks in proportion; null: all"
+    )
+    test_limit: int | None = Field(None, ge=2, description="a cap on the number of test images, for trials; null: all")
+
+    @model_validator(mode="after")
+    def _leave_some_to_train_on(self) -> "SplitSettings":
+        if self.validation + (self.test or TEST_SHARE) >= 1:
+            raise ValueError(f"validation and test (null counts as {TEST_SHARE}) together must be below 1, or nothing is left to train on")
+        return self
+
+
+class About(BaseModel, frozen=True, extra="forbid", strict=True):
+    """`about.json`: what was prepared. `mean` and `std` are a channel's, of the training split, on the scale of [0, 1]."""
+
+    name: str
+    kind: str
+    classes: tuple[str, ...]
+    shape: ImageShape
+    counts: dict[SplitName, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+
+
+# Dividing ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def divide(source: Source, settings: SplitSettings, seed: int) -> dict[SplitName, Split]:
+    """Disjoint, stratified train, validation and test splits; without limits they hold every image once.
+
+    Each split is stored in a drawn order of which every beginning holds the classes in proportion, each of them once before any
+    comes twice: an attack on "the first 300 images" is an attack on all classes. The test split depends on `seed` and the
+    source alone, not on `validation`. Raises Mistake where a class is too small or a setting does not fit the source.
+    """
+    draw = generator(seed, "splits")
+    parts = _parts(source, settings, draw)
+    sizes = _sizes({name: len(index) for name, (_, index) in parts.items()}, settings, len(source.classes))
+    return {name: whole.take(_in_proportion(whole.labels, index, draw)[: sizes[name]]) for name, (whole, index) in parts.items()}
+
+
+def _parts(source: Source, settings: SplitSettings, draw: torch.Generator) -> dict[SplitName, tuple[Split, Labels]]:
+    """Where each split's images lie: in which split of the source, and at which positions."""
+    if source.test is None:
+        _check_class_sizes(source, ("train", "validation", "test"))
+        test, validation, train = _cut(source.train.labels, (settings.test or TEST_SHARE, settings.validation), draw)
+        return {"train": (source.train, train), "validation": (source.train, validation), "test": (source.train, test)}
+    if settings.test is not None:
+        raise Mistake(
+            f"data.test: this data set has a test split of its own (got {settings.test}). "
+            "Set `test: null`, and `test_limit` for fewer images."
+        )
+    _check_class_sizes(source, ("train", "validation"))
+    absent = [name for name, count in _class_sizes(source.test, source.classes).items() if not count]
+    if absent:
+        log.warning("data: the test split has no image of %s", ", ".join(absent))
+    validation, train = _cut(source.train.labels, (settings.validation,), draw)
+    return {"train": (source.train, train), "validation": (source.train, validation), "test": (source.test, torch.arange(len(source.test)))}
+
+
+def _check_class_sizes(source: Source, needing: tuple[str, ...]) -> None:
+    small = {name: count for name, count in _class_sizes(source.train, source.classes).items() if count < len(needing)}
+    if small:
+        raise Mistake(*(_too_small(name, count, needing) for name, count in small.items()))
+
+
+def _class_sizes(split: Split, classes: tuple[str, ...]) -> dict[str, int]:
+    return dict(zip(classes, torch.bincount(split.labels, minlength=len(classes)).tolist(), strict=True))
+
+
+def _too_small(name: str, count: int, needing: tuple[str, ...]) -> str:
+    return (
+        f"data: class '{name}' has too few images for {', '.join(needing)} to have one each (got {count}). "
+        f"Give it {len(needing)} or more, or leave the class out."
+    )
+
+
+def _ranks(labels: Labels, draw: torch.Generator) -> Labels:
+    """A drawn rank of each image within its class: a permutation of 0 .. (size of the class - 1)."""
+    order = torch.randperm(len(labels), generator=draw)
+    order = order[torch.argsort(labels[order], stable=True)]
+    counts = torch.bincount(labels)
+    first = counts.cumsum(0) - counts
+    ranks = torch.empty_like(labels)
+    ranks[order] = torch.arange(len(labels)) - first[labels[order]]
+    return ranks
+
+
+def _cut(labels: Labels, shares: tuple[float, ...], draw: torch.Generator) -> list[Labels]:
+    """Positions of one part a share and, last, of the rest; each class gives every part one image first, then its share."""
+    ranks, counts = _ranks(labels, draw), torch.bincount(labels)
+    spare = (counts - len(shares) - 1).double()
+    start, parts = torch.zeros_like(counts), []
+    for share in shares:
+        end = start + (share * spare).long() + 1
+        parts.append(torch.nonzero((ranks >= start[labels]) & (ranks < end[labels])).flatten())
+        start = end
+    return [*parts, torch.nonzero(ranks >= start[labels]).flatten()]
+
+
+def _in_proportion(labels: Labels, index: Labels, draw: torch.Generator) -> Labels:
+    """`index` in a drawn order of which every beginning holds the classes in proportion."""
+    index = index[torch.randperm(len(index), generator=draw)]  # who comes first among equals
+    chosen = labels[index]
+    quantiles = _ranks(chosen, draw).double() / torch.bincount(chosen)[chosen]
+    return index[torch.argsort(quantiles, stable=True)]
+
+
+def _sizes(counts: dict[SplitName, int], settings: SplitSettings, classes: int) -> dict[SplitName, int]:
+    """How many images of each split are kept under the limits."""
+    for key, limit in (("train_limit", settings.train_limit), ("test_limit", settings.test_limit)):
+        if limit is not None and limit < classes:
+            raise Mistake(f"data.{key}: fewer images than the {classes} classes (got {limit}). Set it to {classes} or more, or null.")
+    train = min(counts["train"], settings.train_limit or counts["train"])
+    validation = max(classes, math.ceil(counts["validation"] * train / counts["train"]))
+    return {"train": train, "validation": validation, "test": min(counts["test"], settings.test_limit or counts["test"])}
+
+
+# Writing ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def prepare(source: Source, splits: SplitSettings, name: str, kind: str, seed: int, folder: Path) -> About:
+    """Divide `source` and write the three splits and `about.json` into `folder`, each whole or not at all.
+
+    The same source, settings and seed give the same bytes.
+    """
+    divided = divide(source, splits, seed)
+    mean, std = _moments(divided["train"].images)
+    about = About(
+        name=name,
+        kind=kind,
+        classes=source.classes,
+        shape=source.train.shape,
+        counts={split: len(divided[split]) for split in SPLITS},
+        mean=mean,
+        std=std,
+        digest=_digest(divided, source.classes),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        _write(folder / f"{split}.safetensors", partial(save_file, _tensors(divided[split])))
+    _write(folder / "about.json", lambda path: path.write_text(about.model_dump_json(indent=2) + "\n", encoding="utf-8"))
+    return about
+
+
+def _moments(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1], from integer sums: exact before the last rounding, on any machine."""
+    means, stds = [], []
+    levels = torch.arange(256)
+    for channel in images.unbind(1):
+        histogram = torch.bincount(channel.flatten(), minlength=256)
+        n, total, squares = channel.numel(), int((histogram * levels).sum()), int((histogram * levels**2).sum())
+        means.append(total / n / 255)
+        stds.append(max(math.sqrt(n * squares - total**2) / n / 255, STD_FLOOR))
+    return tuple(means), tuple(stds)
+
+
+def _tensors(split: Split) -> dict[str, Tensor]:
+    assert split.index is not None
+    return {"images": split.images, "labels": split.labels, "index": split.index}
+
+
+def _digest(divided: dict[SplitName, Split], classes: tuple[str, ...]) -> str:
+    """SHA-256 over the class names and, split by split, each tensor's name, shape and bytes."""
+    sha256 = hashlib.sha256(repr(classes).encode())
+    for name in SPLITS:
+        for key, tensor in _tensors(divided[name]).items():
+            sha256.update(f"{name}/{key}{list(tensor.shape)}".encode())
+            sha256.update(tensor.contiguous().numpy().data)
+    return sha256.hexdigest()
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside `path` and rename: a reader sees the old file or the new one, never half of it."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+# Reading ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def load_split(folder: Path, name: SplitName) -> Split:
+    """One prepared split. Raises Mistake when the file is absent or damaged."""
+    path = folder / f"{name}.safetensors"
+    try:
+        tensors = load_file(path)
+        images, labels, index = tensors["images"], tensors["labels"], tensors["index"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise _unusable(path, error) from error
+    kinds = (images.dtype, labels.dtype, index.dtype)
+    if kinds != (torch.uint8, torch.int64, torch.int64) or images.ndim != 4 or not images.shape[:1] == labels.shape == index.shape:
+        raise _unusable(path, f"images {images.dtype} {list(images.shape)}, labels {labels.dtype} {list(labels.shape)}")
+    return Split(images, labels, index)
+
+
+def load_about(folder: Path) -> About:
+    """`about.json` of a prepared folder. Raises Mistake when it is absent or damaged."""
+    path = folder / "about.json"
+    try:
+        return About.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, why: Exception | str) -> Mistake:
+    if not path.exists():
+        return Mistake(f"{path}: no prepared data here. Run `dvc repro prepare`.")
+    return Mistake(f"{path}: damaged, or not written by this version (got {' '.join(str(why).split())}). Run `dvc repro prepare`.")

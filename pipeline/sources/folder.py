@@ -1,0 +1,132 @@
+"""A folder of your own images: one sub-folder a class.
+
+Either `<folder>/<class>/*.jpg`, divided by seed into train, validation and test, or `<folder>/train/<class>/*.jpg` and
+`<folder>/test/<class>/*.jpg`, which keeps the given test split. Classes and files are taken in the order of their names.
+"""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field
+from tqdm import tqdm
+
+from pipeline.data import Source, Split
+from pipeline.errors import Mistake, did_you_mean
+from pipeline.types import Settings
+
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+DEEP = ("I", "F")  # Pillow's modes of more than 8 bits begin so; converting them clips at 255
+
+log = logging.getLogger(__name__)
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]  # YAML has lists
+
+
+class Params(Settings):
+    """Where the images are, and what they are brought to."""
+
+    folder: str = Field(min_length=1, description="the folder with one sub-folder a class, or with train/ and test/ that have them")
+    size: Size | None = Field(
+        None, description="[height, width] in pixels to resize every image to, bilinear, proportions not kept; null: as they are"
+    )
+    channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (red, green, blue); images are converted, transparency is dropped")
+
+
+def read(params: Params) -> Source:
+    """Decode every image. Raises Mistake naming the folder or the file at fault."""
+    root = Path(params.folder)
+    if not root.is_dir():
+        raise Mistake(f"data.folder: no such folder (got {root}). Give the path of a folder that holds one sub-folder a class.")
+    divided = bool(_folders(root / "train"))
+    train = _classes(root / "train" if divided else root)
+    tests = _test(root, train) if divided else {}
+    classes = tuple(train)
+    return Source(_split(train, classes, params), _split(tests, classes, params) if tests else None, classes)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """Class name -> its image files; every class has some."""
+    classes = {path.name: _images(path) for path in _folders(folder)}
+    empty = [name for name, files in classes.items() if not files]
+    if empty or not classes:
+        where = folder / empty[0] if empty else folder
+        what = "no image files directly inside" if empty else "no sub-folders"
+        raise Mistake(f"{where}: {what}. Lay images out as {folder}/<class>/<image>.png (read: {', '.join(sorted(SUFFIXES))}).")
+    return classes
+
+
+def _images(folder: Path) -> list[Path]:
+    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    images = sorted(path for path in entries if path.suffix.lower() in SUFFIXES)
+    if len(images) < len(entries):
+        log.warning("%s: %d entries that are not image files are left out", folder, len(entries) - len(images))
+    return images
+
+
+def _test(root: Path, train: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """The classes of `<root>/test`, none where that is absent."""
+    others = [path.name for path in _folders(root) if path.name not in ("train", "test")]
+    if others:
+        raise Mistake(
+            f"{root}: a folder beside train/ and test/ would go unread (got '{others[0]}'). "
+            "Merge it into train/, which validation is held out of, or move it away."
+        )
+    tests = _classes(root / "test") if (root / "test").is_dir() else {}
+    for name in tests:
+        if name not in train:
+            raise Mistake(f"{root / 'test' / name}: a class that train/ does not have (got '{name}'). {did_you_mean(name, train)}")
+    return tests
+
+
+def _split(files: dict[str, list[Path]], classes: tuple[str, ...], params: Params) -> Split:
+    labelled = [(path, label) for label, name in enumerate(classes) for path in files.get(name, ())]
+    images = _decode_all([path for path, _ in labelled], params)
+    return Split(torch.from_numpy(images), torch.tensor([label for _, label in labelled]))
+
+
+def _decode_all(paths: list[Path], params: Params) -> np.ndarray:
+    """uint8 [n, c, h, w], in threads: Pillow lets go of the interpreter's lock while it decodes."""
+    first = _decode(paths[0], params)
+    images = np.empty((len(paths), *first.shape), np.uint8)
+
+    def fill(position: int) -> None:
+        image = _decode(paths[position], params)
+        if image.shape != first.shape:
+            raise Mistake(
+                f"{paths[position]}: images differ in height and width (got {list(image.shape[1:])}, "
+                f"and {list(first.shape[1:])} for {paths[0]}). Set data.size: [height, width] to resize all of them."
+            )
+        images[position] = image
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="images", unit="image", delay=2):
+            pass
+    return images
+
+
+def _decode(path: Path, params: Params) -> np.ndarray:
+    """One image, uint8 [c, h, w]."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            mode = opened.mode
+            image = opened.convert("L" if params.channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise Mistake(f"{path}: cannot be read as an image (got {error}). Mend or remove the file.") from error
+    if mode.startswith(DEEP):
+        raise Mistake(f"{path}: more than 8 bits a channel (got mode {mode}). Convert it to 8 bits first.")
+    if params.size:
+        height, width = params.size
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(image.height, image.width, params.channels).transpose(2, 0, 1)
