@@ -1,0 +1,44 @@
+"""The one place that decides what MLflow, Prefect and DVC may send out and where they keep their things.
+
+`apply()` sets environment variables that are not set yet, so whatever the user exports wins. Call it before mlflow or prefect is
+imported (both read some of these at import) and before a child process is started (children inherit them).
+
+    switch back on                          what is sent
+    DO_NOT_TRACK=0                          Prefect's client: usage events (MLflow reads this one too)
+    PREFECT_SERVER_ANALYTICS_ENABLED=true   Prefect's server: version and uptime
+    MLFLOW_DISABLE_TELEMETRY=false          MLflow: which calls are used
+    dvc config --local core.analytics true  DVC: which commands are used (unset DVC_NO_ANALYTICS as well)
+"""
+
+import os
+from pathlib import Path
+
+SILENT = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DVC_NO_ANALYTICS": "1",
+}
+
+SAFE = {
+    # A client whose server is away would otherwise retry for four minutes a call.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # The job runners of `mlflow server` serve GenAI evaluation only: seven processes that nobody here needs.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    # Servers that we start answer this machine only. To let others in: an address, and PREFECT_SERVER_API_AUTH_STRING.
+    "PREFECT_SERVER_API_HOST": "127.0.0.1",
+    # Leases kept in memory are lost at a server restart, and their concurrency slots with them, for good.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    # Seconds. Lets an automation tell a flow whose machine died from one that is only slow.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # Seconds. A first start creates its database: 11 s on a laptop, more on a busy one; Prefect gives up after 20.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+}
+
+
+def apply(workspace: Path | str = ".") -> None:
+    """Set what is not set. Prefect keeps its database in the workspace unless it has a server or a home of its own."""
+    for name, value in (SILENT | SAFE).items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" not in os.environ:
+        os.environ.setdefault("PREFECT_HOME", str(Path(workspace).resolve() / ".basin" / "prefect"))

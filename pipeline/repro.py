@@ -1,0 +1,221 @@
+"""The graph of stages and their reproduction: the only file that knows DVC.
+
+dvc.yaml is the one place where the graph is written and dvc.lock the one memory of what is done; whoever schedules (plain `dvc repro`,
+the Prefect flow) asks here. DVC's Python objects answer questions in this process; stages run in a child `dvc`, under a guard.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from pipeline.errors import EXIT_CODE, Mistake, did_you_mean
+from pipeline.guard import Guards, Stopped
+
+# `-P`: our folders stay off dvc's own import path. `python -m`: no console script need be on PATH.
+DVC = (sys.executable, "-P", "-m", "dvc")
+
+Outcome = Literal["ran", "unchanged", "restored"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml: its full name (`head@sodef_natural`), the names it needs first, its paths and its `meta`."""
+
+    name: str
+    upstream: tuple[str, ...] = ()
+    outs: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    frozen: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs it wants where there are any: `meta: {gpu: 1}`."""
+        return int(self.meta.get("gpu", 0))
+
+
+class StageFailed(Exception):
+    """A stage did not finish. `code` is the stage's own exit code, None where dvc refused before or after it."""
+
+    def __init__(self, name: str, code: int | None, reason: str):
+        super().__init__(name, code, reason)
+        self.name, self.code, self.reason = name, code, reason
+
+    @property
+    def bad_input(self) -> bool:
+        """The stage says that its input is wrong: trying again cannot help."""
+        return self.code == EXIT_CODE
+
+    def __str__(self) -> str:
+        return f"{self.name}: {'not run by dvc' if self.code is None else f'exit code {self.code}'}: {self.reason}"
+
+
+@contextmanager
+def _repository() -> Iterator[Any]:
+    """DVC's view of the workspace; its complaints about dvc.yaml, params.yaml, dvc.lock and its locks become a `Mistake`."""
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            if Path(repo.root_dir) != Path.cwd().resolve():
+                raise Mistake(f"workspace: not the top folder of a DVC project (got {Path.cwd()}). Change to {repo.root_dir} first.")
+            yield repo
+    except NotDvcRepoError:
+        raise Mistake(f"workspace: no DVC project (got {Path.cwd()}). Change to the folder that holds dvc.yaml.") from None
+    except LockError as error:
+        raise Mistake(f"workspace: another dvc is at work here (got {error}). Wait for it to end, then start again.") from error
+    except DvcException as error:
+        raise Mistake(f"dvc: the project cannot be read (got {error}). Mend that file, then check with: dvc status.") from error
+
+
+def graph() -> list[Stage]:
+    """Every stage of the workspace, each after all that it needs."""
+    import networkx
+
+    with _repository() as repo:
+        edges = repo.index.graph  # stage -> what it needs
+        # Among stages that are free to go, dvc.yaml's own order: the same list every time.
+        position = {stage: number for number, stage in enumerate(edges)}
+        order = networkx.lexicographical_topological_sort(edges.reverse(), key=position.__getitem__)
+        return [
+            Stage(
+                name=stage.addressing,
+                upstream=tuple(sorted(needed.addressing for needed in edges.successors(stage))),
+                outs=tuple(out.def_path for out in stage.outs),
+                meta=dict(stage.meta or {}),
+                frozen=stage.frozen,
+            )
+            for stage in order
+        ]
+
+
+def choose(stages: Sequence[Stage], targets: Iterable[str] = ()) -> list[Stage]:
+    """The targets and everything they need, in order; all stages without targets.
+
+    A target is a stage's name, or a family's: `backbone` is every `backbone@...`.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    families = {name.partition("@")[0] for name in by_name}
+    wanted: set[str] = set()
+    pending = []
+    for target in targets:
+        found = [name for name in by_name if target in (name, name.partition("@")[0])]
+        if not found:
+            raise Mistake(f"target: no such stage (got '{target}'). {did_you_mean(target, by_name.keys() | families)}")
+        pending += found
+    while pending:
+        name = pending.pop()
+        if name not in wanted:
+            wanted.add(name)
+            pending += by_name[name].upstream
+    return [stage for stage in stages if stage.name in wanted] if wanted else list(stages)
+
+
+def digest(path: str | Path, lock: Path | str = "dvc.lock") -> str | None:
+    """DVC's digest of an output as dvc.lock records it (a folder's ends in `.dir`); None if no stage has written it yet."""
+    if not Path(lock).exists():
+        return None
+    try:
+        stages = (yaml.safe_load(Path(lock).read_text()) or {}).get("stages", {})
+    except (yaml.YAMLError, AttributeError) as error:
+        raise Mistake(f"{lock}: not a lock file that dvc wrote (got {error}). Take it from git again: git checkout {lock}.") from error
+    outs = (out for stage in stages.values() for out in stage.get("outs", ()))
+    return next((out.get("md5") for out in outs if out["path"] == Path(path).as_posix()), None)
+
+
+def status() -> dict[str, list]:
+    """Stages whose own dependencies, outputs or command changed since dvc.lock, with DVC's reasons. Not while stages run."""
+    with _repository() as repo:
+        return repo.status()
+
+
+def unchanged(stages: Sequence[Stage]) -> set[str]:
+    """The stages that reproduction would not touch: they and all they need are as dvc.lock says. `stages` in order, whole ancestries."""
+    changed = status()
+    clean: set[str] = set()
+    for stage in stages:
+        if stage.name not in changed and clean.issuperset(stage.upstream):
+            clean.add(stage.name)
+    return clean
+
+
+def check() -> None:
+    """Every mistake in params.yaml, before anything is started."""
+    from pipeline import config
+
+    config.load()
+
+
+def _child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Stages say `python -m stages...`: let that be this Python even where its folder is not on PATH. Lines arrive as they are written."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
+
+
+def reproduce(targets: Sequence[str] = (), *options: str) -> int:
+    """Plain `dvc repro` on our own stdout; its exit code. Ctrl-C ends dvc and the stage with us."""
+    check()
+    guards = Guards()
+    try:
+        return guards.start([*DVC, "repro", *options, *targets], env=_child_environment({})).wait()
+    finally:
+        guards.end()
+
+
+def _lines(pipe: IO[bytes]) -> Iterator[str]:
+    """Lines as a terminal would show them in the end: of a redrawn progress bar the last state."""
+    for line in pipe:
+        yield line.decode(errors="replace").rstrip().rsplit("\r", 1)[-1]
+
+
+def reproduce_one(
+    stage: str, on_line: Callable[[str], object], guards: Guards | None = None, env: Mapping[str, str] | None = None, keep: Iterable[int] = ()
+) -> Outcome:
+    """Bring one stage up to date, its inputs taken as they are; every line of dvc and of the stage goes to `on_line`.
+
+    `env` is added to the stage's environment; `keep` are locks to hold until the stage is gone.
+    Raises `StageFailed` with the stage's exit code, and `Stopped` when the guards were told to end.
+    """
+    guards = guards or Guards()
+    # Without --wait-for-lock a stage that ends while another commits for over 3 s fails, and its work is lost.
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
+    process = guards.start(command, _child_environment(env or {}), keep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    outcome: Outcome = "unchanged"
+    last: deque[str] = deque(maxlen=50)
+    with process.stdout as pipe:
+        for line in _lines(pipe):
+            on_line(line)
+            last.append(line)
+            if line == f"Running stage '{stage}':":
+                outcome = "ran"
+            elif line.startswith(f"Stage '{stage}' is cached - skipping run") and outcome == "unchanged":
+                outcome = "restored"
+    if process.wait() == 0:
+        return outcome
+    if guards.ended:
+        raise Stopped(f"{stage}: stopped")
+    raise _failure(stage, last)
+
+
+def _failure(stage: str, lines: Iterable[str]) -> StageFailed:
+    """From dvc's last word, `ERROR: failed to reproduce 'x': failed to run: ..., exited with N`, and the stage's own before it."""
+    said = [line for line in lines if line.strip()]
+    verdict = next((line for line in reversed(said) if line.startswith("ERROR: ")), "dvc ended without a word")
+    exited = re.search(r"failed to run: .*, exited with (-?\d+)$", verdict)
+    if not exited:
+        return StageFailed(stage, None, verdict.removeprefix("ERROR: "))
+    code = int(exited[1])
+    own = [line for line in said if not line.startswith(("ERROR: failed to reproduce", "> ", "Running stage"))]
+    killed = f"killed by signal {-code if code < 0 else code - 128}" if code < 0 or code > 128 else ""
+    return StageFailed(stage, code, killed or (own[-1] if own else verdict))
