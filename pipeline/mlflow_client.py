@@ -1,0 +1,79 @@
+"""The one place that opens MLflow: its client, its local database, the experiment of a data set."""
+
+import fcntl
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+
+from pipeline import environment
+from pipeline.tracking import SQLITE, uri
+
+ARTIFACTS = "mlartifacts"
+CUSTOM_MODELS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes the experiment for one of chat traces
+
+
+def client() -> MlflowClient:
+    """MLflow's client on `uri()`. A local database that is not there yet is made first.
+
+    Raises whatever MLflow, SQLite or the network have to say.
+    """
+    environment.apply()
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    for noisy in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if database := local_database():
+        _prepare(database)
+    mlflow.set_tracking_uri(uri())
+    return MlflowClient(uri())
+
+
+def local_database() -> Path | None:
+    """The SQLite file, or None where MLflow is a server or another database."""
+    return Path(uri().removeprefix(SQLITE)) if uri().startswith(SQLITE) else None
+
+
+def _prepare(database: Path) -> None:
+    """Make a new database beside its place and move it there whole.
+
+    MLflow's own first use runs its migrations in place: several processes at once, or a kill half-way, break the file for good.
+    """
+    lock = database.parent / ".basin" / "mlflow.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not database.exists() or not database.stat().st_size:
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            new = lock.with_name("mlflow.db.new")
+            new.unlink(missing_ok=True)
+            SqlAlchemyStore(f"{SQLITE}{new}", (database.parent / ARTIFACTS).as_uri()).engine.dispose()
+            new.replace(database)
+    with closing(sqlite3.connect(database, timeout=5)) as found:
+        found.execute("SELECT count(*) FROM sqlite_master").fetchone()  # a damaged file fails here at once; MLflow tries for 100 s
+
+
+def experiment_id(store: MlflowClient, name: str) -> str:
+    """The experiment of a data set, made where it is missing."""
+    try:
+        found = store.get_experiment_by_name(name) or _create(store, name)
+    except MlflowException as error:  # another stage was first
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        found = store.get_experiment_by_name(name)
+    assert found is not None
+    if found.lifecycle_stage == "deleted":
+        raise RuntimeError(f"experiment '{name}' was deleted; bring it back: mlflow experiments restore -x {found.experiment_id}")
+    return found.experiment_id
+
+
+def _create(store: MlflowClient, name: str) -> Experiment:
+    database = local_database()
+    folder = (database.parent / ARTIFACTS / name).as_uri() if database else None
+    return store.get_experiment(store.create_experiment(name, folder, CUSTOM_MODELS))

@@ -1,0 +1,158 @@
+"""What a stage tells MLflow, without ever waiting for it.
+
+A stage appends lines to a journal under `.basin/runs/`; a process beside it, the mirror, reads the journal as it grows and talks
+to MLflow. So importing MLflow (1.4 s) delays nobody, an absent server or a damaged database cannot fail or hang a stage, a stage
+that is killed outright is still seen to be KILLED, and what could not be delivered stays in its journal until
+`python -m pipeline.mirror` delivers it. A stage that is tried again after a kill continues the run it began.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+RUNS = Path(".basin/runs")
+PATIENCE = 30  # seconds that a stage waits at its end for the mirror, and that the mirror outlives a stage
+SQLITE = "sqlite:///"
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """One stage's run. Nothing here raises because of MLflow, or waits for it."""
+
+    def __init__(self, journal: Path):
+        self.journal = journal
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Numbers at a step (an epoch); they appear in MLflow while the stage goes on."""
+        self._write({"metrics": {name: float(value) for name, value in values.items()}, "step": step})
+
+    def artifact(self, path: Path | str) -> None:
+        """Attach a file or a folder; it is copied soon after, so leave it in place."""
+        self._write({"artifact": str(Path(path).resolve())})
+
+    def tags(self, tags: Mapping[str, Any]) -> None:
+        self._write({"tags": dict(tags)})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            with self.journal.open("a") as file:
+                file.write(json.dumps({"time": round(time.time() * 1000), **line}, default=str) + "\n")
+        except OSError as error:
+            log.warning("%s: the journal of this run cannot be written (got %s). The stage goes on untracked.", self.journal, error)
+            self.journal = Path(os.devnull)
+
+
+@contextmanager
+def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experiment: str) -> Iterator[Run]:
+    """Track one stage, e.g. `run("head/sodef_natural", entry, {"seed": 0, "device": "cpu", "data_digest": d}, "digits")`.
+
+    `params` is the stage's own table of params.yaml, the same that a recipe keeps under `trained`: the registry finds a model's run by it.
+    `BASIN_TRACKING=off` in the environment tracks nothing.
+    """
+    key = digest([experiment, stage, params, tags])
+    journal = RUNS / f"{stage}.{key}.{time.time_ns()}.jsonl"
+    tracked, mirror = Run(Path(os.devnull)), None
+    if os.environ.get("BASIN_TRACKING") != "off":
+        tracked, mirror = _open(journal)
+    always = {"stage": stage, "asked": digest(params), "dvc.stage": os.environ.get("DVC_STAGE", "none")}
+    start = {"experiment": experiment, "run_name": stage, "params": flatten(params), "resume": f"{stage}.{key}.json"}
+    tracked._write({"start": start, "tags": {**always, **commit(), **tags}})
+    status = "FAILED"
+    try:
+        yield tracked
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    except Exception as error:
+        tracked.tags({"error": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        tracked._write({"end": status})
+        if mirror:
+            _wait(mirror, journal)
+
+
+def _open(journal: Path) -> tuple[Run, subprocess.Popen | None]:
+    """The journal and the process that mirrors it; in a session of its own, so that a kill of the stage's group leaves it to finish."""
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        journal.touch()
+        command = [sys.executable, "-m", "pipeline.mirror", str(journal), str(os.getpid())]
+        mirror = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        return Run(journal), mirror
+    except OSError as error:
+        log.warning("%s: no journal can be kept (got %s). The stage goes on untracked.", journal, error)
+        return Run(Path(os.devnull)), None
+
+
+def _wait(mirror: subprocess.Popen, journal: Path) -> None:
+    """Give the mirror its time; it says itself what went wrong, unless it was stopped."""
+    try:
+        code = mirror.wait(PATIENCE + 5)
+    except subprocess.TimeoutExpired:
+        mirror.kill()
+        code = mirror.wait()
+    if code < 0:
+        log.warning(kept(f"no answer in {PATIENCE} s", journal))
+
+
+def kept(problem: object, journal: Path) -> str:
+    """The one warning."""
+    return (
+        f"tracking: MLflow at {shown(uri())} does not take this run (got {problem}). The stage goes on; {journal} keeps the run. "
+        f"Deliver it when MLflow is back: python -m pipeline.mirror"
+    )
+
+
+def uri() -> str:
+    """MLFLOW_TRACKING_URI, else mlflow.db in the working directory: what MLflow itself takes there, as an absolute path."""
+    where = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    return f"{SQLITE}{Path(where.removeprefix(SQLITE)).absolute()}" if where.startswith(SQLITE) else where
+
+
+def shown(where: str) -> str:
+    """The address without a password."""
+    return re.sub(r"//[^/@]*@", "//...@", where)
+
+
+def digest(asked: Any) -> str:
+    """12 hexadecimal digits that stand for anything JSON can say."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested tables as dotted keys; values as YAML would show them."""
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        name = re.sub(r"[^\w\-./ :]", "_", f"{prefix}{key}")
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return flat
+
+
+def commit() -> dict[str, str]:
+    """The commit, and whether tracked files differ from it; what DVC and the report rewrite during a run does not count."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock", ":(exclude)report")
+        return {"commit": (sha := git("rev-parse", "HEAD")), "dirty": str(bool(dirty)).lower(), "mlflow.source.git.commit": sha}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": "none", "dirty": "true"}
