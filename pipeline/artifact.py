@@ -117,5 +117,10 @@ def _follow(path: Path, seen: set[Path]) -> None:
                 _follow(ROOT / str(node.module).replace(".", "/") / (alias.name + ".py"), seen)
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a model's weights file."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
 def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in LIBRARIES}

@@ -1,0 +1,60 @@
+"""Attacks. A kind is one file with `Params` and `perturb(params, target, images, labels, generator) -> Images`.
+
+`perturb` returns one candidate a row; who calls it projects and judges it (pipeline/evaluation.py), so that no attack can report a
+success outside the ball. Rows are independent. `BLACK_BOX = True` in a file says that it takes no gradient of the network.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pipeline.threat import ThreatModel
+from pipeline.types import Images, Labels, Network, PerImage
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an attack is given: the network, the ball, and the undefended twin where there is one."""
+
+    network: Network
+    threat: ThreatModel
+    twin: Network | None = None
+
+
+PerImageLoss = Callable[[Tensor, Labels], PerImage]
+
+
+def cross_entropy_each(logits: Tensor, labels: Labels) -> PerImage:
+    """CE(z_i, y_i) of each image."""
+    return cross_entropy(logits, labels, reduction="none")
+
+
+def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:
+    """(d loss_i / d x_i, loss_i, logits) at x. A gradient that is not finite counts as zero: there is no direction in it."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = network(x)
+        losses = loss(logits, labels)
+        (g,) = torch.autograd.grad(losses.sum(), x)
+    return torch.nan_to_num(g, 0.0, 0.0, 0.0), losses.detach(), logits.detach()
+
+
+class Incumbent:
+    """The best point so far for each image: one that is misclassified before one that is not, then the higher loss."""
+
+    def __init__(self, clean: Images):
+        self.points = clean.clone()
+        self.loss = torch.full((len(clean),), -torch.inf, device=clean.device)
+        self.broken = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+
+    def offer(self, x: Images, logits: Tensor, labels: Labels, rows: Tensor | None = None) -> None:
+        """Take the points of `x` that are better; `rows` says which images they belong to (all, in order, by default)."""
+        rows = torch.arange(len(self.points), device=x.device) if rows is None else rows
+        loss = cross_entropy_each(logits, labels).detach()
+        broken = logits.argmax(1) != labels
+        better = (broken & ~self.broken[rows]) | ((broken == self.broken[rows]) & (loss > self.loss[rows]))
+        taken = rows[better]
+        self.points[taken], self.loss[taken], self.broken[taken] = x.detach()[better], loss[better], broken[better]

@@ -1,0 +1,121 @@
+"""Auto-PGD (Croce & Hein 2020, arXiv 2003.01690, Algorithm 1). White-box, parameter-free, about steps x restarts (x targets) gradients.
+
+    z_{k+1} = P(x_k + eta_k s(grad f(x_k)))
+    x_{k+1} = P(x_k + alpha (z_{k+1} - x_k) + (1 - alpha) (x_k - x_{k-1}))        alpha = 0.75, eta_0 = 2 eps
+
+At checkpoints w_j the step is halved and the search goes back to its best point, where the loss rose in fewer than rho of the last
+steps, or neither step nor best loss changed since the checkpoint before. s is the sign in L-infinity.
+Losses: `ce`; `dlr` and `dlr_targeted` (equations 6 and 7), which do not change when the logits are scaled.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.attacks import Incumbent, Target, cross_entropy_each, gradient
+from pipeline.errors import Mistake
+from pipeline.types import Images, Labels, PerImage, Settings
+
+ALPHA, RHO = 0.75, 0.75
+
+
+class Params(Settings):
+    loss: Literal["ce", "dlr", "dlr_targeted"] = Field("ce", description="ce, dlr, or dlr_targeted")
+    steps: int = Field(100, ge=2, description="steps of each run, at least 2 (the paper: 100)")
+    restarts: int = Field(1, ge=1, description="a positive number of runs from random points")
+    targets: int = Field(9, ge=1, description="a positive number of target classes, likeliest first; dlr_targeted alone uses it")
+
+
+def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
+    """The best point over restarts and target classes; an image that is broken is not attacked further."""
+    best = Incumbent(images)
+    with torch.no_grad():
+        logits = target.network(images)
+    best.offer(images, logits, labels)
+    for loss in _losses(params, logits, labels):
+        for _ in range(params.restarts):
+            rows = (~best.broken).nonzero().flatten()
+            if len(rows):
+                _run(params.steps, loss(rows), target, images[rows], labels[rows], generator, best, rows)
+    return best.points
+
+
+def _losses(params: Params, logits: Tensor, labels: Labels) -> list[Callable[[Tensor], Callable[[Tensor, Labels], PerImage]]]:
+    """For each run, rows -> the loss to raise on them."""
+    if params.loss == "ce":
+        return [lambda rows: cross_entropy_each]
+    needed = 4 if params.loss == "dlr_targeted" else 3
+    if logits.shape[1] < needed:
+        raise Mistake(f"attack apgd: the {params.loss} loss needs {needed} classes (got {logits.shape[1]}). Use loss: ce.")
+    if params.loss == "dlr":
+        return [lambda rows: dlr]
+    others = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+    number = min(params.targets, logits.shape[1] - 1)
+    return [lambda rows, t=others[:, k]: lambda z, y: dlr_targeted(z, y, t[rows]) for k in range(number)]  # type: ignore[misc]
+
+
+def dlr(z: Tensor, y: Labels) -> PerImage:
+    """-(z_y - max_{i != y} z_i) / (z_pi1 - z_pi3), pi sorting z downwards (equation 6)."""
+    top = z.sort(1, descending=True).values
+    z_y = z.gather(1, y[:, None])[:, 0]
+    other = z.scatter(1, y[:, None], -torch.inf).amax(1)
+    return -(z_y - other) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def dlr_targeted(z: Tensor, y: Labels, t: Labels) -> PerImage:
+    """-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2) (equation 7)."""
+    top = z.sort(1, descending=True).values
+    z_y, z_t = z.gather(1, y[:, None])[:, 0], z.gather(1, t[:, None])[:, 0]
+    return -(z_y - z_t) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def checkpoints(steps: int) -> list[int]:
+    """w_j = ceil(p_j steps), p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)."""
+    p = [0.0, 0.22]
+    while p[-1] < 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
+    return sorted({math.ceil(share * steps) for share in p[1:] if share < 1})
+
+
+def _run(
+    steps: int,
+    loss: Callable[[Tensor, Labels], PerImage],
+    target: Target,
+    clean: Images,
+    labels: Labels,
+    generator: torch.Generator,
+    best: Incumbent,
+    rows: Tensor,
+) -> None:
+    """One run of Algorithm 1 on the images `clean`; every iterate is offered to `best`."""
+    threat, n = target.threat, len(clean)
+    column = (n,) + (1,) * (clean.ndim - 1)
+    x = previous = x_max = threat.random_point(clean, generator)
+    g, f, logits = gradient(target.network, x, labels, loss)
+    best.offer(x, logits, labels, rows)
+    g_max, f_max = g, f
+    eta = torch.full((n,), 2 * threat.eps, device=clean.device)
+    rises = torch.zeros(n, device=clean.device)
+    eta_before, f_before, last = eta.clone(), f_max.clone(), 0
+    marks = set(checkpoints(steps))
+    for k in range(1, steps + 1):
+        alpha = ALPHA if k > 1 else 1.0
+        z = threat.project(x + eta.view(column) * threat.steepest(g), clean)
+        x, previous = threat.project(x + alpha * (z - x) + (1 - alpha) * (x - previous), clean), x
+        f_previous = f
+        g, f, logits = gradient(target.network, x, labels, loss)
+        best.offer(x, logits, labels, rows)
+        rises += f > f_previous
+        up = (f > f_max).view(column)
+        x_max, g_max, f_max = torch.where(up, x, x_max), torch.where(up, g, g_max), torch.maximum(f, f_max)
+        if k in marks:
+            stuck = (rises < RHO * (k - last)) | ((eta_before == eta) & (f_before == f_max))
+            eta_before, f_before, last = eta.clone(), f_max.clone(), k
+            rises.zero_()
+            eta = torch.where(stuck, eta / 2, eta)
+            back = stuck.view(column)
+            x, g, f = torch.where(back, x_max, x), torch.where(back, g_max, g), torch.where(stuck, f_max, f)

@@ -1,0 +1,18 @@
+"""Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of the whole radius. White-box, one gradient.
+
+x' = P(x + eps sign(d CE / d x)).
+"""
+
+import torch
+
+from pipeline.attacks import Target, gradient
+from pipeline.types import Images, Labels, Settings
+
+
+class Params(Settings):
+    pass
+
+
+def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
+    g, _, _ = gradient(target.network, images, labels)
+    return target.threat.project(images + target.threat.eps * target.threat.steepest(g), images)

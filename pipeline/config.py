@@ -1,0 +1,197 @@
+"""params.yaml -> a frozen, typed `Config`. Every mistake in the file is reported at once, each with its key."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic_core import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.data import SplitSettings
+from pipeline.errors import Mistake, did_you_mean
+from pipeline.lookup import Choice, choice, choose
+from pipeline.ode import Solver
+from pipeline.optimise import Schedule
+from pipeline.threat import ThreatModel
+from pipeline.types import Radius, Settings
+
+STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
+NAME = r"^[A-Za-z0-9_]+$"
+
+
+class Backbone(Settings):
+    """A backbone with a linear classifier, trained from fresh weights."""
+
+    backbone: choice("backbones") = Field(description="the feature extractor: a table with its kind")  # type: ignore[valid-type]
+    training: choice("training") = Field(description="the training method: a table with its kind")  # type: ignore[valid-type]
+    schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
+
+
+class Head(Settings):
+    """A new head on the backbone of another model, which stays as it is."""
+
+    from_: str = Field(alias="from", description="the model below it, as STAGE/NAME")
+    head: choice("heads") = Field(description="the head: a table with its kind")  # type: ignore[valid-type]
+    training: choice("training") = Field(description="the training method: a table with its kind")  # type: ignore[valid-type]
+    schedule: dict[str, Any] = Field(description="the schedule or schedules of the head's kind")
+
+    @property
+    def schedules(self) -> Settings:
+        return self.head.module.Schedules.model_validate(self.schedule)  # type: ignore[attr-defined]
+
+
+class Adversarial(Settings):
+    """Another model, trained further end to end."""
+
+    from_: str = Field(alias="from", description="the model to go on from, as STAGE/NAME")
+    training: choice("training") = Field(description="the training method: a table with its kind")  # type: ignore[valid-type]
+    schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
+
+
+class Curve(Settings):
+    """Robust accuracy against radius."""
+
+    attack: choice("attacks") = Field(description="the attack that is run at each radius")  # type: ignore[valid-type]
+    radii: list[Radius] = Field(min_length=1, description="a rising list of radii in pixels scaled to [0, 1]")
+
+
+class Masked(Settings):
+    """What a wrong gradient would have reported, for models that solve an ODE."""
+
+    attack: choice("attacks") = Field(description="the attack that is given the wrong gradient")  # type: ignore[valid-type]
+    solver: Solver = Field(description="the solver whose gradient is taken")
+
+
+class Suite(Settings):
+    """Attacks in the order in which they run; an image that one broke is not given to the next."""
+
+    attacks: dict[str, choice("attacks")] = Field(min_length=1, description="a table of attacks, each a table with its kind")  # type: ignore[valid-type]
+    curve: Curve | None = Field(None, description="the robust-accuracy curve, or null for none")
+    masked: Masked | None = Field(None, description="the wrong-gradient column, or null for none")
+
+
+class Attack(Settings):
+    """Which models are attacked, with what, on how many images."""
+
+    models: list[str] = Field(min_length=1, description="a list of models, each as STAGE/NAME")
+    suites: list[str] = Field(min_length=1, description="a list of names under suites")
+    images: int = Field(ge=1, description="how many test images, at least 1; all of them where there are fewer")
+    batch: int = Field(256, ge=1, description="how many images are attacked at once, at least 1")
+
+
+class Registry(Settings):
+    name: str | None = Field(None, pattern=r"^[^/:]+$", description="the registered model's name, or null for <data>-<norm>-<eps>")
+
+
+class Config(Settings):
+    """The whole of params.yaml."""
+
+    seed: int = Field(ge=0, description="the seed of everything random, 0 or above")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto (a GPU if there is one), cpu or cuda")
+    threads: int = Field(2, ge=1, description="CPU threads of a stage, at least 1; the last bits of a result depend on it")
+    data: dict[str, Any] = Field(description="the data set: a table with its kind")
+    threat: ThreatModel = Field(description="the threat model: norm and eps")
+    backbone: dict[str, Backbone] = Field(min_length=1, description="a table of named backbones")
+    head: dict[str, Head] = Field(default_factory=dict, description="a table of named heads, {} for none")
+    adversarial: dict[str, Adversarial] = Field(default_factory=dict, description="a table of named adversarially trained models, {} for none")
+    suites: dict[str, Suite] = Field(min_length=1, description="a table of named suites of attacks")
+    attack: Attack = Field(description="what is attacked")
+    registry: Registry = Field(Registry(), description="how models are registered")
+
+    def entry(self, model: str) -> Backbone | Head | Adversarial:
+        """The table of STAGE/NAME."""
+        stage, name = model.split("/")
+        return getattr(self, stage)[name]
+
+    @property
+    def source(self) -> Choice:
+        return choose("sources", {k: v for k, v in self.data.items() if k not in SplitSettings.model_fields})
+
+    @property
+    def splits(self) -> SplitSettings:
+        return SplitSettings.model_validate({k: v for k, v in self.data.items() if k in SplitSettings.model_fields})
+
+    @property
+    def registered_name(self) -> str:
+        return self.registry.name or f"{self.source.kind}-{self.threat}"
+
+
+def load(path: Path | str = "params.yaml") -> Config:
+    """The config of a params file. Raises Mistake with every error in it."""
+    path = Path(path)
+    raw = read(path)
+    messages = []
+    try:
+        config = Config.model_validate(raw)
+        messages += _section_errors(config)
+    except ValidationError as error:
+        messages += [_message(e["loc"], e["msg"], e["input"]) for e in error.errors(include_url=False)]
+    messages += _reference_errors(raw)
+    if messages:
+        raise Mistake(*(f"{path}: {message}" for message in messages))
+    return config
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The file as plain tables. Raises Mistake where it is missing or not YAML."""
+    try:
+        raw = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise Mistake(f"{path}: not found. Run in the folder that holds it, or choose a ready-made run with `basin use NAME`.") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise Mistake(f"{path}: not YAML ({' '.join(str(error).split())}). Mend that line, or take a ready-made file: basin use NAME.") from None
+    if not isinstance(raw, dict):
+        raise Mistake(f"{path}: should be a table of keys (got {type(raw).__name__}). Take a ready-made file: basin use NAME.")
+    return raw
+
+
+def _message(loc: tuple[str | int, ...], message: str, value: Any) -> str:
+    got = "nothing" if isinstance(value, dict) and message.startswith("Field required") else repr(value)
+    what, _, advice = message.partition(". ")
+    return f"{'.'.join(map(str, loc))}: {what[0].lower() + what[1:]} (got {got[:80]}). {advice}".rstrip()
+
+
+def _section_errors(config: Config) -> Iterator[str]:
+    """Tables whose form depends on a kind chosen elsewhere in the file, and numbers that depend on one another."""
+    parts: list[tuple[str, Any]] = [("data", lambda: config.source), ("data", lambda: config.splits)]
+    parts += [(f"head.{name}.schedule", lambda head=head: head.schedules) for name, head in config.head.items()]
+    for where, part in parts:
+        try:
+            part()
+        except ValidationError as error:
+            for e in error.errors(include_url=False):
+                yield _message((where, *e["loc"]), e["msg"], e["input"])
+    for name, suite in config.suites.items():
+        if suite.curve and list(suite.curve.radii) != sorted(set(suite.curve.radii)):
+            yield f"suites.{name}.curve.radii: should rise (got {suite.curve.radii}). Order them from small to large."
+
+
+def _reference_errors(raw: Mapping[str, Any]) -> Iterator[str]:
+    """`from:` and `attack:` name models and suites of the file; `from:` makes no cycle. Works on whatever can be read of them."""
+    tables = {stage: raw[stage] for stage in STAGES if isinstance(raw.get(stage), dict)}
+    entries = {f"{stage}/{name}": entry for stage, table in tables.items() for name, entry in table.items()}
+    parents = {model: entry.get("from") for model, entry in entries.items() if isinstance(entry, dict) and model.split("/")[0] != "backbone"}
+    for model, parent in parents.items():
+        key = f"{model.replace('/', '.')}.from"
+        if isinstance(parent, str) and parent not in entries:
+            yield f"{key}: names no model of this file (got {parent!r}). {did_you_mean(parent, entries)}"
+        elif model in _ancestors(model, parents):
+            yield f"{key}: goes round in a cycle (got {' <- '.join([model, *_ancestors(model, parents)])}). Start one of them from a backbone."
+    for name in (name for table in tables.values() for name in table if not str(name).replace("_", "").isalnum()):
+        yield f"{name}: a model's name is made of letters, digits and underscores (got {name!r}). Rename it."
+    attack = raw["attack"] if isinstance(raw.get("attack"), dict) else {}
+    known = {"models": entries, "suites": raw["suites"] if isinstance(raw.get("suites"), dict) else {}}
+    for key, names in known.items():
+        for name in attack.get(key) if isinstance(attack.get(key), list) else []:
+            if name not in names:
+                yield f"attack.{key}: names nothing of this file (got {name!r}). {did_you_mean(str(name), names)}"
+
+
+def _ancestors(model: str, parents: Mapping[str, Any]) -> list[str]:
+    """The chain of `from:` upwards from a model; ends at a backbone, or at the first model met twice."""
+    chain: list[str] = []
+    while (parent := parents.get(chain[-1] if chain else model)) is not None and parent not in chain:
+        chain.append(parent)
+    return chain

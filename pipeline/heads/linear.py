@@ -1,0 +1,31 @@
+"""Linear classifier: logits = W z + b."""
+
+from pydantic import Field
+from torch import nn
+
+from pipeline.classifier import Classifier
+from pipeline.optimise import Phase, Schedule
+from pipeline.types import Features, Logits, NetworkLoss, Settings
+
+
+class Params(Settings):
+    pass
+
+
+class Schedules(Settings):
+    classifier: Schedule = Field(description="the schedule of the one phase")
+
+
+class Head(nn.Module):
+    """[n, width] -> [n, classes]."""
+
+    def __init__(self, params: Params, width: int, classes: int):
+        super().__init__()
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, z: Features) -> Logits:
+        return self.classifier(z)
+
+
+def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss) -> list[Phase]:
+    return [Phase("classifier", schedules.classifier, [classifier.head], lambda x, y, g: loss(classifier, x, y, g))]

@@ -1,0 +1,45 @@
+"""Neural-ODE head with no stability term (Chen et al. 2018, arXiv 1806.07366): the twin of SODEF that was only trained to classify.
+
+    z(0) = P x,    dz/dt = W2 tanh(W1 z + b1) + b2,    logits = V z(T) + c
+"""
+
+from pydantic import Field
+from torch import nn
+
+from pipeline.classifier import Classifier
+from pipeline.ode import Flow, Solver
+from pipeline.optimise import Phase, Schedule
+from pipeline.types import Features, Logits, NetworkLoss, Settings
+
+
+class Params(Settings):
+    width: int = Field(64, ge=1, description="the positive width of the state z")
+    T: float = Field(1.0, gt=0, description="positive integration time")
+    solver: Solver = Field(Solver(), description="how the ODE is solved")
+
+
+class Schedules(Settings):
+    classifier: Schedule = Field(description="the schedule of the one phase: projection, drift and classifier together")
+
+
+class Head(nn.Module):
+    """[n, width] -> [n, classes]."""
+
+    def __init__(self, params: Params, width: int, classes: int):
+        super().__init__()
+        d = params.width
+        self.projection = nn.Linear(width, d, bias=False)
+        self.flow = Flow(nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)), params.T, params.solver)
+        self.classifier = nn.Linear(d, classes)
+
+    def state(self, z: Features) -> Features:
+        """z(0), where the flow starts."""
+        return self.projection(z)
+
+    def forward(self, z: Features) -> Logits:
+        return self.classifier(self.flow(self.state(z)))
+
+
+def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss) -> list[Phase]:
+    """Cross-entropy through the solve, with the gradient that the solver is set to."""
+    return [Phase("classifier", schedules.classifier, [classifier.head], lambda x, y, g: loss(classifier, x, y, g))]

@@ -1,0 +1,175 @@
+"""Minimise a loss over epochs, in phases; the one loop behind every training stage.
+
+A stage is a list of phases run in order (a SODEF head has three). After every epoch the state goes to a checkpoint, and a run
+that was killed goes on from there with the same result as if it had not been: what is drawn in an epoch depends on the epoch alone.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.data import Split
+from pipeline.errors import Mistake
+from pipeline.randomness import generator
+from pipeline.types import Images, Labels, Settings
+
+log = logging.getLogger(__name__)
+Loss = Callable[[Images, Labels, torch.Generator], Tensor]
+Row = dict[str, Any]  # one epoch of the history: phase, epoch, loss, accuracy
+
+
+class Schedule(Settings):
+    """How one phase is minimised."""
+
+    epochs: int = Field(ge=1, description="a positive number of passes over the training images")
+    batch: int = Field(128, ge=1, description="a positive number of images in a step")
+    optimiser: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd (Nesterov momentum 0.9)")
+    rate: float = Field(1e-3, gt=0, description="the positive (peak) learning rate")
+    policy: Literal["one_cycle", "constant"] = Field("constant", description="one_cycle (linear up for 30% of the steps, cosine down) or constant")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty, 0 for none")
+    epsilon: float = Field(1e-8, gt=0, description="Adam's positive denominator term")
+    amsgrad: bool = Field(False, description="whether Adam keeps the running maximum of its second moment")
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if self.optimiser == "adam":
+            return torch.optim.Adam(parameters, lr=self.rate, eps=self.epsilon, amsgrad=self.amsgrad, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, lr=self.rate, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of step 0 <= `step` < `steps`."""
+        if self.policy == "constant":
+            return self.rate
+        up = 0.3 * steps
+        return self.rate * ((step + 1) / (up + 1) if step < up else 0.5 * (1 + math.cos(math.pi * (step - up) / (steps - up))))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A loss over some modules' parameters. What is not in `trained` stays as it is, in evaluation mode."""
+
+    name: str
+    schedule: Schedule
+    trained: Sequence[nn.Module]
+    loss: Loss
+    after_step: Callable[[], None] = lambda: None  # a retraction onto a constraint, for instance
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for module in self.trained for p in module.parameters()]
+
+
+@dataclass
+class Progress:
+    """Where a run of phases stands: what a checkpoint holds beside the tensors."""
+
+    phase: int
+    epoch: int
+    history: list[Row]
+
+
+def run(
+    model: nn.Module,
+    phases: Sequence[Phase],
+    train: Split,
+    accuracy: Callable[[], float],
+    purpose: tuple[int, str],
+    checkpoint: Path,
+    watch: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Run the phases on `model` in place and return the history, one row an epoch.
+
+    `accuracy` measures the model on held-out images after each epoch; `purpose` = (seed, model name) seeds every draw;
+    `checkpoint` is read if it is there and removed at the end; `watch` sees each new row.
+    Raises Mistake on a loss that is not finite; the checkpoint of the last good epoch stays.
+    """
+    done = _restore(checkpoint, model, phases)
+    for i, phase in enumerate(phases[done.phase :], start=done.phase):
+        optimiser = phase.schedule.build(phase.parameters())
+        if i == done.phase and done.epoch:
+            _restore_optimiser(checkpoint, optimiser)
+        first = done.epoch if i == done.phase else 0
+        epochs = range(first, phase.schedule.epochs)
+        for epoch in tqdm(epochs, desc=f"{purpose[1]}: {phase.name}", initial=first, total=phase.schedule.epochs, unit="epoch", mininterval=2, delay=2):
+            row = _epoch(model, phase, optimiser, epoch, train, purpose)
+            row["accuracy"] = accuracy()
+            done.history.append(row)
+            _save(checkpoint, model, optimiser, Progress(i, epoch + 1, done.history))
+            watch(row)
+    checkpoint.unlink(missing_ok=True)
+    return done.history
+
+
+def _epoch(model: nn.Module, phase: Phase, optimiser: torch.optim.Optimizer, epoch: int, train: Split, purpose: tuple[int, str]) -> Row:
+    model.eval()
+    for module in phase.trained:
+        module.train()
+    parameters = phase.parameters()
+    device = parameters[0].device
+    draws = generator(*purpose, phase.name, epoch, "draws", device=device)
+    order = torch.randperm(len(train.labels), generator=generator(*purpose, phase.name, epoch, "order"))
+    batches = order.split(phase.schedule.batch)
+    total = 0.0
+    for b, index in enumerate(batches):
+        rate = phase.schedule.rate_at(epoch * len(batches) + b, phase.schedule.epochs * len(batches))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        loss = phase.loss(train.floats(index).to(device), train.labels[index].to(device), draws)
+        gradients = torch.autograd.grad(loss, parameters)
+        if not loss.isfinite():
+            raise Mistake(
+                f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}, step {b + 1}: the loss is not finite (got {loss.item()}) at learning rate "
+                f"{rate:.3g}. Lower schedule rate, or shorten T / add steps where an ODE is solved; the last good epoch is kept."
+            )
+        for parameter, gradient in zip(parameters, gradients):
+            parameter.grad = gradient
+        optimiser.step()
+        phase.after_step()
+        total += loss.item() * len(index)
+    model.eval()
+    return {"phase": phase.name, "epoch": epoch + 1, "loss": round(total / len(order), 6)}
+
+
+def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
+    tensors = {f"model/{name}": tensor.cpu() for name, tensor in model.state_dict().items()}
+    for i, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{i}/{key}": value.cpu() for key, value in state.items() if value is not None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    save_file(tensors, unfinished, {"progress": json.dumps(vars(progress))})
+    unfinished.replace(path)
+
+
+def _restore(path: Path, model: nn.Module, phases: Sequence[Phase]) -> Progress:
+    """The state at the last checkpoint; the beginning where there is none or it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            state = {name.removeprefix("model/"): file.get_tensor(name) for name in file.keys() if name.startswith("model/")}
+    except FileNotFoundError:
+        return Progress(0, 0, [])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s: unreadable checkpoint (%s); starting from the beginning", path, error)
+        return Progress(0, 0, [])
+    model.load_state_dict(state)
+    log.info("resuming at phase %s, epoch %d", phases[progress.phase].name, progress.epoch)
+    return progress
+
+
+def _restore_optimiser(path: Path, optimiser: torch.optim.Optimizer) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():
+            if name.startswith("optimiser/"):
+                _, i, key = name.split("/")
+                state.setdefault(int(i), {})[key] = file.get_tensor(name)
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -1,0 +1,17 @@
+"""Natural training: cross-entropy on the images as they are."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pipeline.threat import ThreatModel
+from pipeline.types import Images, Labels, Network, Settings
+
+
+class Params(Settings):
+    pass
+
+
+def loss(params: Params, network: Network, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+    """L = mean CE(network(x), y)."""
+    return cross_entropy(network(images), labels)

@@ -1,0 +1,1 @@
+"""One thin script a stage: parse the name, load, call, save."""

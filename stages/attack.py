@@ -1,0 +1,52 @@
+"""attack@MODEL-SUITE: a suite of attacks on a model, image by image -> outcomes/MODEL/SUITE. The only reader of the test split."""
+
+from typing import Any
+
+from pipeline import artifact, diagnostics, evaluation, ode
+from pipeline.data import load_about, load_split
+from stages import entry
+
+
+def main(model: str, suite_name: str) -> None:
+    name = f"attack/{model}/{suite_name}"
+    with entry.stage(name, lambda config: config.suites[suite_name]) as stage:
+        settings, suite = stage.config.attack, stage.config.suites[suite_name]
+        classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)
+        twin = artifact.load_twin(entry.MODELS / model, stage.device)
+        test = load_split(entry.PREPARED, "test")
+        n = min(settings.images, len(test))
+        images, labels = test.floats(slice(0, n)), test.labels[:n]
+        asked = suite.model_dump(mode="json"), settings.model_dump(mode="json"), stage.config.threat.model_dump()
+        evaluated = evaluation.Evaluation(
+            classifier,
+            twin and twin.requires_grad_(False),
+            stage.config.threat,
+            (stage.config.seed, name),
+            settings.batch,
+            stage.checkpoint(*asked, classifier.recipe, artifact.weights_digest(entry.MODELS / model)),
+        )
+        masked = (suite.masked.attack, suite.masked.solver) if suite.masked and ode.flows(classifier) else None
+        curve = (suite.curve.attack, list(suite.curve.radii)) if suite.curve else None
+        outcomes = evaluated.run(labels.new_tensor(range(n)), images, labels, suite.attacks, masked, curve)
+        about = describe(model, suite_name, classifier.recipe) | {"flags": diagnostics.flags(classifier, outcomes, suite.attacks)}
+        summary = evaluation.write(entry.OUTCOMES / model / suite_name, outcomes, stage.config.threat, about)
+        stage.run.metrics(numbers(summary))
+        stage.run.artifact(entry.OUTCOMES / model / suite_name / "outcomes.csv")
+
+
+def describe(model: str, suite: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    """What was attacked: names, kinds, data and seed."""
+    about, tree = load_about(entry.PREPARED), recipe["classifier"]
+    kinds = {"backbone": tree["backbone"]["kind"], "head": tree["head"]["kind"], "training": recipe["trained"]["training"]["kind"]}
+    return {"model": model, "suite": suite, "data": about.name, "data_digest": about.digest, "seed": recipe["seed"], "from": recipe["from"]} | kinds
+
+
+def numbers(summary: dict[str, Any]) -> dict[str, float]:
+    """The summary's figures under flat names."""
+    flat = {key: summary[key] for key in ("n", "clean", "robust", "passes")} | {"low": summary["interval"][0], "high": summary["interval"][1]}
+    flat |= {f"after.{name}": robust for name, robust in summary["attacks"].items()}
+    return flat | ({"masked": summary["masked"]["robust"]} if summary["masked"] else {})
+
+
+if __name__ == "__main__":
+    entry.launch(main)

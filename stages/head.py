@@ -1,0 +1,24 @@
+"""head@NAME: a new head on the backbone of the model it is built `from` -> models/head/NAME."""
+
+from pipeline import artifact
+from pipeline.config import Head
+from pipeline.randomness import construct
+from stages import entry, train
+
+
+def main(name: str) -> None:
+    model = f"head/{name}"
+    with entry.stage(model, lambda config: config.entry(model)) as stage:
+        asked: Head = stage.config.head[name]
+        below = entry.MODELS / asked.from_
+        parent = artifact.load(below, stage.device)
+        tree = parent.recipe["classifier"] | {"head": asked.head.tree()}
+        with construct(stage.config.seed, model):
+            classifier = artifact.build(train.recipe(stage, model, asked, tree, parent.recipe)).to(stage.device)
+        classifier.backbone.load_state_dict(parent.backbone.state_dict())
+        phases = asked.head.module.phases(asked.schedules, classifier, train.method_loss(stage, asked.training))
+        train.fit(stage, model, classifier, phases, below)
+
+
+if __name__ == "__main__":
+    entry.launch(main)
