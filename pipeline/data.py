@@ -13,16 +13,15 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Int64
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipeline.errors import Mistake
@@ -31,6 +30,7 @@ from pipeline.types import Fractional, Images, ImageShape, Labels, Pixels, Setti
 
 log = logging.getLogger(__name__)
 
+Positions = Int64[Tensor, " _"]  # in a split; as many as are meant
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 TEST_SHARE = 0.2  # of a source that has no test split of its own, where params.yaml gives none
@@ -53,7 +53,7 @@ class Split:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    def take(self, index: Labels) -> "Split":
+    def take(self, index: Positions) -> "Split":
         """The images at `index`, in its order."""
         return Split(self.images[index], self.labels[index], index if self.index is None else self.index[index])
 
@@ -154,7 +154,7 @@ def divide(source: Source, settings: SplitSettings, seed: int) -> dict[SplitName
     return {name: whole.take(_in_proportion(whole.labels, index, draw)[: sizes[name]]) for name, (whole, index) in parts.items()}
 
 
-def _parts(source: Source, settings: SplitSettings, draw: torch.Generator) -> dict[SplitName, tuple[Split, Labels]]:
+def _parts(source: Source, settings: SplitSettings, draw: torch.Generator) -> dict[SplitName, tuple[Split, Positions]]:
     """Where each split's images lie: in which split of the source, and at which positions."""
     if source.test is None:
         _check_class_sizes(source, ("train", "validation", "test"))
@@ -201,7 +201,7 @@ def _ranks(labels: Labels, draw: torch.Generator) -> Labels:
     return ranks
 
 
-def _cut(labels: Labels, shares: tuple[float, ...], draw: torch.Generator) -> list[Labels]:
+def _cut(labels: Labels, shares: tuple[float, ...], draw: torch.Generator) -> list[Positions]:
     """Positions of one part a share and, last, of the rest; each class gives every part one image first, then its share."""
     ranks, counts = _ranks(labels, draw), torch.bincount(labels)
     spare = (counts - len(shares) - 1).double()
@@ -213,7 +213,7 @@ def _cut(labels: Labels, shares: tuple[float, ...], draw: torch.Generator) -> li
     return [*parts, torch.nonzero(ranks >= start[labels]).flatten()]
 
 
-def _in_proportion(labels: Labels, index: Labels, draw: torch.Generator) -> Labels:
+def _in_proportion(labels: Labels, index: Positions, draw: torch.Generator) -> Positions:
     """`index` in a drawn order of which every beginning holds the classes in proportion."""
     index = index[torch.randperm(len(index), generator=draw)]  # who comes first among equals
     chosen = labels[index]
@@ -253,8 +253,8 @@ def prepare(source: Source, splits: SplitSettings, name: str, kind: str, seed: i
     )
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        _write(folder / f"{split}.safetensors", partial(save_file, _tensors(divided[split])))
-    _write(folder / "about.json", lambda path: path.write_text(about.model_dump_json(indent=2) + "\n", encoding="utf-8"))
+        _write(folder / f"{split}.safetensors", save(_tensors(divided[split])))  # save_file would leave it unreadable to other users
+    _write(folder / "about.json", about.model_dump_json(indent=2).encode() + b"\n")
     return about
 
 
@@ -285,11 +285,11 @@ def _digest(divided: dict[SplitName, Split], classes: tuple[str, ...]) -> str:
     return sha256.hexdigest()
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Write beside `path` and rename: a reader sees the old file or the new one, never half of it."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        write(unfinished)
+        unfinished.write_bytes(content)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,0 +1,453 @@
+"""Every source kind reads what it promises, and names the file, the key and the value when it cannot."""
+
+import gzip
+import importlib
+import io
+import pickle
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydantic import ValidationError
+
+from pipeline import sources
+from pipeline.data import Source, SplitSettings, load_split, prepare
+from pipeline.errors import Mistake
+from pipeline.sources import digits, fashion_mnist, folder, npz
+from pipeline.types import Settings
+
+KINDS = sorted(path.stem for path in Path(sources.__file__).parent.glob("*.py") if path.stem != "__init__")
+
+
+def message(call, *arguments) -> str:
+    with pytest.raises(Mistake) as mistake:
+        call(*arguments)
+    return str(mistake.value)
+
+
+# Every kind -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_keeps_the_contract(kind):
+    module = importlib.import_module(f"pipeline.sources.{kind}")
+    assert issubclass(module.Params, Settings) and callable(module.read) and module.__doc__
+    fields = module.Params.model_fields
+    assert all(field.description for field in fields.values())
+    assert not {"kind", *SplitSettings.model_fields} & set(fields)
+
+
+def test_heavy_imports_wait_until_they_are_needed():
+    kinds = ", ".join(f"pipeline.sources.{kind}" for kind in KINDS)
+    code = f"import sys, {kinds}; print([name for name in ('torchvision', 'sklearn', 'PIL') if name in sys.modules])"
+    root = Path(__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root).stdout == "[]\n"
+
+
+def make_digits(tmp_path: Path) -> Source:
+    return digits.read(digits.Params())
+
+
+def make_fashion_mnist(tmp_path: Path) -> Source:
+    write_idx(tmp_path)
+    return fashion_mnist.read(fashion_mnist.Params(folder=str(tmp_path)))
+
+
+def make_folder(tmp_path: Path) -> Source:
+    write_images(tmp_path / "images", {"cat": 6, "dog": 5})
+    return folder.read(folder.Params(folder=str(tmp_path / "images")))
+
+
+def make_npz(tmp_path: Path) -> Source:
+    return read_npz(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_can_be_prepared_twice_to_the_same_bytes(kind, tmp_path):
+    make = globals()[f"make_{kind}"]  # a new kind needs a small example here
+    digests = [prepare(make(tmp_path), SplitSettings(), kind, kind, 0, tmp_path / str(run)).digest for run in range(2)]
+    assert digests[0] == digests[1]
+    assert load_split(tmp_path / "0", "train").floats().max() <= 1
+
+
+# Digits -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    source = digits.read(digits.Params())
+    assert source.train.images.shape == (1797, 1, 8, 8) and source.train.images.dtype == torch.uint8 and source.test is None
+    assert (source.train.images.min(), source.train.images.max()) == (0, 255)
+    assert np.abs(source.train.floats()[:, 0].numpy() - load_digits().images / 16).max() <= 0.5 / 255 + 1e-6
+    assert source.train.labels.tolist() == load_digits().target.tolist()
+    assert source.classes == tuple("0123456789")
+
+
+# Fashion-MNIST ----------------------------------------------------------------------------------------------------------------------------
+
+
+def write_idx(root: Path, gzipped: bool = True, n: int = 40, **replaced: bytes) -> dict[str, np.ndarray]:
+    """The four files, small: n training images of 5x4, and half as many test images."""
+    draw, arrays = np.random.default_rng(0), {}
+    for name in fashion_mnist.FILES:
+        m = n if name.startswith("train") else n // 2
+        arrays[name] = draw.integers(0, 256, (m, 5, 4), np.uint8) if "images" in name else (np.arange(m) % 10).astype(np.uint8)
+        content = struct.pack(f">{arrays[name].ndim + 1}I", 0x0800 + arrays[name].ndim, *arrays[name].shape) + arrays[name].tobytes()
+        content = replaced.get(name.split("-ubyte")[0].replace("-", "_"), content)
+        root.mkdir(parents=True, exist_ok=True)
+        (root / (f"{name}.gz" if gzipped else name)).write_bytes(gzip.compress(content, mtime=0) if gzipped else content)
+    return arrays
+
+
+@pytest.mark.parametrize("gzipped", [True, False])
+@pytest.mark.parametrize("place", fashion_mnist.PLACES)
+def test_fashion_mnist_is_read_plain_or_gzipped_from_where_tools_put_it(tmp_path, gzipped, place):
+    arrays = write_idx(tmp_path / place, gzipped)
+    source = fashion_mnist.read(fashion_mnist.Params(folder=str(tmp_path)))
+    train_images, train_labels, test_images, test_labels = (torch.from_numpy(arrays[name]) for name in fashion_mnist.FILES)
+    assert torch.equal(source.train.images[:, 0], train_images) and torch.equal(source.train.labels, train_labels.long())
+    assert torch.equal(source.test.images[:, 0], test_images) and torch.equal(source.test.labels, test_labels.long())
+    assert len(source.classes) == 10 and source.classes[9] == "Ankle boot"
+
+
+def test_fashion_mnist_reads_as_torchvision_does(tmp_path):
+    from torchvision.datasets import FashionMNIST
+
+    write_idx(tmp_path / "FashionMNIST" / "raw", gzipped=False)
+    ours, theirs = fashion_mnist.read(fashion_mnist.Params(folder=str(tmp_path))), FashionMNIST(str(tmp_path), train=True)
+    assert torch.equal(ours.train.images[:, 0], theirs.data) and torch.equal(ours.train.labels, theirs.targets)
+    assert list(ours.classes) == theirs.classes
+
+
+def test_fashion_mnist_absent_says_where_it_looked_and_how_to_get_it(tmp_path):
+    write_idx(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    text = message(fashion_mnist.read, fashion_mnist.Params(folder=str(tmp_path)))
+    assert text.startswith("data.folder: Fashion-MNIST not found (looked for train-images-idx3-ubyte, train-labels-idx1-ubyte, ")
+    assert f"in {tmp_path}, {tmp_path}/usr/share/datasets/fashion-mnist, {tmp_path}/FashionMNIST/raw)" in text
+    assert f"`mkdir -p {tmp_path} && apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb {tmp_path}`" in text
+    assert "set `download: true`" in text
+
+
+@pytest.mark.parametrize(
+    "name, content, why",
+    [
+        ("train-images-idx3", b"", "not a whole IDX file of 3 axes (got magic 0x0, axes [0, 0, 0], 0 bytes)"),
+        (
+            "train-images-idx3",
+            struct.pack(">4I", 0x803, 2, 2, 2) + b"1234567",
+            "not a whole IDX file of 3 axes (got magic 0x803, axes [2, 2, 2], 23 bytes)",
+        ),
+        ("train-labels-idx1", struct.pack(">2I", 0x803, 1) + b"1", "not a whole IDX file of 1 axes (got magic 0x803, axes [1], 9 bytes)"),
+        ("t10k-labels-idx1", struct.pack(">2I", 0x801, 20) + bytes(19) + b"\x0a", "labels must be in 0..9 (got 10)"),
+        ("t10k-labels-idx1", struct.pack(">2I", 0x801, 19) + bytes(19), "one label an image is needed (got 19 for 20)"),
+    ],
+)
+def test_fashion_mnist_damaged_names_the_file(tmp_path, name, content, why):
+    write_idx(tmp_path, gzipped=False, **{name.replace("-", "_"): content})
+    assert message(fashion_mnist.read, fashion_mnist.Params(folder=str(tmp_path))).startswith(f"{tmp_path}/{name}-ubyte: {why}. Fetch ")
+
+
+@pytest.mark.parametrize("damage", [lambda old: old[:-20], lambda old: b"\x00" + old, lambda old: old[:40] + b"\xff" * 40 + old[80:]])
+def test_fashion_mnist_damaged_compression_names_the_file(tmp_path, damage):
+    write_idx(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    assert message(fashion_mnist.read, fashion_mnist.Params(folder=str(tmp_path))).startswith(f"{path}: damaged (got ")
+
+
+# Image folder -----------------------------------------------------------------------------------------------------------------------------
+
+
+def image(value: int, shape: tuple[int, int] = (4, 6), mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, (shape[1], shape[0]), (value, 2 * value % 256, 7) if mode == "RGB" else value)
+
+
+def write_images(root: Path, classes: dict[str, int], suffix: str = "png") -> None:
+    """Plain images whose red value is 10 x class + number."""
+    for label, (name, n) in enumerate(classes.items()):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(n):
+            image(10 * label + number).save(root / name / f"{number:03}.{suffix}")
+
+
+def read_folder(root: Path, **keys) -> Source:
+    return folder.read(folder.Params(folder=str(root), **keys))
+
+
+def test_a_folder_is_read_in_the_order_of_names(tmp_path):
+    write_images(tmp_path, {"ant": 3, "bee": 2})
+    source = read_folder(tmp_path)
+    assert source.classes == ("ant", "bee") and source.test is None
+    assert source.train.images.shape == (5, 3, 4, 6)
+    assert source.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11] and source.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert source.train.images[3, :, 2, 2].tolist() == [10, 20, 7]
+
+
+def test_a_folder_with_train_and_test_keeps_them(tmp_path):
+    write_images(tmp_path / "train", {"ant": 3, "bee": 2})
+    write_images(tmp_path / "test", {"bee": 1})
+    source = read_folder(tmp_path)
+    assert (len(source.train), len(source.test), source.classes) == (5, 1, ("ant", "bee"))
+    assert source.test.labels.tolist() == [1]
+
+
+def test_a_folder_with_train_alone_has_no_test_split(tmp_path):
+    write_images(tmp_path / "train", {"ant": 3, "bee": 2})
+    assert read_folder(tmp_path).test is None
+
+
+def test_classes_may_be_called_train_and_test(tmp_path):
+    write_images(tmp_path, {"test": 3, "train": 2})
+    assert read_folder(tmp_path).classes == ("test", "train")
+
+
+@pytest.mark.parametrize("suffix", ["png", "PNG", "bmp", "jpg", "webp", "tiff"])
+def test_suffixes(tmp_path, suffix):
+    write_images(tmp_path, {"ant": 2, "bee": 2}, suffix)
+    assert read_folder(tmp_path).train.images.shape == (4, 3, 4, 6)
+
+
+def test_size_and_channels(tmp_path):
+    write_images(tmp_path, {"ant": 2, "bee": 2})
+    image(9, (8, 8)).save(tmp_path / "ant" / "larger.png")
+    assert read_folder(tmp_path, size=[3, 5], channels=1).train.images.shape == (5, 1, 3, 5)
+
+
+def test_colour_becomes_grey_and_grey_becomes_colour(tmp_path):
+    write_images(tmp_path, {"ant": 2})
+    (tmp_path / "bee").mkdir()
+    for number in range(2):
+        image(100, mode="L").save(tmp_path / "bee" / f"{number}.png")
+    assert read_folder(tmp_path).train.images[3].unique().tolist() == [100]
+    assert read_folder(tmp_path, channels=1).train.images[3].unique().tolist() == [100]
+
+
+def test_decoding_is_pillows(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(noise).save(tmp_path / name / "noise.jpg", quality=75)
+    with Image.open(tmp_path / "ant" / "noise.jpg") as opened:
+        assert np.array_equal(read_folder(tmp_path).train.images[0].permute(1, 2, 0).numpy(), np.asarray(opened))
+
+
+def test_other_files_are_left_out_and_told(tmp_path, caplog):
+    write_images(tmp_path, {"ant": 2, "bee": 2})
+    (tmp_path / "ant" / "notes.txt").touch()
+    (tmp_path / "ant" / ".DS_Store").touch()
+    (tmp_path / ".git").mkdir()
+    assert len(read_folder(tmp_path).train) == 4
+    assert caplog.messages == [f"{tmp_path / 'ant'}: 1 entries that are not image files are left out"]
+
+
+def test_images_of_differing_shapes_are_named(tmp_path):
+    write_images(tmp_path, {"ant": 3, "bee": 2})
+    image(1, (4, 7)).save(tmp_path / "bee" / "000.png")
+    assert message(read_folder, tmp_path) == (
+        f"{tmp_path}/bee/000.png: images differ in height and width (got [4, 7], and [4, 6] for {tmp_path}/ant/000.png). "
+        "Set data.size: [height, width] to resize all of them."
+    )
+
+
+def test_test_images_of_another_shape_are_refused(tmp_path):
+    write_images(tmp_path / "train", {"ant": 2, "bee": 2})
+    (tmp_path / "test" / "ant").mkdir(parents=True)
+    image(1, (8, 8)).save(tmp_path / "test" / "ant" / "000.png")
+    assert "test images have another shape than training images (got [3, 8, 8] and [3, 4, 6]" in message(read_folder, tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "half"])
+def test_an_unreadable_image_is_named(tmp_path, content):
+    write_images(tmp_path, {"ant": 3, "bee": 2})
+    path = tmp_path / "bee" / "001.png"
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(whole, "png")
+    path.write_bytes(whole.getvalue()[:1000] if content == "half" else content)
+    text = message(read_folder, tmp_path)
+    assert text.startswith(f"{path}: cannot be read as an image (got ") and text.endswith("). Mend or remove the file.")
+
+
+def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
+    write_images(tmp_path, {"ant": 1, "bee": 1})
+    Image.fromarray(np.full((4, 6), 40000, np.uint16)).save(tmp_path / "ant" / "000.png")
+    assert message(read_folder, tmp_path) == (
+        f"{tmp_path}/ant/000.png: more than 8 bits a channel (got mode I;16). Convert it to 8 bits first."
+    )
+
+
+def test_folders_that_are_not_laid_out(tmp_path):
+    assert message(read_folder, tmp_path / "none").startswith(f"data.folder: no such folder (got {tmp_path}/none).")
+    assert message(read_folder, tmp_path).startswith(f"{tmp_path}: no sub-folders. Lay images out as {tmp_path}/<class>/<image>.png")
+    write_images(tmp_path, {"ant": 1, "bee": 0})
+    assert message(read_folder, tmp_path).startswith(f"{tmp_path}/bee: no image files directly inside. Lay images out as ")
+    write_images(tmp_path / "one", {"ant": 1})
+    assert "at least two classes (got ['ant'])" in message(read_folder, tmp_path / "one")
+
+
+def test_folders_beside_train_and_test_are_refused(tmp_path):
+    write_images(tmp_path / "train", {"ant": 2, "bee": 2})
+    write_images(tmp_path / "val", {"ant": 2, "bee": 2})
+    assert message(read_folder, tmp_path) == (
+        f"{tmp_path}: a folder beside train/ and test/ would go unread (got 'val'). "
+        "Merge it into train/, which validation is held out of, or move it away."
+    )
+
+
+def test_a_test_class_that_train_lacks_is_named(tmp_path):
+    write_images(tmp_path / "train", {"ant": 2, "bee": 2})
+    write_images(tmp_path / "test", {"bees": 2})
+    assert message(read_folder, tmp_path) == f"{tmp_path}/test/bees: a class that train/ does not have (got 'bees'). Did you mean 'bee'?"
+
+
+@pytest.mark.parametrize("keys", [{"size": [0, 8]}, {"size": [8]}, {"size": 8}, {"size": ["8", "8"]}, {"channels": 2}, {"colour": 3}])
+def test_folder_settings_that_cannot_be_are_refused(keys):
+    with pytest.raises(ValidationError):
+        folder.Params(folder="images", **keys)
+
+
+# Arrays -----------------------------------------------------------------------------------------------------------------------------------
+
+DRAW = np.random.default_rng(0)
+GOOD = {"images": DRAW.integers(0, 256, (12, 3, 4, 5), np.uint8), "labels": np.arange(12) % 3}
+
+
+def read_npz(folder: Path, **arrays) -> Source:
+    """A file of GOOD with `arrays` instead; None leaves a key out."""
+    kept = {key: array for key, array in {**GOOD, **arrays}.items() if array is not None}
+    np.savez(folder / "x.npz", **kept)
+    return npz.read(npz.Params(file=str(folder / "x.npz")))
+
+
+def test_arrays_are_read_as_they_are(tmp_path):
+    source = read_npz(tmp_path, test_images=GOOD["images"][:2], test_labels=GOOD["labels"][:2], classes=np.array(["a", "b", "ç"]))
+    assert torch.equal(source.train.images, torch.from_numpy(GOOD["images"])) and source.train.labels.tolist() == GOOD["labels"].tolist()
+    assert len(source.test) == 2 and source.classes == ("a", "b", "ç")
+
+
+def test_class_names_and_the_channel_axis_may_be_left_out(tmp_path):
+    source = read_npz(tmp_path, images=GOOD["images"][:, 0], labels=GOOD["labels"].astype(np.uint8))
+    assert source.train.images.shape == (12, 1, 4, 5) and source.classes == ("0", "1", "2") and source.test is None
+    assert source.train.labels.dtype == torch.int64
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(["float16", "float32", "float64"]), st.integers(0, 2**31))
+def test_floats_come_back_to_half_a_grey_level(tmp_path_factory, dtype, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 1, 3, 3), np.uint8)
+    source = read_npz(tmp_path_factory.mktemp("x"), images=(pixels / 255).astype(dtype), labels=np.arange(9) % 3)
+    assert np.array_equal(source.train.images.numpy(), pixels)
+
+
+def test_floats_in_several_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(npz, "CHUNK", 5)
+    source = read_npz(tmp_path, images=GOOD["images"] / np.float32(255))
+    assert np.array_equal(source.train.images.numpy(), GOOD["images"])
+
+
+def with_value(value: float) -> np.ndarray:
+    images = np.full((12, 1, 2, 2), 0.5, np.float32)
+    images[7, 0, 1, 1] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    "arrays, why",
+    [
+        ({"images": None}, "images: absent (got keys labels). Add it with numpy.savez."),
+        ({"test_labels": GOOD["labels"]}, "test_images: absent (got keys labels, test_labels). Add it with numpy.savez."),
+        ({"lables": GOOD["labels"]}, "unknown key (got 'lables'). Did you mean 'labels'?"),
+        (
+            {"images": GOOD["images"][0, 0]},
+            "images: needs shape [n, c, h, w] or [n, h, w], none of them 0 (got [4, 5]). Reshape the array.",
+        ),
+        (
+            {"images": GOOD["images"][:0]},
+            "images: needs shape [n, c, h, w] or [n, h, w], none of them 0 (got [0, 3, 4, 5]). Reshape the array.",
+        ),
+        (
+            {"images": GOOD["images"].transpose(0, 2, 3, 1)},
+            "images: channels come last (got [12, 4, 5, 3]). Store images.transpose(0, 3, 1, 2).",
+        ),
+        ({"images": GOOD["images"] // 255}, "images: uint8 means 0..255 (got a maximum of 1). Multiply by 255, or store floats in [0, 1]."),
+        (
+            {"images": GOOD["images"].astype(int)},
+            "images: needs uint8, or float in [0, 1] (got int64). Store images.astype('uint8') if they are 0..255.",
+        ),
+        ({"images": with_value(np.nan)}, "images: float images must be in [0, 1] (got nan). Remove the images that hold NaN."),
+        ({"images": with_value(1.5)}, "images: float images must be in [0, 1] (got 1.5). Scale them to [0, 1], or store uint8 in 0..255."),
+        (
+            {"images": with_value(-0.5)},
+            "images: float images must be in [0, 1] (got -0.5). Scale them to [0, 1], or store uint8 in 0..255.",
+        ),
+        (
+            {"images": with_value(-np.inf)},
+            "images: float images must be in [0, 1] (got -inf). Scale them to [0, 1], or store uint8 in 0..255.",
+        ),
+        ({"labels": GOOD["labels"][:-1]}, "labels: one label an image is needed (got 11 for 12). Mend labels."),
+        ({"labels": np.eye(12, dtype=int)}, "labels: needs shape [n] (got [12, 12]). Store labels.argmax(1) if they are one-hot."),
+        ({"labels": GOOD["labels"][:, None]}, "labels: needs shape [n] (got [12, 1]). Store labels.ravel()."),
+        ({"labels": GOOD["labels"] / 1}, "labels: needs an integer dtype (got float64). Store labels.astype('int64')."),
+        ({"labels": GOOD["labels"] - 1}, "labels: labels count from 0 to the number of classes (got -1). Number the classes 0, 1, 2, ..."),
+        (
+            {"labels": GOOD["labels"] + 10**12},
+            "labels: labels count from 0 to the number of classes (got 1000000000002). Number the classes 0, 1, 2, ...",
+        ),
+        (
+            {"labels": GOOD["labels"].astype(np.uint64) + 2**63},
+            "labels: labels count from 0 to the number of classes (got 9223372036854775810). Number the classes 0, 1, 2, ...",
+        ),
+        ({"classes": np.array(["a", "b"])}, "labels: labels must be in 0..1 (got 2). Renumber or name the classes."),
+        ({"classes": np.arange(3)}, "classes: needs strings [classes] (got int64 [3]). Store numpy.array(names, dtype=str)."),
+        (
+            {"test_images": GOOD["images"], "test_labels": GOOD["labels"] + 1},
+            "test_labels: labels must be in 0..2 (got 3). Renumber or name the classes.",
+        ),
+        (
+            {"test_images": GOOD["images"][:, :1], "test_labels": GOOD["labels"]},
+            "test_images: another shape than images (got [1, 4, 5] and [3, 4, 5]). Bring them to one shape.",
+        ),
+    ],
+)
+def test_wrong_arrays_name_file_key_and_value(tmp_path, arrays, why):
+    where = f"{tmp_path}/x.npz: "
+    assert message(lambda: read_npz(tmp_path, **arrays)) == where + why
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = message(lambda: read_npz(tmp_path, labels=np.array([Bomb()] * 12, dtype=object)))
+    assert text.startswith(f"{tmp_path}/x.npz: labels: not a readable array (got Object arrays cannot be loaded when allow_pickle=False)")
+    Path("y.npz").write_bytes(pickle.dumps(Bomb()))
+    assert message(npz.read, npz.Params(file="y.npz")).startswith("y.npz: not a readable array (got ")
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda old: b"", lambda old: old[:-30], lambda old: old[:300] + b"\xff" * 300 + old[600:], lambda old: b"text"]
+)
+def test_damaged_archives_are_named(tmp_path, damage):
+    np.savez_compressed(tmp_path / "x.npz", **GOOD)
+    (tmp_path / "x.npz").write_bytes(damage((tmp_path / "x.npz").read_bytes()))
+    assert message(npz.read, npz.Params(file=str(tmp_path / "x.npz"))).startswith(f"{tmp_path}/x.npz: ")
+
+
+def test_a_lone_array_and_an_absent_file_are_told(tmp_path):
+    np.save(tmp_path / "x.npy", GOOD["images"])
+    assert "not a readable array" in message(npz.read, npz.Params(file=str(tmp_path / "x.npy")))
+    assert message(npz.read, npz.Params(file=f"{tmp_path}/none.npz")) == (
+        f"data.file: no such file (got {tmp_path}/none.npz). Give the path of an .npz file with images, labels."
+    )
