@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -37,7 +38,7 @@ TABLE = Path("report/table.csv")
 class StagesFailed(Exception):
     """Every stage that failed, by name, with the reason. The stages that need them were not tried, all others were."""
 
-    def __init__(self, failed: Mapping[str, BaseException]):
+    def __init__(self, failed: Mapping[str, Any]):
         super().__init__(failed)
         self.failed = failed
 
@@ -125,15 +126,20 @@ def _run(stages: Sequence[Stage], clean: set[str], workers: int, guards: Guards)
                 continue
             running[stage.name] = taken
             waiting.remove(stage)
-            future = run_stage.submit(stage, stage.name in clean, guards, taken, wait_for=[futures[name] for name in stage.upstream])
+            inputs = [futures[name] for name in stage.upstream]
+            future = run_stage.submit(stage, stage.name in clean, guards, taken, wait_for=inputs, return_state=False)
             futures[stage.name] = future
-            future.add_done_callback(lambda _, name=stage.name: ended.put(name))
+            future.add_done_callback(partial(_tell, ended, stage.name))
         try:
             running.pop(ended.get(timeout=1.0)).release()  # the timeout: another process may have freed a GPU
         except Empty:
             continue
     wait(list(futures.values()))  # a future learns its final state only when asked
     return futures
+
+
+def _tell(ended: Queue[str], name: str, future: PrefectFuture) -> None:
+    ended.put(name)
 
 
 def _key(name: str) -> str:

@@ -61,9 +61,9 @@ class StageFailed(Exception):
 @contextmanager
 def _repository() -> Iterator[Any]:
     """DVC's view of the workspace; its complaints about dvc.yaml, params.yaml, dvc.lock and its locks become a `Mistake`."""
-    from dvc.exceptions import DvcException, NotDvcRepoError
-    from dvc.lock import LockError
-    from dvc.repo import Repo
+    from dvc.exceptions import DvcException, NotDvcRepoError  # type: ignore[import-untyped]
+    from dvc.lock import LockError  # type: ignore[import-untyped]
+    from dvc.repo import Repo  # type: ignore[import-untyped]
 
     try:
         with Repo() as repo:
@@ -80,7 +80,7 @@ def _repository() -> Iterator[Any]:
 
 def graph() -> list[Stage]:
     """Every stage of the workspace, each after all that it needs."""
-    import networkx
+    import networkx  # type: ignore[import-untyped]
 
     with _repository() as repo:
         edges = repo.index.graph  # stage -> what it needs

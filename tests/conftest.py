@@ -1,0 +1,68 @@
+"""Fixtures for tests that need a whole workspace: a small DVC project, and one real Prefect server for the session."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The smallest params.yaml that is right; the stages of the test projects do not read it.
+PARAMS = """
+seed: 0
+data: {kind: digits}
+threat: {norm: linf, eps: 0.15}
+backbone: {natural: {backbone: {kind: convnet}, training: {kind: natural}, schedule: {epochs: 1}}}
+suites: {quick: {attacks: {fgsm: {kind: fgsm}}}}
+attack: {models: [backbone/natural], suites: [quick], images: 10}
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """`project(dvc_yaml)`: a DVC project of its own in the current folder, children able to import this repository."""
+
+    def make(dvc_yaml: str, folder: str = "project") -> Path:
+        place = tmp_path / folder
+        place.mkdir()
+        subprocess.run([sys.executable, "-P", "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=place, check=True)
+        (place / "dvc.yaml").write_text(dvc_yaml)
+        (place / "params.yaml").write_text(PARAMS)
+        monkeypatch.chdir(place)
+        return place
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    return make
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API address of a real `prefect server` on the loopback address, with a home of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+            patch.delenv(name)
+        from pipeline import environment, server
+
+        home = tmp_path_factory.mktemp("prefect")
+        for name, value in (environment.SILENT | environment.SAFE | {"PREFECT_HOME": str(home)}).items():
+            patch.setenv(name, value)
+        # Look for schedules to fill every 2 s instead of every 60 s.
+        patch.setenv("PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS", "2")
+        patch.setenv("PREFECT_API_URL", url := server.start(home))
+        yield url
+
+
+@pytest.fixture(scope="session")
+def flow(prefect_server: str) -> ModuleType:
+    """pipeline.flow, talking to that server. Imported here, because prefect reads its settings when it is imported."""
+    import prefect.context
+
+    from pipeline import flow
+
+    prefect.context.refresh_global_settings_context()
+    return flow
