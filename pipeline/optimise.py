@@ -110,9 +110,9 @@ def run(
 
 
 def _epoch(model: nn.Module, phase: Phase, optimiser: torch.optim.Optimizer, epoch: int, train: Split, purpose: tuple[int, str]) -> Row:
-    model.eval()
+    model.eval().requires_grad_(False)
     for module in phase.trained:
-        module.train()
+        module.train().requires_grad_(True)
     parameters = phase.parameters()
     device = parameters[0].device
     draws = generator(*purpose, phase.name, epoch, "draws", device=device)
