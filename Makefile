@@ -1,0 +1,60 @@
+# Needs Python 3.11 or newer, make and git. Everything else is installed into .venv from requirements.lock.
+# Telemetry of DVC, Prefect and MLflow is off: pipeline/environment.py and .dvc/config say how to turn it on.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export UV_COMPILE_BYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro flow ui report check lint types imports test test-all lock clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed ## install into .venv (the other targets do this themselves)
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check "$$(grep -o '^uv==[^ ]*' requirements.lock)"
+	$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+repro: setup ## the main job: dvc repro, then the result
+	basin repro
+
+flow: setup ## the same graph as a Prefect flow, in parallel
+	basin flow
+
+ui: setup ## MLflow on :5000 and Prefect on :4200, this machine only; Ctrl-C ends both
+	basin ui
+
+report: setup ## the report alone, from the outcomes that are there
+	basin repro report
+
+check: lint types imports ## everything that reads the code without running it
+
+lint: setup
+	ruff check
+	ruff format --check
+
+types: setup
+	mypy
+
+imports: setup
+	lint-imports
+
+test: setup ## the tests, in minutes
+	pytest
+
+test-all: setup ## the slow tests too
+	pytest -m "slow or not slow"
+
+lock: setup ## pin the newest versions that pyproject.toml allows
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate \
+		pyproject.toml --group dev --upgrade -o requirements.lock
+
+clean: ## remove what can be made again; the DVC cache, MLflow's database and the models stay
+	rm -rf .venv .basin/checkpoints .mypy_cache .ruff_cache .pytest_cache *.egg-info
