@@ -1,0 +1,38 @@
+"""The table for a terminal."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.report.wording import interval, percent, threat
+
+if TYPE_CHECKING:
+    from pipeline.report.table import Table
+
+
+def terminal(table: "Table"):
+    """A rich renderable: model, clean, suites, worst case with its 95% interval, masked, twin, n; accuracies in per cent."""
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    title, caption = f"{table.data}, {threat(table)}", f"accuracies in %, worst case with its 95% interval{_note(table)}"
+    grid = Grid(title=escape(title), caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    grid.add_column("model", overflow="fold")
+    for name in ("clean", *table.suites, "worst case", "masked", "twin", "n"):
+        grid.add_column(escape(name), justify="right", no_wrap=True, style="bold" if name == "worst case" else None)
+    for row in table.ranked:
+        worst = f"{percent(row.worst.value)} {interval(row.worst)}"
+        grid.add_row(
+            escape(row.model),
+            percent(row.clean.value),
+            *(percent(share.value) for share in row.suites.values()),
+            f"[green]{escape(worst)}[/]" if row.worst.value == table.best else escape(worst),
+            percent(row.masked.value) if row.masked else "",
+            f"{percent(row.twin.share.value)}{'†' if row.twin.source == 'transfer' else ''}" if row.twin else "",
+            str(row.clean.n),
+        )
+    return grid
+
+
+def _note(table: "Table") -> str:
+    carried = any(row.twin and row.twin.source == "transfer" for row in table.rows)
+    return "; † as source of the transfer attack" if carried else ""

@@ -1,0 +1,104 @@
+"""Adversarial examples as pictures: the same few images for every model."""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.report.outcomes import Outcome
+from pipeline.report.table import ByModel
+
+LARGEST = 64  # pixels a side; larger images are averaged down, so that the page stays light
+
+
+@dataclass(frozen=True)
+class Picture:
+    source: str  # PNG as a data URI
+    alt: str
+
+
+@dataclass(frozen=True)
+class Example:
+    adversarial: Picture
+    perturbation: Picture
+    amplified: float  # factor between the perturbation and its picture, 0 where nothing was perturbed
+    read: str
+    fate: str  # broken | robust | wrong
+    attack: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Gallery:
+    clean: list[tuple[Picture, str, int]]  # picture, class, index in the test split
+    rows: list[tuple[str, list[Example]]]
+    side: int  # pixels
+
+
+def gallery(everything: ByModel, count: int = 5) -> Gallery:
+    """`count` images that most models read rightly and most attacks break, of different classes where possible."""
+    chosen = choose(everything, count)
+    first = next(iter(next(iter(everything.values())).values()))
+    clean = [(first.points(i)[0], class_name(first, first.label[i]), int(first.image[i])) for i in chosen]
+    return Gallery(
+        [(Picture(png(shrunk(image)), f"image {index}, a {name}"), name, index) for image, name, index in clean],
+        [(model, [example(model, outcomes, i) for i in chosen]) for model, outcomes in everything.items()],
+        max(shrunk(clean[0][0]).shape[1:]),
+    )
+
+
+def choose(everything: ByModel, count: int) -> list[int]:
+    """Positions of the images, best first by (models that read the clean image rightly, models broken), one a class first."""
+    models = [list(outcomes.values()) for outcomes in everything.values()]
+    right = sum((suites[0].clean == suites[0].label).astype(int) for suites in models)
+    broken = sum((~np.logical_and.reduce([one.robust for one in suites])).astype(int) for suites in models)
+    label = models[0][0].label
+    ranked = np.lexsort((np.arange(label.size), -np.asarray(broken), -np.asarray(right))).tolist()
+    firsts = [i for at, i in enumerate(ranked) if label[i] not in label[ranked[:at]]]
+    return [*firsts, *(i for i in ranked if i not in set(firsts))][:count]
+
+
+def example(model: str, outcomes: Mapping[str, Outcome], position: int) -> Example:
+    """The stored point of the last suite that broke the image, else the last suite's strongest one."""
+    suites = list(outcomes.values())[::-1]
+    one = next((suite for suite in suites if not suite.robust[position]), suites[0])
+    clean, adversarial = one.points(position)
+    delta = adversarial - clean
+    largest = float(np.abs(delta).max())
+    fate = "robust" if one.robust[position] else "wrong" if one.attack[position] == "clean" else "broken"
+    read = class_name(one, one.adversarial[position])
+    factor = 0.5 / largest if largest else 0.0
+    which = f"image {one.image[position]} attacked on {model}"
+    return Example(
+        Picture(png(shrunk(adversarial)), f"{which}, read as {read}"),
+        Picture(png(shrunk(0.5 + factor * delta)), f"its perturbation, {factor:.1f} times amplified"),
+        factor, read, fate, str(one.attack[position]), float(one.distance[position]),
+    )  # fmt: skip
+
+
+def class_name(outcome: Outcome, index: int) -> str:
+    classes = outcome.summary.classes
+    return classes[index] if classes and 0 <= index < len(classes) else str(index)
+
+
+def shrunk(image: np.ndarray) -> np.ndarray:
+    """[c, h, w] with no side above LARGEST, by averaging whole blocks."""
+    channels, height, width = image.shape
+    block = -(-max(height, width) // LARGEST)
+    if block == 1:
+        return image
+    height, width = height // block, width // block
+    return image[:, : height * block, : width * block].reshape(channels, height, block, width, block).mean((2, 4))
+
+
+def png(image: np.ndarray) -> str:
+    """float [c, h, w] in [0, 1] as a data URI; one channel is grey, three are colours, others are averaged to grey."""
+    from PIL import Image
+
+    pixels = np.round(255 * np.nan_to_num(image).clip(0, 1)).astype(np.uint8)
+    picture = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(0).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,63 @@
+"""outcomes/<model>/<suite>/summary.json as types. Accuracies are fractions in [0, 1]."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Accuracy = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Accuracy, Accuracy]
+
+
+class Threat(BaseModel):
+    norm: str
+    eps: Annotated[float, Field(gt=0)]
+
+
+class Masked(BaseModel):
+    """What an attack with the wrong, adjoint, gradient would have reported."""
+
+    attack: str
+    robust: Accuracy
+    interval: Interval
+
+
+class Undefended(BaseModel):
+    """The model's twin without the defence, as measured inside the model's own transfer attack."""
+
+    model: str
+    clean: Accuracy
+    robust: Accuracy
+
+
+class Curve(BaseModel):
+    attack: str
+    points: list[tuple[Annotated[float, Field(ge=0)], Accuracy]]
+
+
+class Summary(BaseModel):
+    """outcomes/<model>/<suite>/summary.json; further keys are allowed and ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: str
+    suite: str
+    data: str
+    data_digest: str
+    threat: Threat
+    n: Annotated[int, Field(gt=0)]
+    clean: Accuracy
+    robust: Accuracy
+    interval: Interval
+    attacks: dict[str, Accuracy]
+    alone: dict[str, Accuracy | None] = {}
+    masked: Masked | None = None
+    twin: Undefended | None = None
+    curve: Curve | None = None
+    flags: list[str] = []
+    passes: Annotated[int, Field(ge=0)]
+    seed: int
+    from_: Annotated[str | None, Field(alias="from")] = None
+    training: str | None = None
+    head: str | None = None
+    backbone: str | None = None
+    classes: list[str] | None = None

@@ -1,0 +1,159 @@
+"""The table: per model, what is left of its accuracy when every suite has had its turn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import Mistake
+from pipeline.evaluation import wilson
+from pipeline.report.outcomes import Outcome
+from pipeline.report.summary import Threat
+
+ByModel = Mapping[str, Mapping[str, Outcome]]  # model -> suite -> outcome
+MADE = ("model", "backbone", "head", "training", "clean")
+MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n")
+
+
+@dataclass(frozen=True)
+class Share:
+    """k of n images, with the Wilson 95% interval of the fraction."""
+
+    k: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return round(self.k / self.n, 6)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        low, high = wilson(self.k, self.n)
+        return round(low, 6), round(high, 6)
+
+    def above(self, other: "Share") -> bool:
+        """Higher beyond both 95% intervals."""
+        return self.interval[0] > other.interval[1]
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The undefended model that a model was built from, on the same images."""
+
+    model: str
+    share: Share
+    source: str  # "run": its own outcomes under the same suites; "transfer": the figure that the model's own summary carries
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model. `worst` counts an image only if it is robust in every suite, and under the masked attack where measured."""
+
+    model: str
+    backbone: str
+    head: str
+    training: str
+    clean: Share
+    suites: Mapping[str, Share]
+    worst: Share
+    masked: Share | None
+    masked_attack: str
+    twin: Twin | None
+    position: int  # in the run's order; gives the model its colour on the page
+
+    @property
+    def gap(self) -> float | None:
+        """How far the masked figure lies above the worst case: robustness that is not there."""
+        return self.masked.value - self.worst.value if self.masked else None
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the row; keys are absent where nothing was measured."""
+        low, high = self.worst.interval
+        numbers: dict[str, float] = {"clean": self.clean.value, "n": self.clean.n}
+        numbers |= {suite: share.value for suite, share in self.suites.items()}
+        numbers |= {"worst_case": self.worst.value, "interval_low": low, "interval_high": high}
+        if self.masked:
+            numbers["masked"] = self.masked.value
+        if self.twin:
+            numbers["twin"] = self.twin.share.value
+        return numbers
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows in the run's order, and what they have in common. `rich.print(table)` shows it in a terminal."""
+
+    rows: tuple[Row, ...]
+    suites: tuple[str, ...]
+    data: str
+    digest: str
+    threat: Threat
+    n: int
+
+    @property
+    def ranked(self) -> list[Row]:
+        """Highest worst case first, ties in the run's order."""
+        return sorted(self.rows, key=lambda row: -row.worst.k)
+
+    @property
+    def best(self) -> float:
+        return self.ranked[0].worst.value
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        return {row.model: row.metrics() for row in self.rows}
+
+    def __rich__(self):
+        from pipeline.report.console import terminal
+
+        return terminal(self)
+
+
+def worst_case(suites: Mapping[str, Outcome]) -> Share:
+    """The per-image worst case over suites whose outcomes are on the same images."""
+    robust = np.logical_and.reduce([one.robust & (one.masked != 0) for one in suites.values()])  # nan != 0: not measured
+    return Share(int(robust.sum()), robust.size)
+
+
+def tabulate(everything: ByModel, suites: Sequence[str]) -> Table:
+    """Comparable outcomes (see `outcomes.check_comparable`) as a table.
+
+    Raises: Mistake if a suite has the name of a column.
+    """
+    if clash := [suite for suite in suites if suite in MADE + MEASURED]:
+        raise Mistake(f"params.yaml: suites: the name is that of a column of the report (got {clash[0]}). Rename the suite.")
+    rows = tuple(_row(model, position, everything) for position, model in enumerate(everything))
+    summary = next(iter(everything[rows[0].model].values())).summary
+    return Table(rows, tuple(suites), summary.data, summary.data_digest, summary.threat, summary.n)
+
+
+def _row(model: str, position: int, everything: ByModel) -> Row:
+    outcomes = everything[model]
+    first = next(iter(outcomes.values()))
+    masked = [one for one in outcomes.values() if not np.isnan(one.masked).all()]
+    return Row(
+        model=model,
+        backbone=first.summary.backbone or "",
+        head=first.summary.head or "",
+        training=first.summary.training or "",
+        clean=Share(int((first.clean == first.label).sum()), first.summary.n),
+        suites={suite: Share(int(one.robust.sum()), one.summary.n) for suite, one in outcomes.items()},
+        worst=worst_case(outcomes),
+        masked=_masked(masked[-1]) if masked else None,
+        masked_attack=masked[-1].summary.masked.attack if masked and masked[-1].summary.masked else "",
+        twin=_twin(outcomes, everything),
+        position=position,
+    )
+
+
+def _masked(outcome: Outcome) -> Share:
+    return Share(int(np.nansum(outcome.masked)), int((~np.isnan(outcome.masked)).sum()))
+
+
+def _twin(outcomes: Mapping[str, Outcome], everything: ByModel) -> Twin | None:
+    """The twin's own worst case when it is in the run, else the lowest figure that the summaries carry."""
+    summaries = [one.summary for one in outcomes.values()]
+    if (name := summaries[0].from_) and name in everything:
+        return Twin(name, worst_case(everything[name]), "run")
+    carried = min((one.twin for one in summaries if one.twin), key=lambda twin: twin.robust, default=None)
+    n = summaries[0].n
+    return Twin(carried.model, Share(round(carried.robust * n), n), "transfer") if carried else None

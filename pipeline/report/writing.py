@@ -1,0 +1,37 @@
+"""Everything that the report writes, in one call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import Mistake
+from pipeline.report import outcomes as reading
+from pipeline.report import tidy
+from pipeline.report.table import Table, tabulate
+
+
+def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence[str], out: Path) -> Table:
+    """Read outcomes/ and history/, write index.html, table.csv, metrics.json, curves.csv and history.csv into `out`.
+
+    The same inputs give the same bytes.
+
+    Args:
+        models: names `<stage>/<name>`, in the order of the run.
+        suites: names of the suites, weakest first.
+    Raises: Mistake naming what is missing, damaged or not comparable.
+    """
+    from pipeline.report.page import page
+
+    if not models or not suites:
+        raise Mistake(
+            f"params.yaml: attack: nothing to report (got {len(models)} models, {len(suites)} suites). Name at least one of each."
+        )
+    everything = {model: {suite: reading.read(outcomes, model, suite) for suite in suites} for model in models}
+    reading.check_comparable(one for by_suite in everything.values() for one in by_suite.values())
+    table, epochs = tabulate(everything, suites), tidy.read_history(history, models)
+    out.mkdir(parents=True, exist_ok=True)
+    tidy.rows(table, out / "table.csv")
+    tidy.metrics(table, out / "metrics.json")
+    tidy.curves(everything, out / "curves.csv")
+    tidy.history(epochs, out / "history.csv")
+    (out / "index.html").write_text(page(table, everything, epochs), encoding="utf-8")
+    return table
