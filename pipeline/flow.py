@@ -22,7 +22,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.settings import get_current_settings
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
 from prefect.tasks import exponential_backoff
 
 from pipeline import environment, repro, server, slots
@@ -95,8 +95,9 @@ def pipeline(targets: list[str] | None = None, workers: int = 2) -> State:
             raise
     states = {name: future.state for name, future in futures.items()}
     _publish(stages, states)
-    if failed := {name: state.data for name, state in states.items() if state.is_failed()}:
-        raise StagesFailed(failed)
+    if failed := {name: state.result(raise_on_failure=False) for name, state in states.items() if state.is_failed()}:
+        error = StagesFailed(failed)
+        return Failed(message=str(error), data=error)  # raised to the caller, without a page of Prefect's own frames in the log
     names = [state.name for state in states.values()]
     return Completed(message=", ".join(f"{names.count(name)} {name.lower()}" for name in STATE_NAMES.values() if name in names))
 

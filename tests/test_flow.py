@@ -1,0 +1,312 @@
+"""The flow on real DVC projects and a real Prefect server: order, retries, cancels, GPUs."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline import slots
+from pipeline.errors import Mistake
+
+MakeProject = Callable[..., Path]
+
+# `python stage.py NAME OUT SECONDS [INPUT...]`: notes its PID, its GPU, its start and its end, and writes OUT.
+STAGE = """
+import os, sys, time
+name, out, seconds, *inputs = sys.argv[1:]
+def note(what): print(time.time(), name, what, os.environ.get("CUDA_VISIBLE_DEVICES", ""), os.getpid(), file=open("notes", "a"))
+note("start")
+time.sleep(float(seconds))
+open(out, "w").write(name + "".join(open(path).read() for path in inputs))
+note("end")
+"""
+
+FORK = """
+stages:
+  prepare:
+    cmd: python stage.py prepare a 0.1
+    outs: [a]
+  left:
+    cmd: python stage.py left b 2 a
+    deps: [a]
+    outs: [b]
+  right:
+    cmd: python stage.py right c 2 a
+    deps: [a]
+    outs: [c]
+  join:
+    cmd: python stage.py join d 0.1 b c
+    deps: [b, c]
+    outs: [d]
+"""
+
+
+def notes(place: Path) -> list[list[str]]:
+    path = place / "notes"
+    return [line.split(" ") for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def spans(place: Path) -> dict[str, tuple[float, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for when, name, what, *_ in notes(place):
+        found.setdefault(name, {})[what] = float(when)
+    return {name: (span["start"], span["end"]) for name, span in found.items()}
+
+
+def state_names(server: str, since: str) -> dict[str, str]:
+    """Task names and state names of the latest flow run whose name is `since`, as the server tells them."""
+    import httpx
+
+    with httpx.Client(base_url=server) as client:
+        query: dict[str, Any] = {"flow_runs": {"name": {"any_": [since]}}, "sort": "START_TIME_DESC", "limit": 1}
+        run = client.post("/flow_runs/filter", json=query).raise_for_status().json()[0]
+        for _ in range(50):  # task states reach the database a moment after the flow's
+            tasks = client.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).raise_for_status().json()
+            if tasks and all(task["state_type"] not in ("RUNNING", "PENDING") or task["state_name"] == "NotReady" for task in tasks):
+                break
+            time.sleep(0.2)
+    return {task["name"]: task["state_name"] for task in tasks}
+
+
+@pytest.fixture
+def workspace(project: MakeProject) -> MakeProject:
+    def make(dvc_yaml: str, folder: str = "project") -> Path:
+        place = project(dvc_yaml, folder)
+        (place / "stage.py").write_text(STAGE)
+        return place
+
+    return make
+
+
+def lines(place: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-P", "-m", "dvc", *options], cwd=place, capture_output=True, text=True, check=True)
+
+
+def test_branches_run_at_once_and_dvc_lock_is_as_dvc_repro_writes_it(flow: ModuleType, prefect_server: str, workspace: MakeProject):
+    plain = workspace(FORK, "plain")
+    lines(plain, "repro")
+    place = workspace(FORK, "flow")
+    flow.pipeline()
+    when = spans(place)
+    assert when["left"][0] < when["right"][1] and when["right"][0] < when["left"][1]
+    assert when["prepare"][1] <= min(when["left"][0], when["right"][0])
+    assert when["join"][0] >= max(when["left"][1], when["right"][1])
+    assert (place / "dvc.lock").read_text() == (plain / "dvc.lock").read_text()
+    assert set(state_names(prefect_server, "flow: everything").values()) == {"Completed"}
+
+    before = notes(place)
+    flow.pipeline()
+    assert notes(place) == before
+    assert state_names(prefect_server, "flow: everything") == dict.fromkeys(["prepare", "left", "right", "join"], "Skipped")
+    assert lines(place, "repro").stdout.count("didn't change, skipping") == 4
+
+
+def test_one_worker_runs_one_stage_at_a_time(flow: ModuleType, workspace: MakeProject):
+    place = workspace(FORK.replace(" 2 a", " 0.5 a"))
+    flow.pipeline(targets=["left", "right"], workers=1)
+    when = spans(place)
+    assert when["left"][1] <= when["right"][0] or when["right"][1] <= when["left"][0]
+    assert "join" not in when
+
+
+def test_a_deleted_lock_is_restored_from_the_run_cache(flow: ModuleType, prefect_server: str, workspace: MakeProject):
+    place = workspace(FORK.replace(" 2 a", " 0 a"), "restore")
+    flow.pipeline()
+    (place / "dvc.lock").unlink()
+    flow.pipeline()
+    assert state_names(prefect_server, "restore: everything") == {"prepare": "Completed", "left": "Restored", "right": "Restored", "join": "Restored"}
+
+
+KILLED_ONCE = """
+import os, signal
+from pathlib import Path
+checkpoint = Path("checkpoint")
+if not checkpoint.exists():
+    checkpoint.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+Path("out").write_text("resumed from " + checkpoint.read_text())
+"""
+
+
+def test_a_killed_stage_is_tried_again_and_resumes(flow: ModuleType, workspace: MakeProject):
+    place = workspace("stages:\n  fragile:\n    cmd: python killed_once.py\n    outs: [out]\n")
+    (place / "killed_once.py").write_text(KILLED_ONCE)
+    flow.pipeline()
+    assert (place / "out").read_text() == "resumed from half"
+
+
+BRANCHES = """
+stages:
+  wrong:
+    cmd: "echo tried >> tries; echo 'error: eps: too large' >&2; exit 2"
+    outs: [a]
+  after:
+    cmd: python stage.py after b 0 a
+    deps: [a]
+    outs: [b]
+  other:
+    cmd: python stage.py other c 1
+    outs: [c]
+"""
+
+
+def test_bad_input_is_not_retried_and_stops_its_own_branch_only(flow: ModuleType, prefect_server: str, workspace: MakeProject):
+    place = workspace(BRANCHES, "branches")
+    with pytest.raises(flow.StagesFailed, match=r"^wrong: exit code 2: error: eps: too large$"):
+        flow.pipeline()
+    assert (place / "tries").read_text() == "tried\n"
+    assert (place / "c").exists()
+    assert state_names(prefect_server, "branches: everything") == {"wrong": "Failed", "after": "NotReady", "other": "Completed"}
+
+
+def test_gpu_stages_get_a_device_each_and_never_share_it(flow: ModuleType, workspace: MakeProject, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    stages = (f"  s{n}:\n    cmd: python stage.py s{n} o{n} 1.5\n    outs: [o{n}]\n    meta: {{gpu: 1}}\n" for n in range(3))
+    place = workspace("stages:\n" + "".join(stages))
+    flow.pipeline(workers=3)
+    device = {name: gpu for _, name, what, gpu, _ in notes(place) if what == "start"}
+    assert set(device.values()) == {"0", "1"}
+    when = spans(place)
+    for one in when:
+        for other in when:
+            if one < other and device[one] == device[other]:
+                assert when[one][1] <= when[other][0] or when[other][1] <= when[one][0]
+    first, second, third = sorted(when, key=lambda name: when[name])
+    assert when[second][0] < when[first][1], "two devices, two at once"
+
+
+def test_a_gpu_stage_runs_without_gpus(flow: ModuleType, workspace: MakeProject, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    place = workspace("stages:\n  s:\n    cmd: python stage.py s o 0\n    outs: [o]\n    meta: {gpu: 1}\n")
+    flow.pipeline()
+    assert (place / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("visible", "ids"), [("", []), ("-1", []), ("0", ["0"]), ("0, 2", ["0", "2"]), ("GPU-8932f937,1", ["GPU-8932f937", "1"]), ("1,-1,0", ["1"])]
+)
+def test_devices_are_read_as_cuda_reads_them(visible: str, ids: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert slots.devices() == ids
+
+
+def test_devices_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\necho '  MIG 1g.10gb Device 0: (UUID: MIG-1)'\necho 'GPU 1: NVIDIA H100 (UUID: GPU-2)'\n")
+    smi.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert slots.devices() == ["0", "1"]
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert slots.devices() == []
+
+
+def start(place: Path, *targets: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipeline.flow", *targets]
+    return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def stage_pid(place: Path, patience: float = 30) -> int:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if noted := notes(place):
+            return int(noted[-1][-1])
+        time.sleep(0.05)
+    pytest.fail("the stage did not start")
+
+
+def gone(pids: set[int], patience: float = 5) -> bool:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+LONG = "stages:\n  long:\n    cmd: python stage.py long out 60\n    outs: [out]\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_flow_leaves_no_orphan_and_a_second_one_is_refused_until_then(
+    prefect_server: str, workspace: MakeProject, number: signal.Signals
+):
+    place = workspace(LONG)
+    first = start(place)
+    stage = stage_pid(place)
+    family = {first.pid, stage} | {child.pid for child in psutil.Process(first.pid).children(recursive=True)}
+    assert len(family) >= 4, "flow, guard, dvc, stage"
+    if number == signal.SIGKILL:
+        second = start(place)
+        said = second.communicate(timeout=60)[0]
+        assert second.returncode == 2
+        assert said == (
+            f"error: .basin/flow.lock: another flow is at work in this workspace (PID {first.pid}). "
+            f"Wait for it to end, or stop it with: kill {first.pid}.\n"
+        )
+    first.send_signal(number)
+    first.communicate(timeout=30)
+    assert first.returncode == (-number if number == signal.SIGKILL else 130)
+    assert gone(family)
+    assert not (place / "out").exists()
+
+
+def test_a_killed_flows_own_server_goes_with_it(project: MakeProject, monkeypatch: pytest.MonkeyPatch):
+    """Without PREFECT_API_URL the flow brings its own server; the database stays in the workspace."""
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        monkeypatch.delenv(name)
+    place = project(LONG)
+    (place / "stage.py").write_text(STAGE)
+    process = start(place)
+    stage = stage_pid(place, patience=90)
+    family = {process.pid, stage} | {child.pid for child in psutil.Process(process.pid).children(recursive=True)}
+    assert any("server" in psutil.Process(pid).cmdline() for pid in family)
+    process.kill()
+    process.communicate()
+    assert gone(family, patience=15)
+    assert (place / ".basin/prefect/prefect.db").exists()
+
+
+def test_the_command_says_what_failed_why_and_how_to_go_on(prefect_server: str, workspace: MakeProject):
+    place = workspace(BRANCHES.replace("exit 2", "exit 2"))
+    process = start(place, "after")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+    assert "failed: wrong: exit code 2: error: eps: too large\nWhat is done is kept. To go on: basin flow after\n" in said
+    assert re.search(r"Task run 'wrong' - error: eps: too large", said), "the stage's lines are in the task's log"
+
+
+def test_bad_input_is_told_before_a_server_is_started(flow: ModuleType, project: MakeProject, capsys: pytest.CaptureFixture):
+    place = project(FORK)
+    with pytest.raises(SystemExit) as end:
+        flow.main(["jion"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: target: no such stage (got 'jion'). Did you mean 'join'?\n"
+    with pytest.raises(Mistake, match=r"^workers: at least one stage must run at a time \(got 0\)\. Give 1 or more\.$"):
+        flow.pipeline(workers=0)
+    assert not (place / "a").exists()
+
+
+def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str, workspace: MakeProject):
+    import httpx
+
+    workspace(
+        "stages:\n  report:\n    cmd: mkdir -p report && printf 'model,robust\\nbackbone/natural,0.25\\n' > report/table.csv && echo > report/index.html\n"
+        "    outs: [report/table.csv, report/index.html]\n"
+    )
+    flow.pipeline()
+    found = httpx.post(f"{prefect_server}/artifacts/latest/filter", json={}).raise_for_status().json()
+    data = {artifact["key"]: artifact["data"] for artifact in found}
+    assert '"backbone/natural"' in data["results"]
+    assert "| backbone/natural | 0.25 |" in data["summary"]
+    assert "report/index.html" in data["report"]
+    assert "| report | Completed |" in data["stages"]
