@@ -1,0 +1,197 @@
+"""The graph tells DVC the truth: whatever can change a stage's result is among its `deps`, for every ready-made run.
+
+A dependency that is left out is the worst kind of defect that a pipeline can have: old numbers stand beside new code, and nothing says so.
+"""
+
+import ast
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+from dvc.dependency import ParamsDependency
+from dvc.repo import Repo
+
+from pipeline import config, lookup
+from pipeline.lookup import Choice
+from pipeline.types import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNS = ["params.yaml", *sorted(f"params/{path.name}" for path in (ROOT / "params").glob("*.yaml"))]
+TEST_SPLIT = "data/prepared/test.safetensors"
+
+# Imported by stages, and yet no dependency, because no byte of a result comes from them. Each with its argument.
+EXEMPT = {
+    "pipeline.environment": "switches of other programs (telemetry, update checks), set before anything is computed",
+    "pipeline.tracking": "told what a stage has done, and answers nothing: a stage writes the same files where MLflow is away",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage as DVC resolved it."""
+
+    name: str
+    script: str
+    deps: frozenset[str]
+    params: tuple[str, ...]
+
+    def lacks(self, files: Iterable[str]) -> list[str]:
+        """Those of `files` that neither a dependency nor a folder that is one covers."""
+        return sorted(file for file in files if not self.deps & {file, *map(str, Path(file).parents)})
+
+
+@dataclass(frozen=True)
+class Run:
+    config: config.Config
+    nodes: list[Node]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, tmp_path_factory) -> Run:
+    """The graph of dvc.yaml under one params file, resolved by DVC."""
+    place = tmp_path_factory.mktemp("run")
+    shutil.copy(ROOT / "dvc.yaml", place)
+    shutil.copy(ROOT / request.param, place / "params.yaml")
+    Repo.init(str(place), no_scm=True).close()
+    with Repo(str(place)) as repo:
+        return Run(config.load(place / "params.yaml"), [node(stage) for stage in repo.index.stages])
+
+
+def node(stage: Any) -> Node:
+    python, flag, script, *_ = stage.cmd.split()
+    assert (python, flag) == ("python", "-m")
+    params = tuple(key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params)
+    paths = frozenset(dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency))
+    return Node(stage.name, script, paths, params)
+
+
+# What a stage's code is -------------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def imports() -> grimp.ImportGraph:
+    """Who imports whom, in functions too, without the exempt modules and what only they import."""
+    graph = grimp.build_graph("pipeline", "stages", cache_dir=None)
+    for module in EXEMPT:
+        graph.remove_module(module)
+    return graph
+
+
+def file_of(module: str) -> str:
+    path = Path(*module.split("."))
+    return str(path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py"))
+
+
+def is_only_a_docstring(file: str) -> bool:
+    return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in ast.parse((ROOT / file).read_text()).body)
+
+
+@cache
+def closure(module: str) -> frozenset[str]:
+    """The files that importing `module` runs: its own, what it imports, and the packages around them where they hold code."""
+    modules = {module, *imports().find_upstream_modules(module)}
+    packages = {part for name in modules for part in (name.rpartition(".")[0], name.partition(".")[0]) if part}
+    around = {file for file in map(file_of, packages) if not is_only_a_docstring(file)}
+    return frozenset(map(file_of, modules)) | around
+
+
+def choices(value: Any) -> Iterator[Choice]:
+    """Every kind that a part of the config names, a kind's own settings included."""
+    if isinstance(value, Choice):
+        yield value
+        yield from choices(value.params)
+    elif isinstance(value, Settings):
+        for name in type(value).model_fields:
+            yield from choices(getattr(value, name))
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from choices(item)
+
+
+def part(settings: config.Config, key: str) -> Any:
+    """What a params dependency such as `backbone.natural` stands for."""
+    if key == "data":
+        return [settings.source, settings.splits]
+    value: Any = settings
+    for word in key.split("."):
+        value = value[word] if isinstance(value, dict) else getattr(value, word)
+    return value
+
+
+def named_kinds(settings: config.Config, node: Node) -> set[str]:
+    """Modules of the kinds that the stage's params name."""
+    return {f"pipeline.{choice.family}.{choice.kind}" for key in node.params for choice in choices(part(settings, key))}
+
+
+def written_kinds(script: str) -> set[str]:
+    """Modules of the kinds that a script names itself, as in `{"kind": "linear"}`."""
+    literals = [node for node in ast.walk(ast.parse((ROOT / file_of(script)).read_text())) if isinstance(node, ast.Dict)]
+    pairs = [(key, value) for literal in literals for key, value in zip(literal.keys, literal.values, strict=True)]
+    kinds = {value.value for key, value in pairs if getattr(key, "value", None) == "kind" and isinstance(value, ast.Constant)}
+    return {f"pipeline.{family}.{kind}" for family in lookup.FAMILIES for kind in kinds & set(lookup.kinds(family))}
+
+
+def missing(run: Run) -> dict[str, list[str]]:
+    """Stage -> the files of its code that are not among its dependencies."""
+    wanted = {node: {node.script} | named_kinds(run.config, node) | written_kinds(node.script) for node in run.nodes}
+    lacks = {node.name: node.lacks(frozenset().union(*map(closure, modules))) for node, modules in wanted.items()}
+    return {name: files for name, files in lacks.items() if files}
+
+
+# The promises -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_stage_depends_on_all_its_code(run):
+    assert missing(run) == {}
+
+
+def test_a_dependency_left_out_is_found(run):
+    """The test above can fail: without a dependency that it needs, each stage that had it is named."""
+    for victim in ("pipeline/data.py", "stages/entry.py", "pipeline/types.py"):
+        without = [Node(node.name, node.script, node.deps - {victim}, node.params) for node in run.nodes]
+        assert missing(Run(run.config, without)) == {node.name: [victim] for node in run.nodes if victim in node.deps}
+
+
+def test_kinds_are_looked_for_in_params_and_in_scripts(run):
+    by_family = {node.name.partition("@")[0]: named_kinds(run.config, node) | written_kinds(node.script) for node in run.nodes}
+    assert {name.split(".")[1] for name in by_family["prepare"]} == {"sources"}
+    assert {name.split(".")[1] for name in by_family["backbone"]} == {"backbones", "heads", "training"}
+    assert {name.split(".")[1] for name in by_family["attack"]} == {"attacks"}
+
+
+def test_every_dependency_on_code_exists(run):
+    """A path that is not there is one that a renamed file left behind."""
+    code = {dep for node in run.nodes for dep in node.deps if dep.startswith(("pipeline/", "stages/"))}
+    assert [dep for dep in sorted(code) if not (ROOT / dep).exists()] == []
+
+
+def test_a_model_is_a_dependency_of_what_is_built_on_it_or_attacks_it(run):
+    for node in run.nodes:
+        stage, _, name = node.name.partition("@")
+        if stage in ("head", "adversarial"):
+            assert f"models/{run.config.entry(f'{stage}/{name}').from_}" in node.deps
+        if stage == "attack":
+            assert [model for model in run.config.attack.models if f"models/{model}" in node.deps and name.startswith(f"{model}-")]
+
+
+def test_only_attacks_read_the_test_split(run):
+    readers = {node.name.partition("@")[0] for node in run.nodes if not node.lacks([TEST_SPLIT])}
+    assert readers == {"attack"}
+
+
+def test_whatever_draws_depends_on_the_seed(run):
+    """The stages that compute: the report and the registry read what they wrote."""
+    without = {node.name.partition("@")[0] for node in run.nodes if "seed" not in node.params}
+    assert without <= {"report", "register"}
+
+
+def test_exemptions_are_of_use():
+    """An exemption that no stage needs any more would hide the day when it matters again."""
+    graph = grimp.build_graph("pipeline", "stages", cache_dir=None)
+    used = {module for script in graph.find_children("stages") for module in graph.find_upstream_modules(script)}
+    assert set(EXEMPT) <= used
