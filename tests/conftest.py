@@ -1,8 +1,6 @@
 """Fixtures for tests that need a whole workspace: a small DVC project, and one real Prefect server for the session."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +26,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
     def make(dvc_yaml: str, folder: str = "project") -> Path:
         place = tmp_path / folder
-        place.mkdir()
-        subprocess.run([sys.executable, "-P", "-m", "dvc", "init", "--quiet", "--no-scm"], cwd=place, check=True)
+        (place / ".dvc").mkdir(parents=True)
+        (place / ".dvc" / "config").write_text("[core]\n    no_scm = True\n    analytics = false\n")  # what `dvc init --no-scm` does
         (place / "dvc.yaml").write_text(dvc_yaml)
         (place / "params.yaml").write_text(PARAMS)
         monkeypatch.chdir(place)

@@ -80,9 +80,8 @@ def test_end_takes_children_along_and_admits_no_more(command: list[str], tmp_pat
 
 def test_a_killed_parent_takes_the_command_along(command: list[str], tmp_path: Path):
     root = Path(guard.__file__).parents[1]
-    parent = subprocess.Popen(
-        [sys.executable, "-c", f"from pipeline.guard import Guards; Guards().start({command!r}).wait()"], env={**os.environ, "PYTHONPATH": str(root)}
-    )
+    code = f"from pipeline.guard import Guards; Guards().start({command!r}).wait()"
+    parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)})
     pids = wait_for(lambda: family(tmp_path))
     parent.kill()
     parent.wait()

@@ -1,6 +1,5 @@
 """The pins without which Prefect installs and then does not work: docs/decisions/0002-pins-that-make-prefect-work.md."""
 
-import os
 import subprocess
 import sys
 import time
@@ -49,7 +48,7 @@ def test_the_scheduler_fills_a_schedule(prefect_server: str):
 def test_a_served_flow_runs_on_its_schedule(prefect_server: str, project: Callable[..., Path]):
     place = project("stages:\n  one:\n    cmd: echo 1 > out\n    outs: [out]\n")
     code = "from pipeline import environment; environment.apply(); from pipeline import flow; flow.serve('often', interval=10)"
-    server = subprocess.Popen([sys.executable, "-c", code], cwd=place, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    server = subprocess.Popen([sys.executable, "-c", code], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deployment = ""
         deadline = time.monotonic() + 60
