@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.tracking import PATIENCE, RUNS, kept, uri
+from pipeline.tracking import PATIENCE, RUNS, cause, kept, uri
 
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
@@ -43,7 +43,7 @@ def mirror(journal: Path, stage: int | None = None) -> bool:
                 except Exception as error:  # noqa: BLE001  whatever MLflow, its database or the network come up with
                     again = time.monotonic() + AGAIN
                     if not complained:
-                        log.warning(kept(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", journal))
+                        log.warning(kept(cause(error), journal))
                     complained = True
             if ended:
                 break

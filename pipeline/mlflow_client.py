@@ -26,6 +26,7 @@ def client() -> MlflowClient:
     """
     environment.apply()
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for noisy in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if database := local_database():
@@ -49,12 +50,16 @@ def _prepare(database: Path) -> None:
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         if not database.exists() or not database.stat().st_size:
+            from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
             new = lock.with_name("mlflow.db.new")
             new.unlink(missing_ok=True)
             SqlAlchemyStore(f"{SQLITE}{new}", (database.parent / ARTIFACTS).as_uri()).engine.dispose()
             new.replace(database)
+            for kept in (SqlAlchemyStore._engine_map, RegistryStore._engine_map):
+                if uri() in kept:
+                    kept[uri()].dispose()  # connections of this process to a database that was deleted
     with closing(sqlite3.connect(database, timeout=5)) as found:
         found.execute("SELECT count(*) FROM sqlite_master").fetchone()  # a damaged file fails here at once; MLflow tries for 100 s
 
@@ -62,7 +67,7 @@ def _prepare(database: Path) -> None:
 def experiment_id(store: MlflowClient, name: str) -> str:
     """The experiment of a data set, made where it is missing."""
     try:
-        found = store.get_experiment_by_name(name) or _create(store, name)
+        found: Experiment | None = store.get_experiment_by_name(name) or _create(store, name)
     except MlflowException as error:  # another stage was first
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

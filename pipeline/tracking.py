@@ -128,6 +128,11 @@ def shown(where: str) -> str:
     return re.sub(r"//[^/@]*@", "//...@", where)
 
 
+def cause(error: Exception) -> str:
+    """An error in one line, without a password."""
+    return shown(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
 def digest(asked: Any) -> str:
     """12 hexadecimal digits that stand for anything JSON can say."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]

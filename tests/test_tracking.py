@@ -139,10 +139,10 @@ def test_absent_server_costs_one_warning_and_nothing_is_lost(folder):
     out, err = (stage := start(folder, MLFLOW_TRACKING_URI=server)).communicate()
     assert (stage.returncode, out) == (0, "stage done\n") and time.monotonic() - began < 25
     assert err.count("does not take this run") == 1 and err.count("WARNING") == 1
-    assert "Deliver it when MLflow is back: python -m pipeline.mirror" in err and "secret" not in err.split("(got")[0]
+    assert "Deliver it when MLflow is back: python -m pipeline.mirror" in err and "secret" not in err
 
     deliver = [sys.executable, "-m", "pipeline.mirror"]
-    assert subprocess.run(deliver, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
+    assert subprocess.run(deliver, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
     (found,) = runs()
     assert found.info.status == "FINISHED" and found.data.metrics == {"loss": 1 / 3}
     assert list((folder / ".basin/runs").rglob("*.jsonl")) == []

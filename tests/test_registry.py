@@ -1,0 +1,305 @@
+"""The registry: versions that load anywhere and give the folder's logits, aliases that move only to such versions."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import artifact, config, data, evaluation, registry
+from pipeline.classifier import Classifier
+from pipeline.errors import Mistake
+from pipeline.randomness import construct
+
+ROOT = Path(__file__).parent.parent
+NAME = "digits-linf-0.15"
+PARAMS = """
+seed: 0
+data: {kind: digits, train_limit: 200, test_limit: 40}
+threat: {norm: linf, eps: 0.15}
+backbone:
+  natural: {backbone: {kind: convnet, channels: [2], hidden: 8}, training: {kind: natural}, schedule: {epochs: 1, batch: 32, optimiser: adam, rate: 0.01}}
+head:
+  ode:
+    from: backbone/natural
+    head: {kind: ode, width: 4, solver: {method: rk4, steps: 2}}
+    training: {kind: natural}
+    schedule: {classifier: {epochs: 1, batch: 32, optimiser: adam, rate: 0.01}}
+suites:
+  quick: {attacks: {fgsm: {kind: fgsm}}}
+attack: {models: [backbone/natural, head/ode], suites: [quick], images: 40}
+"""
+MODELS = ("backbone/natural", "head/ode")
+
+
+def build(settings: config.Config, model: str, seed: int = 0) -> Classifier:
+    """A real classifier of the run, untrained."""
+    about, entry = data.load_about(Path("data/prepared")), settings.entry(model)
+    head = entry.head.tree() if model.startswith("head/") else {"kind": "linear"}
+    below = "backbone/natural" if model.startswith("head/") else None
+    recipe = {
+        "model": model, "shape": list(about.shape), "classes": list(about.classes), "trained": entry.model_dump(mode="json", by_alias=True),
+        "classifier": {
+            "normalise": {"mean": list(about.mean), "std": list(about.std)},
+            "backbone": settings.backbone["natural"].backbone.tree(), "head": head,
+        },
+        "seed": seed, "device": "cpu", "data_digest": about.digest, "from": below, "chain": [below] if below else [],
+    }  # fmt: skip
+    with construct(seed, model):
+        return artifact.build(recipe).eval()
+
+
+def measure(settings: config.Config, model: str, held: int) -> None:
+    """Outcomes of the real form in which the first `held` of 40 images hold and all are classified right without an attack."""
+    test, about = data.load_split(Path("data/prepared"), "test"), data.load_about(Path("data/prepared"))
+    n = len(test)
+    outcomes = evaluation.Outcomes(
+        torch.arange(n), test.labels, test.floats(), test.labels.clone(), test.floats(), torch.zeros(n),
+        ["" if i < held else "fgsm" for i in range(n)], test.labels.clone(), after={"fgsm": held / n}, passes=n,
+    )  # fmt: skip
+    kinds = {"backbone": "convnet", "head": "linear", "training": "natural", "from": None if model.startswith("backbone") else "backbone/natural"}
+    described = {"model": model, "suite": "quick", "data": about.name, "data_digest": about.digest, "seed": 0, "flags": [], **kinds}
+    evaluation.write(Path("outcomes") / model / "quick", outcomes, settings.threat, described)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A finished run without training: data, two models, their outcomes, and MLflow's empty database."""
+    folder, before = tmp_path_factory.mktemp("finished"), Path.cwd()
+    os.chdir(folder)
+    (folder / "params.yaml").write_text(PARAMS)
+    settings = config.load()
+    data.prepare(settings.source.module.read(settings.source.params), settings.splits, "digits", "digits", 0, Path("data/prepared"))
+    for model, held in zip(MODELS, (10, 20), strict=True):
+        artifact.save(Path("models") / model, build(settings, model), None if model == MODELS[0] else Path("models") / MODELS[0])
+        measure(settings, model, held)
+    from pipeline.mlflow_client import client
+
+    client()
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def run(workspace, tmp_path, monkeypatch):
+    """A copy of the finished run, as the working directory, and its config."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return config.load()
+
+
+def digests() -> dict[str, str]:
+    """Stands for dvc.lock: any digest of the folders' content will do."""
+    return {model: artifact.weights_digest(Path("models") / model)[:32] + ".dir" for model in MODELS}
+
+
+def retrain(settings: config.Config, model: str, seed: int, held: int) -> None:
+    artifact.save(Path("models") / model, build(settings, model, seed), Path("models") / MODELS[0])
+    measure(settings, model, held)
+
+
+def store():
+    from pipeline.mlflow_client import client
+
+    return client()
+
+
+def versions() -> dict[str, dict[str, str]]:
+    """Version -> its tags."""
+    return {str(v.version): v.tags for v in store().search_model_versions(f"name = '{NAME}'")}
+
+
+def aliases() -> dict[str, str]:
+    return {alias: str(version) for alias, version in store().get_registered_model(NAME).aliases.items()}
+
+
+def images(n: int = 20) -> torch.Tensor:
+    return data.load_split(Path("data/prepared"), "validation").floats(slice(0, n))
+
+
+def test_a_run_is_registered_once(run):
+    receipt = registry.register_all(run, digests())
+    assert receipt == {
+        "name": NAME,
+        "best": "head/ode",
+        "models": {model: {"dvc.md5": digests()[model], "worst_case": worst} for model, worst in zip(MODELS, (0.25, 0.5), strict=True)},
+    }
+    assert aliases() == {"natural": "1", "ode": "2", "champion": "2"}
+    tags = versions()["2"]
+    expected = {
+        "model": "head/ode", "stage": "head", "backbone": "convnet", "head": "ode", "training": "natural", "data": "digits", "threat": "linf-0.15",
+        "suites": "quick", "seed": "0", "device": "cpu", "chain": "head/ode <- backbone/natural", "worst_case": "0.5", "clean": "1", "robust.quick": "0.5",
+        "twin": "0.25", "n": "40", "dvc.md5": digests()["head/ode"],
+    }  # fmt: skip
+    assert expected.items() <= tags.items() and {"data_digest", "protocol", "commit", "dirty", "interval_low", "interval_high"} <= tags.keys()
+
+    assert registry.register_all(run, digests()) == receipt
+    assert sorted(versions()) == ["1", "2"]
+    assert registry.verify(run, digests()) == []
+
+
+def test_metrics_are_on_the_run_and_on_the_logged_model(run):
+    registry.register_all(run, digests())
+    version = store().get_model_version(NAME, "2")
+    assert store().get_run(version.run_id).data.metrics["worst_case"] == 0.5
+    assert {m.key: m.value for m in store().get_logged_model(version.source.removeprefix("models:/")).metrics}["robust.quick"] == 0.5
+    assert "| **robust, worst case of all** | **50.0%** (95%: 35.2% to 64.8%) |" in version.description
+
+
+def test_a_version_loads_in_a_process_that_has_no_checkout(run, tmp_path_factory):
+    registry.register_all(run, digests())
+    x = images()
+    np.save("x.npy", x.numpy())
+    code = f"""
+import mlflow, numpy, torch
+model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
+import pipeline; print(pipeline.__file__)
+x = numpy.load(r"{Path("x.npy").absolute()}", allow_pickle=False)
+numpy.save("logits.npy", model.predict(x)); numpy.save("net.npy", model.unwrap_python_model().classifier(torch.from_numpy(x)).detach().numpy())
+"""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH",)} | {"MLFLOW_TRACKING_URI": f"sqlite:///{Path.cwd()}/mlflow.db"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "mlartifacts" in done.stdout and "other source code" not in done.stderr
+    with torch.no_grad():
+        expected = artifact.load(Path("models/head/ode"))(x).numpy()
+    for name in ("logits.npy", "net.npy"):
+        assert np.load(elsewhere / name, allow_pickle=False).tobytes() == expected.tobytes()
+
+
+def test_no_pickle_and_the_twin_travels(run):
+    registry.register_all(run, digests())
+    files = {path.name for path in Path("mlartifacts").rglob("*") if path.is_file()}
+    assert not {name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))}
+    assert len(list(Path("mlartifacts").rglob("twin/weights.safetensors"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((1, 1, 8, 8)), r"images: not a float32 array \(got float64\). Give a float32 array \[n, 1, 8, 8\] with values in \[0, 1\]."),
+        ([[0.0]], r"images: not a float32 array \(got list\)."),
+        (np.zeros((1, 8, 8), np.float32), r"images: wrong shape \(got \[1, 8, 8\]\)."),
+        (np.full((1, 1, 8, 8), 255, np.float32), r"images: values outside \[0, 1\] \(got 255 to 255\)."),
+        (np.full((1, 1, 8, 8), np.nan, np.float32), r"images: values outside \[0, 1\] \(got nan to nan\)."),
+    ],
+)
+def test_bad_images_are_refused(workspace, x, message):
+    from types import SimpleNamespace
+
+    from pipeline.pyfunc import RegisteredClassifier
+
+    model = RegisteredClassifier()
+    model.load_context(SimpleNamespace(artifacts={"model": str(workspace / "models/head/ode")}, model_config={}))
+    with pytest.raises(Mistake, match=message):
+        model.predict(None, x)
+
+
+def test_new_outcomes_refresh_a_version_and_move_the_champion(run):
+    registry.register_all(run, digests())
+    measure(run, "backbone/natural", 30)
+    assert registry.verify(run, digests()) == [f"backbone/natural: version 1 of {NAME} carries older numbers", f"head/ode: version 2 of {NAME} carries older numbers"]
+    registry.register_all(run, digests())
+    assert len(versions()) == 2 and versions()["1"]["worst_case"] == "0.75" and aliases()["champion"] == "1"
+
+
+def test_a_new_model_is_a_new_version_and_the_best_stays_champion(run):
+    registry.register_all(run, digests())
+    retrain(run, "head/ode", seed=1, held=15)
+    registry.register_all(run, digests())
+    assert aliases() == {"natural": "1", "ode": "3", "champion": "2"}
+    retrain(run, "head/ode", seed=2, held=20)
+    registry.register_all(run, digests())
+    assert aliases()["champion"] == "2", "a tie goes to the older version"
+
+
+def test_only_versions_measured_alike_compete(run):
+    registry.register_all(run, digests())
+    text = PARAMS.replace("{kind: fgsm}", "{kind: pgd, steps: 2}")
+    Path("params.yaml").write_text(text)
+    measure(run, "backbone/natural", 9)
+    retrain(run, "head/ode", seed=1, held=5)
+    registry.register_all(config.load(), digests())
+    assert aliases() == {"natural": "1", "ode": "3", "champion": "1"}, "version 2 was measured by another protocol"
+
+
+def test_a_version_that_computes_something_else_gets_no_alias(run):
+    registry.register_all(run, digests())
+    for alias in ("champion", "ode"):
+        store().delete_registered_model_alias(NAME, alias)
+    store().set_registered_model_alias(NAME, "champion", "1")
+    spoilt = store().get_model_version_download_uri(NAME, "2").removeprefix("file://")
+    (weights,) = [path for path in Path(spoilt).rglob("weights.safetensors") if path.parent.name != "twin"]
+    artifact.save(Path("other"), build(run, "head/ode", seed=7))
+    shutil.copyfile("other/weights.safetensors", weights)
+    with pytest.raises(Mistake, match=r"models:/digits-linf-0.15/2: loaded back, it does not give the logits of models/head/ode \(got a largest difference of"):
+        registry.register_all(run, digests())
+    assert aliases() == {"natural": "1", "champion": "1"}
+
+
+@pytest.mark.parametrize("lost", ["mlflow.db", "mlartifacts"])
+def test_a_lost_registry_is_refilled_without_training(run, lost):
+    registry.register_all(run, digests())
+    shutil.rmtree(lost) if Path(lost).is_dir() else Path(lost).unlink()
+    missing = registry.verify(run, digests())
+    assert missing[:2] == [f"{model}: missing from registered model {NAME}" for model in MODELS]
+    registry.register_all(run, digests())
+    assert registry.verify(run, digests()) == []
+    with torch.no_grad():
+        assert torch.equal(registry.load(f"{NAME}@champion")(images()), artifact.load(Path("models/head/ode"))(images()))
+
+
+def test_the_version_belongs_to_the_run_that_trained_it(run, monkeypatch):
+    from pipeline import tracking
+
+    monkeypatch.delenv("BASIN_TRACKING", raising=False)
+    recipe = json.loads(Path("models/head/ode/recipe.json").read_text())
+    tags = {"seed": 0, "device": "cpu", "data_digest": recipe["data_digest"]}
+    with tracking.run("head/ode", recipe["trained"], tags, experiment="digits") as tracked:
+        tracked.metrics({"loss": 0.1}, step=1)
+    registry.register_all(run, digests())
+    trained = store().get_run(store().get_model_version(NAME, "2").run_id)
+    assert trained.data.metrics == {"loss": 0.1, **trained.data.metrics} and trained.info.status == "FINISHED"
+
+
+def test_an_absent_mlflow_fails_in_words(run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
+    with pytest.raises(Mistake, match="registry: MLflow at http://...@127.0.0.1:1 cannot be used .*Everything is computed and kept; .* run `dvc repro register`") as caught:
+        registry.register_all(run, digests())
+    assert "secret" not in str(caught.value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    Path("mlflow.db").write_bytes(b"no database" * 100)
+    with pytest.raises(Mistake, match="file is not a database"):
+        registry.register_all(run, digests())
+
+
+def test_a_model_that_dvc_does_not_know_is_refused(run):
+    with pytest.raises(Mistake, match=r"models/head/ode: dvc.lock does not know this folder \(got no digest of it\). Run `dvc repro`"):
+        registry.register_all(run, digests() | {"head/ode": None})
+
+
+def test_aliases_follow_mlflows_rules(run):
+    twice = run.model_copy(update={"head": {"natural": run.head["ode"], "latest": run.head["ode"], "v2": run.head["ode"], "sodef_natural": run.head["ode"]}})
+    assert [registry.alias(model, twice) for model in ("backbone/natural", "head/natural", "head/latest", "head/v2", "head/sodef_natural")] == [
+        "backbone_natural", "head_natural", "head_latest", "head_v2", "sodef_natural",
+    ]  # fmt: skip
+
+
+def test_the_receipt_is_the_same_whatever_else_is_registered(run):
+    first = registry.register_all(run, digests())
+    retrain(run, "head/ode", seed=1, held=5)
+    registry.register_all(run, digests())
+    retrain(run, "head/ode", seed=0, held=20)
+    registry.write(Path("receipt.json"), registry.register_all(run, digests()))
+    assert json.loads(Path("receipt.json").read_text()) == first
+    with sqlite3.connect("mlflow.db") as found:
+        assert found.execute("SELECT count(*) FROM model_versions").fetchone() == (3,)
