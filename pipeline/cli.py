@@ -9,7 +9,9 @@ import typer
 from pipeline import environment
 from pipeline.errors import Mistake, did_you_mean, exit_on_mistake
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="Train defences, attack them, keep every number.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="Train defences, attack them, keep every number."
+)
 registry_app = typer.Typer(no_args_is_help=True, help="Compare MLflow's registry with the run, and mend it.")
 app.add_typer(registry_app, name="registry")
 
@@ -45,9 +47,7 @@ def repro(targets: Targets = None) -> None:
 
 
 @app.command()
-def flow(
-    targets: Targets = None, workers: Annotated[int, typer.Option(min=1, help="how many stages may run at once")] = 2
-) -> None:
+def flow(targets: Targets = None, workers: Annotated[int, typer.Option(min=1, help="how many stages may run at once")] = 2) -> None:
     """The same graph as a Prefect flow: in parallel as the graph allows, retried, watched."""
     from pipeline import flow as prefect_flow
     from stages import summary

@@ -11,7 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.data import SplitSettings
 from pipeline.errors import Mistake, did_you_mean
-from pipeline.lookup import Choice, choice, choose
+from pipeline.lookup import AttackChoice, BackboneChoice, Choice, HeadChoice, TrainingChoice, choose
 from pipeline.ode import Solver
 from pipeline.optimise import Schedule
 from pipeline.threat import ThreatModel
@@ -24,8 +24,8 @@ NAME = r"^[A-Za-z0-9_]+$"
 class Backbone(Settings):
     """A backbone with a linear classifier, trained from fresh weights."""
 
-    backbone: choice("backbones") = Field(description="the feature extractor: a table with its kind")  # type: ignore[valid-type]
-    training: choice("training") = Field(description="the training method: a table with its kind")  # type: ignore[valid-type]
+    backbone: BackboneChoice = Field(description="the feature extractor: a table with its kind")
+    training: TrainingChoice = Field(description="the training method: a table with its kind")
     schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
 
 
@@ -33,41 +33,41 @@ class Head(Settings):
     """A new head on the backbone of another model, which stays as it is."""
 
     from_: str = Field(alias="from", description="the model below it, as STAGE/NAME")
-    head: choice("heads") = Field(description="the head: a table with its kind")  # type: ignore[valid-type]
-    training: choice("training") = Field(description="the training method: a table with its kind")  # type: ignore[valid-type]
+    head: HeadChoice = Field(description="the head: a table with its kind")
+    training: TrainingChoice = Field(description="the training method: a table with its kind")
     schedule: dict[str, Any] = Field(description="the schedule or schedules of the head's kind")
 
     @property
     def schedules(self) -> Settings:
-        return self.head.module.Schedules.model_validate(self.schedule)  # type: ignore[attr-defined]
+        return self.head.module.Schedules.model_validate(self.schedule)
 
 
 class Adversarial(Settings):
     """Another model, trained further end to end."""
 
     from_: str = Field(alias="from", description="the model to go on from, as STAGE/NAME")
-    training: choice("training") = Field(description="the training method: a table with its kind")  # type: ignore[valid-type]
+    training: TrainingChoice = Field(description="the training method: a table with its kind")
     schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
 
 
 class Curve(Settings):
     """Robust accuracy against radius."""
 
-    attack: choice("attacks") = Field(description="the attack that is run at each radius")  # type: ignore[valid-type]
+    attack: AttackChoice = Field(description="the attack that is run at each radius")
     radii: list[Radius] = Field(min_length=1, description="a rising list of radii in pixels scaled to [0, 1]")
 
 
 class Masked(Settings):
     """What a wrong gradient would have reported, for models that solve an ODE."""
 
-    attack: choice("attacks") = Field(description="the attack that is given the wrong gradient")  # type: ignore[valid-type]
+    attack: AttackChoice = Field(description="the attack that is given the wrong gradient")
     solver: Solver = Field(description="the solver whose gradient is taken")
 
 
 class Suite(Settings):
     """Attacks in the order in which they run; an image that one broke is not given to the next."""
 
-    attacks: dict[str, choice("attacks")] = Field(min_length=1, description="a table of attacks, each a table with its kind")  # type: ignore[valid-type]
+    attacks: dict[str, AttackChoice] = Field(min_length=1, description="a table of attacks, each a table with its kind")
     curve: Curve | None = Field(None, description="the robust-accuracy curve, or null for none")
     masked: Masked | None = Field(None, description="the wrong-gradient column, or null for none")
 
@@ -95,7 +95,9 @@ class Config(Settings):
     threat: ThreatModel = Field(description="the threat model: norm and eps")
     backbone: dict[str, Backbone] = Field(min_length=1, description="a table of named backbones")
     head: dict[str, Head] = Field(default_factory=dict, description="a table of named heads, {} for none")
-    adversarial: dict[str, Adversarial] = Field(default_factory=dict, description="a table of named adversarially trained models, {} for none")
+    adversarial: dict[str, Adversarial] = Field(
+        default_factory=dict, description="a table of named adversarially trained models, {} for none"
+    )
     suites: dict[str, Suite] = Field(min_length=1, description="a table of named suites of attacks")
     attack: Attack = Field(description="what is attacked")
     registry: Registry = Field(Registry(), description="how models are registered")
@@ -122,7 +124,7 @@ def load(path: Path | str = "params.yaml") -> Config:
     """The config of a params file. Raises Mistake with every error in it."""
     path = Path(path)
     raw = read(path)
-    messages = []
+    messages: list[str] = []
     try:
         config = Config.model_validate(raw)
         messages += _section_errors(config)
@@ -141,7 +143,9 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Mistake(f"{path}: not found. Run in the folder that holds it, or choose a ready-made run with `basin use NAME`.") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise Mistake(f"{path}: not YAML ({' '.join(str(error).split())}). Mend that line, or take a ready-made file: basin use NAME.") from None
+        raise Mistake(
+            f"{path}: not YAML ({' '.join(str(error).split())}). Mend that line, or take a ready-made file: basin use NAME."
+        ) from None
     if not isinstance(raw, dict):
         raise Mistake(f"{path}: should be a table of keys (got {type(raw).__name__}). Take a ready-made file: basin use NAME.")
     return raw
@@ -172,19 +176,23 @@ def _reference_errors(raw: Mapping[str, Any]) -> Iterator[str]:
     """`from:` and `attack:` name models and suites of the file; `from:` makes no cycle. Works on whatever can be read of them."""
     tables = {stage: raw[stage] for stage in STAGES if isinstance(raw.get(stage), dict)}
     entries = {f"{stage}/{name}": entry for stage, table in tables.items() for name, entry in table.items()}
-    parents = {model: entry.get("from") for model, entry in entries.items() if isinstance(entry, dict) and model.split("/")[0] != "backbone"}
+    parents = {
+        model: entry.get("from") for model, entry in entries.items() if isinstance(entry, dict) and model.split("/")[0] != "backbone"
+    }
     for model, parent in parents.items():
         key = f"{model.replace('/', '.')}.from"
         if isinstance(parent, str) and parent not in entries:
             yield f"{key}: names no model of this file (got {parent!r}). {did_you_mean(parent, entries)}"
         elif model in _ancestors(model, parents):
-            yield f"{key}: goes round in a cycle (got {' <- '.join([model, *_ancestors(model, parents)])}). Start one of them from a backbone."
+            chain = " <- ".join([model, *_ancestors(model, parents)])
+            yield f"{key}: goes round in a cycle (got {chain}). Start one of them from a backbone."
     for name in (name for table in tables.values() for name in table if not str(name).replace("_", "").isalnum()):
         yield f"{name}: a model's name is made of letters, digits and underscores (got {name!r}). Rename it."
     attack = raw["attack"] if isinstance(raw.get("attack"), dict) else {}
     known = {"models": entries, "suites": raw["suites"] if isinstance(raw.get("suites"), dict) else {}}
     for key, names in known.items():
-        for name in attack.get(key) if isinstance(attack.get(key), list) else []:
+        asked = attack.get(key)
+        for name in asked if isinstance(asked, list) else []:
             if name not in names:
                 yield f"attack.{key}: names nothing of this file (got {name!r}). {did_you_mean(str(name), names)}"
 

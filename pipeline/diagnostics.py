@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 
-import torch
-
 from pipeline.classifier import Classifier
 from pipeline.evaluation import Outcomes
 from pipeline.lookup import Choice
-from pipeline.ode import flows, is_unstable
+from pipeline.stability import is_unstable, starts, stiffness
 
 BLACK_BOX_SHARE = 0.01  # of all images, broken by an attack without gradients after every gradient attack had failed on them
 MASKED_GAP = 0.05  # robust accuracy under the wrong gradient less that under the suite
@@ -37,10 +35,6 @@ def _gap(outcomes: Outcomes) -> float:
     return (outcomes.masked.float().mean() - outcomes.robust.float().mean()).item()
 
 
-@torch.no_grad()
 def _is_stiff(classifier: Classifier, outcomes: Outcomes) -> bool:
-    if not flows(classifier):
-        return False
-    device = next(classifier.parameters()).device
-    z0 = classifier.head.state(classifier.features(outcomes.images[:64].to(device)))  # type: ignore[operator]
-    return any(is_unstable(flow, flow.stiffness(z0)) for flow in flows(classifier))
+    images = outcomes.images[:64].to(next(classifier.parameters()).device)
+    return any(is_unstable(flow, stiffness(flow, z0)) for flow, z0 in starts(classifier, images))

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +91,25 @@ class Evaluation:
     checkpoint: Path | None = None
 
     def run(
-        self, index: Labels, images: Images, labels: Labels, attacks: Mapping[str, Choice], masked: tuple[Choice, Solver] | None, curve: tuple[Choice, list[float]] | None
+        self,
+        index: Labels,
+        images: Images,
+        labels: Labels,
+        attacks: Mapping[str, Choice],
+        masked: tuple[Choice, Solver] | None,
+        curve: tuple[Choice, list[float]] | None,
     ) -> Outcomes:
         """Clean pass, wrong-gradient pass, cascade, curve. An interrupted run goes on after the last finished attack."""
         outcomes, finished = self._resume(index, images, labels)
-        steps: list[tuple[str, Callable[[], None]]] = []
-        if masked:
-            steps.append(("masked", lambda: self._masked(outcomes, *masked)))
+        steps: list[Callable[[], None]] = [partial(self._masked, outcomes, *masked)] if masked else []
         for name, attack in attacks.items():
-            if getattr(attack.module, "NEEDS_TWIN", False) and self.twin is None:
-                continue
-            steps.append((name, lambda name=name, attack=attack: self._cascade(outcomes, name, attack)))
+            if self.twin is not None or not getattr(attack.module, "NEEDS_TWIN", False):
+                steps.append(partial(self._cascade, outcomes, name, attack))
         if curve:
-            steps.append(("curve", lambda: self._curve(outcomes, *curve)))
-        for position, (name, step) in enumerate(steps):
-            if position >= finished:
-                step()
-                self._save(outcomes, position + 1)
+            steps.append(partial(self._curve, outcomes, *curve))
+        for position, step in enumerate(steps[finished:], start=finished):
+            step()
+            self._save(outcomes, position + 1)
         if self.checkpoint:
             self.checkpoint.unlink(missing_ok=True)
         return outcomes
@@ -133,7 +136,11 @@ class Evaluation:
             broken = logits.argmax(1) != o.labels[rows]
             o.masked[rows[broken]] = False
             hit = rows[broken]
-            o.points[hit], o.loss[hit], o.adversarial[hit] = x[broken], cross_entropy_each(logits, o.labels[rows])[broken], logits.argmax(1)[broken]
+            o.points[hit], o.loss[hit], o.adversarial[hit] = (
+                x[broken],
+                cross_entropy_each(logits, o.labels[rows])[broken],
+                logits.argmax(1)[broken],
+            )
             for row in hit.tolist():
                 o.attack[row] = name
 
@@ -143,7 +150,10 @@ class Evaluation:
         o.under["curve"] = str(attack)
         o.curve = [(0.0, len(alive) / len(o))]
         for eps in radii:
-            held = [rows[logits.argmax(1) == o.labels[rows]] for rows, _, logits in self._candidates(o, alive, f"curve {eps}", attack, self.threat.of_radius(eps))]
+            held = [
+                rows[logits.argmax(1) == o.labels[rows]]
+                for rows, _, logits in self._candidates(o, alive, f"curve {eps}", attack, self.threat.of_radius(eps))
+            ]
             alive = torch.cat(held) if held else alive
             o.curve.append((eps, len(alive) / len(o)))
 
@@ -184,7 +194,9 @@ class Evaluation:
             logits = torch.cat([self.classifier(images[rows].to(device)).cpu() for rows in torch.arange(len(images)).split(self.batch)])
         clean = logits.argmax(1)
         attack = ["" if right else "clean" for right in (clean == labels).tolist()]
-        return Outcomes(index, labels, images, clean, images.clone(), cross_entropy_each(logits, labels), attack, clean.clone(), passes=len(images)), 0
+        return Outcomes(
+            index, labels, images, clean, images.clone(), cross_entropy_each(logits, labels), attack, clean.clone(), passes=len(images)
+        ), 0
 
     def _save(self, o: Outcomes, finished: int) -> None:
         if not self.checkpoint:

@@ -66,6 +66,12 @@ def _invalid(name: str, message: str, value: Any, loc: tuple[str, ...] = ()) -> 
     return ValidationError.from_exception_data("choice", [error_line(name, message, loc, value)])
 
 
-def choice(family: str) -> Any:
-    """The field type of a choice of one family: `attack: choice("attacks")`."""
-    return Annotated[Choice, PlainValidator(partial(choose, family)), PlainSerializer(Choice.tree)]
+def _of(family: str) -> PlainValidator:
+    return PlainValidator(partial(choose, family))
+
+
+_TREE = PlainSerializer(Choice.tree)
+BackboneChoice = Annotated[Choice, _of("backbones"), _TREE]
+HeadChoice = Annotated[Choice, _of("heads"), _TREE]
+TrainingChoice = Annotated[Choice, _of("training"), _TREE]
+AttackChoice = Annotated[Choice, _of("attacks"), _TREE]

@@ -6,7 +6,6 @@ logits then depend on its neighbours (docs/decisions/0005). Gradients are exact 
 direction and the gradient comes out wrong, so it exists only to measure what it would have hidden.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -24,7 +23,9 @@ STABILITY_LIMIT = {"euler": 2.0, "midpoint": 2.0, "rk4": 2.785}  # |h lambda| on
 class Solver(Settings):
     """How dz/dt = f(z) is integrated from 0 to T, and which gradient is taken."""
 
-    method: Literal["euler", "midpoint", "rk4", "dopri5"] = Field("rk4", description="rk4 (fixed steps), midpoint, euler, or dopri5 (adaptive)")
+    method: Literal["euler", "midpoint", "rk4", "dopri5"] = Field(
+        "rk4", description="rk4 (fixed steps), midpoint, euler, or dopri5 (adaptive)"
+    )
     steps: int = Field(16, ge=1, description="a positive number of equal steps from 0 to T; the fixed-step methods alone use it")
     tolerance: float = Field(1e-3, gt=0, description="a positive relative and absolute tolerance; dopri5 alone uses it")
     gradient: Literal["exact", "adjoint"] = Field("exact", description="exact, or adjoint (wrong on contracting flows)")
@@ -71,20 +72,10 @@ class Flow(nn.Module):
         """The drift's Jacobian at each row of z: [n, width, width], J[b, i, j] = d f_i / d z_j."""
         return torch.func.vmap(torch.func.jacrev(lambda row: self.drift(row[None])[0]))(z)
 
-    def stiffness(self, z: Features) -> float:
-        """h |lambda|_max over the rows of z, h the fixed step: above `STABILITY_LIMIT` the solve itself is unstable."""
-        largest = torch.linalg.eigvals(self.jacobian(z).detach().cpu()).abs().max().item()
-        return largest * self.T / self.solver.steps
-
 
 def flows(module: nn.Module) -> list[Flow]:
     """Every ODE solve inside a module."""
     return [m for m in module.modules() if isinstance(m, Flow)]
-
-
-def is_unstable(flow: Flow, stiffness: float) -> bool:
-    """Whether a fixed step lies outside its method's stability region on the negative real axis."""
-    return stiffness > STABILITY_LIMIT.get(flow.solver.method, math.inf)
 
 
 @contextmanager

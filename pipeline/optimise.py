@@ -36,7 +36,9 @@ class Schedule(Settings):
     batch: int = Field(128, ge=1, description="a positive number of images in a step")
     optimiser: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd (Nesterov momentum 0.9)")
     rate: float = Field(1e-3, gt=0, description="the positive (peak) learning rate")
-    policy: Literal["one_cycle", "constant"] = Field("constant", description="one_cycle (linear up for 30% of the steps, cosine down) or constant")
+    policy: Literal["one_cycle", "constant"] = Field(
+        "constant", description="one_cycle (linear up for 30% of the steps, cosine down) or constant"
+    )
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty, 0 for none")
     epsilon: float = Field(1e-8, gt=0, description="Adam's positive denominator term")
     amsgrad: bool = Field(False, description="whether Adam keeps the running maximum of its second moment")
@@ -99,7 +101,9 @@ def run(
             _restore_optimiser(checkpoint, optimiser)
         first = done.epoch if i == done.phase else 0
         epochs = range(first, phase.schedule.epochs)
-        for epoch in tqdm(epochs, desc=f"{purpose[1]}: {phase.name}", initial=first, total=phase.schedule.epochs, unit="epoch", mininterval=2, delay=2):
+        for epoch in tqdm(
+            epochs, desc=f"{purpose[1]}: {phase.name}", initial=first, total=phase.schedule.epochs, unit="epoch", mininterval=2, delay=2
+        ):
             row = _epoch(model, phase, optimiser, epoch, train, purpose)
             row["accuracy"] = accuracy()
             done.history.append(row)
@@ -127,8 +131,8 @@ def _epoch(model: nn.Module, phase: Phase, optimiser: torch.optim.Optimizer, epo
         gradients = torch.autograd.grad(loss, parameters)
         if not loss.isfinite():
             raise Mistake(
-                f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}, step {b + 1}: the loss is not finite (got {loss.item()}) at learning rate "
-                f"{rate:.3g}. Lower schedule rate, or shorten T / add steps where an ODE is solved; the last good epoch is kept."
+                f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}, step {b + 1}: the loss is not finite at learning rate {rate:.3g} "
+                f"(got {loss.item()}). Lower schedule rate, or shorten T / add steps where an ODE is solved; the last good epoch is kept."
             )
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient

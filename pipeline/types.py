@@ -38,7 +38,9 @@ class Settings(BaseModel):
             return handler(value)
         known = {field.alias or name: field.description for name, field in cls.model_fields.items()}
         lines = [
-            error_line("unknown_key", f"unknown key. {did_you_mean(str(key), known)}", (str(key),), content) for key, content in value.items() if key not in known
+            error_line("unknown_key", f"unknown key. {did_you_mean(str(key), known)}", (str(key),), content)
+            for key, content in value.items()
+            if key not in known
         ]
         try:
             table = handler({key: content for key, content in value.items() if key in known})

@@ -14,7 +14,9 @@ def main(name: str) -> None:
         classifier = artifact.load(below, stage.device)
         classifier.recipe = train.recipe(stage, model, asked, classifier.recipe["classifier"], classifier.recipe)
         loss = train.method_loss(stage, asked.training)
-        phase = Phase(asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g))
+        phase = Phase(
+            asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g)
+        )
         train.fit(stage, model, classifier, [phase], below)
 
 

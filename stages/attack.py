@@ -38,12 +38,22 @@ def describe(model: str, suite: str, recipe: dict[str, Any]) -> dict[str, Any]:
     """What was attacked: names, kinds, data and seed."""
     about, tree = load_about(entry.PREPARED), recipe["classifier"]
     kinds = {"backbone": tree["backbone"]["kind"], "head": tree["head"]["kind"], "training": recipe["trained"]["training"]["kind"]}
-    return {"model": model, "suite": suite, "data": about.name, "data_digest": about.digest, "seed": recipe["seed"], "from": recipe["from"]} | kinds
+    return {
+        "model": model,
+        "suite": suite,
+        "data": about.name,
+        "data_digest": about.digest,
+        "seed": recipe["seed"],
+        "from": recipe["from"],
+    } | kinds
 
 
 def numbers(summary: dict[str, Any]) -> dict[str, float]:
     """The summary's figures under flat names."""
-    flat = {key: summary[key] for key in ("n", "clean", "robust", "passes")} | {"low": summary["interval"][0], "high": summary["interval"][1]}
+    flat = {key: summary[key] for key in ("n", "clean", "robust", "passes")} | {
+        "low": summary["interval"][0],
+        "high": summary["interval"][1],
+    }
     flat |= {f"after.{name}": robust for name, robust in summary["attacks"].items()}
     return flat | ({"masked": summary["masked"]["robust"]} if summary["masked"] else {})
 

@@ -16,7 +16,9 @@ def main(name: str) -> None:
         with construct(stage.config.seed, model):
             classifier = artifact.build(train.recipe(stage, model, asked, tree, None)).to(stage.device)
         loss = train.method_loss(stage, asked.training)
-        phase = Phase(asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g))
+        phase = Phase(
+            asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g)
+        )
         train.fit(stage, model, classifier, [phase], None)
 
 

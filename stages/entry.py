@@ -66,7 +66,10 @@ def stage(name: str, params: Callable[[Config], Settings | dict[str, Any]]) -> I
 def choose_device(asked: str) -> torch.device:
     """The device of params.yaml. Raises Mistake where a GPU is asked for and there is none."""
     if asked == "cuda" and not torch.cuda.is_available():
-        raise Mistake("params.yaml: device: there is no GPU here that torch can use (got 'cuda'). Set it to cpu, or to auto for a GPU where there is one.")
+        raise Mistake(
+            "params.yaml: device: there is no GPU here that torch can use (got 'cuda'). "
+            "Set it to cpu, or to auto for a GPU where there is one."
+        )
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 

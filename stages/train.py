@@ -1,26 +1,29 @@
 """What the three training stages share: run the phases, measure on the validation split, save the model and its history."""
 
 import csv
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import artifact, ode, optimise
+from pipeline import artifact, optimise, stability
 from pipeline.classifier import Classifier
 from pipeline.config import Adversarial, Backbone, Head
 from pipeline.data import About, Split, load_about, load_split
 from pipeline.lookup import Choice
-from pipeline.ode import Flow
 from pipeline.optimise import Phase, Row
 from pipeline.types import NetworkLoss
 from stages import entry
 
+log = logging.getLogger(__name__)
 BATCH = 1024  # images a pass where no gradient is taken
 
 
-def recipe(stage: entry.Stage, model: str, asked: Backbone | Head | Adversarial, tree: dict[str, Any], parent: dict[str, Any] | None) -> dict[str, Any]:
+def recipe(
+    stage: entry.Stage, model: str, asked: Backbone | Head | Adversarial, tree: dict[str, Any], parent: dict[str, Any] | None
+) -> dict[str, Any]:
     """The recipe of a new model; `parent` is the recipe of the model it was built from."""
     about = load_about(entry.PREPARED)
     chain = [*parent["chain"], parent["model"]] if parent else []
@@ -60,8 +63,7 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
         checkpoint,
         lambda row: stage.run.metrics({key: row[key] for key in ("loss", "accuracy")}, step=next(steps)),
     )
-    for flow in ode.flows(classifier):
-        report_stiffness(stage, classifier, flow, validation)
+    report_stiffness(stage, classifier, validation)
     artifact.save(entry.MODELS / model, classifier, parent)
     write_history(entry.HISTORY / f"{model}.csv", history)
     stage.run.artifact(entry.MODELS / model)
@@ -76,18 +78,13 @@ def accuracy(classifier: Classifier, split: Split, device: torch.device) -> floa
     return round(right / len(split), 6)
 
 
-def report_stiffness(stage: entry.Stage, classifier: Classifier, flow: Flow, validation: Split) -> None:
-    """Measure the solve at the features of held-out images, and warn where its fixed step is outside the stable region."""
-    with torch.no_grad():
-        z0 = classifier.head.state(classifier.features(validation.floats(slice(0, 64)).to(stage.device)))  # type: ignore[operator]
-        classifier.head.flow(z0)  # type: ignore[operator]
-    stiffness = flow.stiffness(z0)
-    stage.run.metrics({"nfe": flow.nfe, "stiffness": stiffness})
-    if ode.is_unstable(flow, stiffness):
-        entry.logging.warning(
-            "%s: the fixed step is too long for this flow: h |lambda| = %.2f, above %.2f for %s. Raise solver.steps, or take the numbers of this "
-            "model for those of its discretisation.", stage.name, stiffness, ode.STABILITY_LIMIT[flow.solver.method], flow.solver.method,
-        )  # fmt: skip
+def report_stiffness(stage: entry.Stage, classifier: Classifier, validation: Split) -> None:
+    """Measure each solve at held-out images, and warn where its fixed step is outside the stable region."""
+    for flow, z0 in stability.starts(classifier, validation.floats(slice(0, 64)).to(stage.device)):
+        stiffness = stability.stiffness(flow, z0)
+        stage.run.metrics({"nfe": flow.nfe, "stiffness": stiffness})
+        if stability.is_unstable(flow, stiffness):
+            log.warning("%s: the step is too long for this flow (got h |lambda| = %.2f). Raise solver.steps, or shorten T.", stage.name, stiffness)
 
 
 def write_history(path: Path, rows: list[Row]) -> None:

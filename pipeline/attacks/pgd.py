@@ -18,7 +18,9 @@ class Params(Settings):
     random_start: bool = Field(True, description="whether to start at a random point of the ball (the clean image otherwise)")
 
 
-def ascend(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator, best: Incumbent | None = None) -> Images:
+def ascend(
+    params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator, best: Incumbent | None = None
+) -> Images:
     """One start: the last iterate. Every iterate before it is offered to `best`."""
     threat = target.threat
     x = threat.random_point(images, generator) if params.random_start else images

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from pipeline.attacks import Incumbent, Target
-from pipeline.lookup import Choice, choice
+from pipeline.lookup import AttackChoice
 from pipeline.types import Images, Labels, Settings
 
 BLACK_BOX = True
@@ -17,13 +17,12 @@ NEEDS_TWIN = True
 
 
 class Params(Settings):
-    attacks: list[choice("attacks")] = Field(min_length=1, description="a list of attacks to run on the twin, e.g. [{kind: apgd, loss: ce}]")  # type: ignore[valid-type]
+    attacks: list[AttackChoice] = Field(min_length=1, description="a list of attacks to run on the twin, e.g. [{kind: apgd, loss: ce}]")
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     assert target.twin is not None, "given only to a model that has a twin (NEEDS_TWIN)"
     source, best = Target(target.twin, target.threat), Incumbent(images)
-    attack: Choice
     for attack in params.attacks:
         x = attack.module.perturb(attack.params, source, images, labels, generator)
         with torch.no_grad():

@@ -12,7 +12,9 @@ from pipeline.types import Features, Images, ImageShape, Settings
 
 
 class Params(Settings):
-    channels: list[int] = Field([32, 64], min_length=1, description="a list of positive output channels, one for each convolution; each halves the image")
+    channels: list[int] = Field(
+        [32, 64], min_length=1, description="a list of positive output channels, one for each convolution; each halves the image"
+    )
     hidden: int = Field(128, ge=1, description="the positive width of the features")
 
 

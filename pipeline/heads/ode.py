@@ -1,6 +1,6 @@
 """Neural-ODE head with no stability term (Chen et al. 2018, arXiv 1806.07366): the twin of SODEF that was only trained to classify.
 
-    z(0) = P x,    dz/dt = W2 tanh(W1 z + b1) + b2,    logits = V z(T) + c
+z(0) = P x,    dz/dt = W2 tanh(W1 z + b1) + b2,    logits = V z(T) + c
 """
 
 from pydantic import Field

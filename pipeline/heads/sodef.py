@@ -27,7 +27,7 @@ from pipeline.types import Features, Images, Labels, Logits, NetworkLoss, Settin
 
 
 class Params(Settings):
-    width: int = Field(64, ge=2, description="the width of the state z; at least the number of classes, at most the backbone's width")
+    width: int = Field(64, ge=2, description="the width of the state z, from the number of classes to the backbone's width")
     T: float = Field(5.0, gt=0, description="positive integration time (the paper: 5)")
     solver: Solver = Field(Solver(), description="how the ODE is solved")
 
@@ -68,7 +68,7 @@ class Head(nn.Module):
         d = params.width
         if not classes <= d <= width:
             raise Mistake(
-                f"head.width: does not fit (got {d}). The projection keeps orthonormal rows and the MaxMin matrix needs a dimension for each "
+                f"head.width: does not fit (got {d}). The projection has orthonormal rows and the MaxMin matrix a dimension for each "
                 f"class: give {classes} (classes) to {width} (the backbone's width)."
             )
         self.projection = nn.Linear(width, d, bias=False)
@@ -128,7 +128,13 @@ def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss) -> l
         return regulariser(schedules.stability, head.flow, z0)
 
     return [
-        Phase("features", schedules.features, [head.projection], lambda x, y, g: loss(separated, x, y, g), lambda: orthonormalise(head.projection)),
+        Phase(
+            "features",
+            schedules.features,
+            [head.projection],
+            lambda x, y, g: loss(separated, x, y, g),
+            lambda: orthonormalise(head.projection),
+        ),
         Phase("stability", schedules.stability, [head.flow], stability),
         Phase("classifier", schedules.classifier, [head.classifier], lambda x, y, g: loss(classifier, x, y, g)),
     ]
