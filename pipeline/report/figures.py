@@ -10,6 +10,7 @@ from pipeline.report.tidy import History, last_curve, number
 from pipeline.report.wording import interval, percent, radius
 
 Point = tuple[float, float]
+TOP, BOTTOM = 30.0, 112.0  # of the panels of a training history
 COLOURS, DASHES, MARKERS = 10, ("", "7 4", "2 3"), ("circle", "square", "diamond", "triangle")
 
 
@@ -77,6 +78,7 @@ class Chart:
     lines: list[Line]
     rule: tuple[float, str] | None = None
     spans: list[tuple[float, str]] = field(default_factory=list)  # where a phase begins, and its name
+    label: str = ""  # of the vertical axis
     note: str = ""
 
 
@@ -93,7 +95,7 @@ def curves(table: Table, everything: ByModel) -> Chart | None:
     x = Scale(0, max(table.threat.eps, *(eps for _, curve in measured for eps, _ in curve.points)), left, right)
     y = Scale(0, 1, bottom, top)
     return Chart(
-        640, 366, left, right, top, bottom,
+        640, 372, left, right, top, bottom,
         [(x(eps), f"{eps:g}") for eps in x.ticks()], [(y(share), percent(share)[:-2]) for share in y.ticks()],
         [_curve(row.model, Look(row.position), curve, table.n, x, y) for row, curve in measured],
         (x(table.threat.eps), f"ε = {radius(table.threat.eps)}"),
@@ -114,31 +116,37 @@ def training(epochs: History, positions: dict[str, int]) -> list[tuple[str, list
 
 
 def _panels(rows: Sequence[dict[str, str]], look: Look) -> list[Chart]:
-    accuracies = [name for name in rows[0] if "accuracy" in name or "robust" in name]
-    loss = [number(row["loss"]) for row in rows]
-    panels = [_panel(rows, {"loss": loss}, look, _loss_range(loss))]
-    if accuracies:
-        panels.append(_panel(rows, {name: [number(row[name]) for row in rows] for name in accuracies}, look, (0.0, 1.0)))
-    return panels
+    columns = {name: [number(row[name]) for row in rows] for name in rows[0] if name not in ("step", "phase", "epoch")}
+    accuracies = {name: values for name, values in columns.items() if "accuracy" in name or "robust" in name}
+    phases = [row["phase"] for row in rows]
+    panels = [_panel("loss", {"loss": columns["loss"]}, phases, look, loss_scale(columns["loss"]))]
+    return panels + ([_panel("accuracy", accuracies, phases, look, (Scale(0, 1, BOTTOM, TOP), False))] if accuracies else [])
 
 
-def _loss_range(loss: Sequence[float]) -> tuple[float, float]:
+def loss_scale(loss: Sequence[float]) -> tuple[Scale, bool]:
+    """From zero, or logarithmic where the losses of different phases lie a hundredfold apart."""
     finite = [value for value in loss if math.isfinite(value)] or [0.0]
-    return min(0.0, *finite), max(0.0, *finite) or 1.0
+    if min(finite) > 0 and max(finite) > 100 * min(finite):
+        return Scale(math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite))), BOTTOM, TOP), True
+    return Scale(min(0.0, *finite), max(0.0, *finite) or 1.0, BOTTOM, TOP), False
 
 
-def _panel(rows: Sequence[dict[str, str]], columns: dict[str, list[float]], look: Look, limits: tuple[float, float]) -> Chart:
-    left, right, top, bottom = 44.0, 292.0, 20.0, 112.0
-    x = Scale(1, max(2, len(rows)), left, right)
-    y = Scale(*limits, bottom, top)
-    lines = []
+def _panel(label: str, columns: dict[str, list[float]], phases: list[str], look: Look, scale: tuple[Scale, bool]) -> Chart:
+    y, logarithmic = scale
+    x = Scale(1, max(2, len(phases)), 44.0, 292.0)
+    lines, left_out = [], 0
     for i, (name, values) in enumerate(columns.items()):
-        points = [(x(step), y(value)) for step, value in enumerate(values, 1) if math.isfinite(value)]
-        marks = [(*point, "") for point in points] if len(points) < 3 else []
+        points = [(x(step), y(math.log10(value) if logarithmic else value)) for step, value in enumerate(values, 1) if math.isfinite(value)]
+        left_out += len(values) - len(points)
         if points:
+            marks = [(*point, "") for point in points] if len(points) < 3 else []
             lines.append(Line(name, look, path(points), marks=marks, note=("", "5 3", "1 3")[i % 3]))
-    spans = [(x(i + 1), row["phase"]) for i, row in enumerate(rows) if i == 0 or row["phase"] != rows[i - 1]["phase"]]
-    ticks = [(x(step), f"{step:g}") for step in x.ticks(4) if step == int(step)]
-    lost = len(rows) - sum(math.isfinite(value) for value in columns.get("loss", [0.0] * len(rows)))
-    return Chart(300, 132, left, right, top, bottom, ticks, [(y(v), f"{v:g}") for v in y.ticks(3)], lines, spans=spans,
-                 note=f"{lost} epochs without a finite loss are left out." if lost else "")  # fmt: skip
+    starts = [i for i, phase in enumerate(phases) if i == 0 or phase != phases[i - 1]]
+    lost = f"{left_out} epochs without a finite loss are left out." if left_out and label == "loss" else ""
+    return Chart(
+        300, 132, 44.0, 292.0, TOP, BOTTOM,
+        [(x(step), f"{step:g}") for step in x.ticks(4) if step == int(step)],
+        [(y(value), f"{10.0**value if logarithmic else value:g}") for value in y.ticks(3) if not logarithmic or value == int(value)],
+        lines, spans=[(x(i + 1), phases[i] if label == "loss" else "") for i in starts],
+        label=label + (", log" if logarithmic else ""), note=lost,
+    )  # fmt: skip

@@ -38,7 +38,7 @@ class Gallery:
 
 
 def gallery(everything: ByModel, count: int = 5) -> Gallery:
-    """`count` images that most models read rightly and most attacks break, of different classes where possible."""
+    """The same `count` images for every model, see `choose`."""
     chosen = choose(everything, count)
     first = next(iter(next(iter(everything.values())).values()))
     clean = [(first.points(i)[0], class_name(first, first.label[i]), int(first.image[i])) for i in chosen]
@@ -50,14 +50,23 @@ def gallery(everything: ByModel, count: int = 5) -> Gallery:
 
 
 def choose(everything: ByModel, count: int) -> list[int]:
-    """Positions of the images, best first by (models that read the clean image rightly, models broken), one a class first."""
+    """Positions of images that most models read rightly, classes differing where possible.
+
+    The larger half are those that most models lose; the rest tell the models apart, lost by about half of them.
+    """
     models = [list(outcomes.values()) for outcomes in everything.values()]
-    right = sum((suites[0].clean == suites[0].label).astype(int) for suites in models)
-    broken = sum((~np.logical_and.reduce([one.robust for one in suites])).astype(int) for suites in models)
     label = models[0][0].label
-    ranked = np.lexsort((np.arange(label.size), -np.asarray(broken), -np.asarray(right))).tolist()
-    firsts = [i for at, i in enumerate(ranked) if label[i] not in label[ranked[:at]]]
-    return [*firsts, *(i for i in ranked if i not in set(firsts))][:count]
+    wrong = np.sum([suites[0].clean != suites[0].label for suites in models], 0)
+    broken = np.sum([~np.logical_and.reduce([one.robust for one in suites]) for suites in models], 0)
+    lost = np.lexsort((-broken, wrong))  # lexsort is stable and sorts by its last key first
+    telling = np.lexsort((np.abs(2 * broken - len(models) - 1), wrong))
+    chosen: list[int] = []
+    for ranked, until in ((lost, count - count // 2), (telling, count)):
+        left = [i for i in ranked.tolist() if i not in chosen]
+        while left and len(chosen) < until:
+            chosen.append(next((i for i in left if label[i] not in label[chosen]), left[0]))
+            left.remove(chosen[-1])
+    return chosen
 
 
 def example(model: str, outcomes: Mapping[str, Outcome], position: int) -> Example:

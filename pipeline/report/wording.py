@@ -21,7 +21,7 @@ def interval(share: "Share") -> str:
 def radius(eps: float) -> str:
     """0.031373 is what the literature writes as 8/255."""
     steps = round(255 * eps)
-    return f"{steps}/255" if steps and abs(255 * eps - steps) < 1e-4 and round(eps, 3) != eps else f"{eps:.4g}"
+    return f"{steps}/255" if steps and abs(255 * eps - steps) < 1e-3 and round(eps, 3) != eps else f"{eps:.4g}"
 
 
 def threat(table: "Table") -> str:

@@ -1,0 +1,364 @@
+import csv
+import io
+import json
+import shutil
+from base64 import b64decode
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.numpy import load_file, save_file
+from synthetic_outcomes import RUN, SUITES, Made, write_run
+
+from pipeline import evaluation, report
+from pipeline.errors import Mistake
+from pipeline.report import figures, pictures, wording
+from pipeline.report.outcomes import read
+from pipeline.threat import ThreatModel
+
+MODELS = [made.model for made in RUN]
+HOSTILE = """<script src="https://evil.example/x.js">alert('"&')</script>"""
+VOID = {"meta", "img", "wbr", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element is closed in order; keeps what the tests ask about."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.numbers: dict[str, dict[str, float]] = {}
+        self.row = self.column = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.tags.append((tag, found))
+        self.row, self.column = found.get("data-model", self.row), found.get("data-column", self.column)
+        if tag == "data":
+            self.numbers.setdefault(self.row, {})[self.column] = float(found["value"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A folder with outcomes/ and history/ of four models; not to be changed."""
+    root = tmp_path_factory.mktemp("run")
+    write_run(root)
+    return root
+
+
+@pytest.fixture
+def own(run, tmp_path) -> Path:
+    """The same, to be damaged."""
+    return shutil.copytree(run, tmp_path / "own")
+
+
+def reported(root: Path, models=MODELS, suites=tuple(SUITES)) -> tuple[report.Table, Path]:
+    out = root / "report"
+    return report.write(root / "outcomes", root / "history", list(models), list(suites), out), out
+
+
+@pytest.fixture(scope="module")
+def written(run) -> tuple[report.Table, Path]:
+    return reported(run)
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def mistake(root: Path, **keywords) -> str:
+    with pytest.raises(Mistake) as caught:
+        reported(root, **keywords)
+    return str(caught.value)
+
+
+# The numbers
+
+
+def test_worst_case_is_below_every_suite_and_the_masked_attack(written):
+    for row in written[0].metrics().values():
+        low, high = evaluation.wilson(round(row["worst_case"] * row["n"]), int(row["n"]))
+        assert row["worst_case"] <= min(row[name] for name in ("clean", *SUITES, "masked") if name in row)
+        assert (row["interval_low"], row["interval_high"]) == (round(low, 6), round(high, 6))
+        assert row["interval_low"] <= row["worst_case"] <= row["interval_high"]
+
+
+def test_worst_case_is_joined_on_the_image_index(own):
+    """Two suites that break different images: the worst case is the rest; the order of rows plays no part."""
+    model = "backbone/natural"
+    folders = [own / "outcomes" / model / suite for suite in SUITES]
+    for part, folder in enumerate(folders):
+        with (folder / "outcomes.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for i, row in enumerate(rows):
+            row["clean"], row["robust"] = row["label"], str(int(i % 4 != part))
+        points = load_file(folder / "adversarial.safetensors")
+        if part:
+            rows, points = rows[::-1], {name: np.ascontiguousarray(images[::-1]) for name, images in points.items()}
+        with (folder / "outcomes.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        save_file(points, folder / "adversarial.safetensors")
+        edit(folder / "summary.json", clean=1.0, robust=0.75)
+    numbers = reported(own, [model])[0].metrics()[model]
+    assert (numbers["quick"], numbers["standard"], numbers["worst_case"]) == (0.75, 0.75, 0.5)
+    first, second = (read(own / "outcomes", model, suite) for suite in SUITES)
+    assert all(np.array_equal(first.points(i)[0], second.points(i)[0]) for i in (0, 7, 199))
+
+
+def test_twin_comes_from_the_run_else_from_the_summary(run, tmp_path):
+    def twin(models):
+        root = shutil.copytree(run, tmp_path / models[0].replace("/", "-"))
+        row = next(row for row in reported(root, models)[0].rows if row.model == "head/sodef_natural")
+        return row.twin.model, row.twin.share.value, row.twin.source
+
+    run_table = reported(shutil.copytree(run, tmp_path / "all"))[0].metrics()
+    assert twin(["backbone/natural", "head/sodef_natural"]) == ("backbone/natural", run_table["backbone/natural"]["worst_case"], "run")
+    assert twin(["head/sodef_natural", "adversarial/pgd"]) == ("backbone/natural", 0.02, "transfer")
+
+
+def test_metrics_hold_numbers_only_and_no_key_for_what_was_not_measured(written):
+    metrics = json.loads((written[1] / "metrics.json").read_text())
+    assert list(metrics) == MODELS and metrics == written[0].metrics()
+    assert all(type(number) in (int, float) for row in metrics.values() for number in row.values())
+    assert {"masked", "twin"} <= metrics["head/sodef_natural"].keys()
+    assert not {"masked", "twin"} & metrics["backbone/natural"].keys()
+
+
+def test_table_csv_says_what_metrics_say(written):
+    with (written[1] / "table.csv").open(newline="") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    for model, numbers in written[0].metrics().items():
+        assert {name: float(rows[model][name]) for name in numbers} == numbers
+    assert rows["head/sodef_robust"]["twin_model"] == "adversarial/pgd"
+    assert rows["backbone/natural"]["masked"] == ""
+
+
+def test_curves_and_history_are_tidy(written):
+    curves, history = ([*csv.DictReader((written[1] / f"{name}.csv").open(newline=""))] for name in ("curves", "history"))
+    assert list(curves[0]) == ["model", "attack", "eps", "robust"] and {row["model"] for row in curves} == set(MODELS)
+    assert list(history[0]) == ["model", "phase", "epoch", "step", "loss", "accuracy", "robust_accuracy"]
+    steps = [int(row["step"]) for row in history if row["model"] == "head/sodef_natural"]
+    assert steps == list(range(1, 17))
+
+
+# The page
+
+
+def test_page_parses_and_its_table_holds_the_metrics(written):
+    page = Page((written[1] / "index.html").read_text())
+    shown = {"clean", *SUITES, "worst_case", "masked", "twin"}
+    expected = {model: {name: value for name, value in row.items() if name in shown} for model, row in written[0].metrics().items()}
+    assert {model: row for model, row in page.numbers.items() if model} == expected
+
+
+def test_page_needs_no_network_and_is_accessible(written):
+    text = (written[1] / "index.html").read_text()
+    page = Page(text)
+    loads = [found[name] for _, found in page.tags for name in ("src", "href", "srcset", "action", "data") if name in found]
+    assert loads and all(link.startswith(("#", "data:image/png;base64,")) for link in loads)
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert "://" not in text and "@import" not in text and "url(" not in text
+    assert all(found.get("alt") for tag, found in page.tags if tag == "img")
+    assert all(found.get("scope") for tag, found in page.tags if tag == "th")
+    assert all("aria-label" in found or "aria-hidden" in found for tag, found in page.tags if tag == "svg")
+    anchors = {found["id"] for _, found in page.tags if "id" in found}
+    assert all(link[1:] in anchors for link in loads if link.startswith("#"))
+
+
+def test_hostile_names_are_text(own):
+    for path in own.glob("outcomes/*/*/*/summary.json"):
+        edit(
+            path,
+            classes=[HOSTILE] * 10,
+            data=HOSTILE,
+            flags=[HOSTILE],
+            attacks={HOSTILE: 0.5},
+            curve={"attack": HOSTILE, "points": [[0.1, 0.5]]},
+        )
+    for path in own.glob("history/*/*.csv"):
+        path.write_text(f'phase,epoch,loss,accuracy\n"{HOSTILE.replace(chr(34), chr(34) * 2)}",1,0.5,0.9\n')
+    text = (reported(own)[1] / "index.html").read_text()
+    assert "script" not in {tag for tag, _ in Page(text).tags} and text.count("evil.example") > 20
+
+
+def test_same_inputs_give_the_same_bytes(run, own, written):
+    again = reported(own)[1]
+    names = {"index.html", "table.csv", "metrics.json", "curves.csv", "history.csv"}
+    assert {path.name for path in again.iterdir()} == names
+    assert all((again / name).read_bytes() == (written[1] / name).read_bytes() for name in names)
+    assert not any(str(run) in (again / name).read_text() for name in names)
+
+
+@pytest.mark.parametrize("many", [1, 2, 20])
+def test_any_number_of_models_fits(tmp_path, many):
+    made = [Made(f"head/variant_{i:02d}", 0.1 + 0.1 * i, source="backbone/elsewhere", masking=0.5 * (i % 2)) for i in range(many)]
+    write_run(tmp_path, made, n=40)
+    table, out = reported(tmp_path, [one.model for one in made])
+    page = Page((out / "index.html").read_text())
+    lines = [found["style"] for tag, found in page.tags if tag == "g" and found.get("class") == "series"]
+    assert len(page.numbers) >= many == len(table.rows) and len(lines) >= many
+    looks = {(look.colour, look.dash, look.marker) for look in map(figures.Look, range(20))}
+    assert len(looks) == 20
+
+
+def test_a_model_without_history_or_curve_is_said_not_hidden(own):
+    (own / "history/head/sodef_natural.csv").unlink()
+    for path in own.glob("outcomes/*/*/*/summary.json"):
+        edit(path, curve=None, flags=[])
+    text = (reported(own)[1] / "index.html").read_text()
+    assert "No history was kept of head/sodef_natural." in text and "None was raised." in text
+    assert 'id="radius"' not in text and "#radius" not in text
+
+
+def test_report_reads_what_the_evaluation_writes(tmp_path):
+    """The two sides of the contract, without a made-up folder between them."""
+    images, labels = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    clean = torch.tensor([0, 1, 2, 3, 4, 0])
+    attack = ["", "", "", "pgd", "pgd", "clean"]
+    points = (images + 0.1 * torch.tensor([0, 0, 1, 1, 1, 0]).view(6, 1, 1, 1)).clamp(0, 1)
+    adversarial, masked = torch.tensor([0, 1, 2, 9, 9, 0]), clean == labels
+    outcomes = evaluation.Outcomes(labels, labels, images, clean, points, torch.ones(6), attack, adversarial, masked)
+    outcomes.after, outcomes.curve, outcomes.passes = {"pgd": 0.5}, [(0.0, 5 / 6), (0.1, 0.5)], 66
+    outcomes.under = {"masked": "pgd, adjoint gradient of dopri5", "curve": "pgd"}
+    about = {"model": "head/tiny", "suite": "quick", "data": "digits", "data_digest": "0" * 64, "seed": 0, "from": None}
+    about |= {"backbone": "convnet", "head": "ode", "training": "natural", "flags": []}
+    evaluation.write(tmp_path / "outcomes/head/tiny/quick", outcomes, ThreatModel(norm="linf", eps=0.1), about)
+    numbers = reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics()["head/tiny"]
+    assert (numbers["clean"], numbers["worst_case"], numbers["masked"]) == (0.833333, 0.5, 0.833333)
+
+
+# Words, charts, pictures, terminal
+
+
+def test_reading_follows_the_intervals(written):
+    lead, *rest = wording.reading(written[0])
+    text = " ".join(rest)
+    best = written[0].ranked[0]
+    assert lead.startswith(f"{best.model} keeps {wording.percent(best.worst.value)}%")
+    assert "Better than the twin without the defence, beyond both intervals: head/sodef_natural" in text
+    assert "No difference from the twin that 200 images could show: head/sodef_robust" in text
+    assert "A wrong gradient would have reported" in text and "for head/sodef_natural" in text
+
+
+def test_radius_is_written_as_the_literature_does():
+    assert [wording.radius(eps) for eps in (8 / 255, 0.031373, 0.15, 0.1, 1.0, 0.2)] == ["8/255", "8/255", "0.15", "0.1", "1", "0.2"]
+
+
+@pytest.mark.parametrize("high", [1e-4, 0.3, 1.0, 7.3, 2500.0])
+def test_ticks_are_round_few_and_inside(high):
+    ticks = figures.Scale(0, high, 0, 100).ticks()
+    assert 3 <= len(ticks) <= 7 and ticks[0] == 0 and ticks[-1] <= high * (1 + 1e-9)
+    assert np.allclose(np.diff(ticks), ticks[1])
+
+
+def test_losses_far_apart_get_a_logarithmic_axis():
+    assert figures.loss_scale([300.0, 2.0, 0.01])[1] and not figures.loss_scale([3.0, 2.0, float("nan")])[1]
+
+
+def test_picture_shows_the_pixels():
+    image = np.linspace(0, 1, 3 * 8 * 8, dtype=np.float32).reshape(3, 8, 8)
+    shown = np.asarray(Image.open(io.BytesIO(b64decode(pictures.png(image).split(",")[1]))))
+    assert np.array_equal(shown.transpose(2, 0, 1), np.round(255 * image))
+    assert pictures.shrunk(np.ones((3, 224, 200))).shape == (3, 56, 50)
+
+
+def test_the_same_images_are_shown_for_every_model(run):
+    everything = {model: {suite: read(run / "outcomes", model, suite) for suite in SUITES} for model in MODELS}
+    gallery = pictures.gallery(everything)
+    assert len(gallery.clean) == 5 and len({name for _, name, _ in gallery.clean}) == 5
+    examples = dict(gallery.rows)
+    assert {one.fate for one in examples["backbone/natural"]} == {"broken"}
+    assert all(one.amplified == pytest.approx(0.5 / 0.15, rel=0.01) for one in examples["head/sodef_natural"])
+
+
+def test_terminal_summary_says_what_the_table_says(written):
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(written[0])
+    text = console.export_text()
+    for row in written[0].rows:
+        assert row.model in text and f"{wording.percent(row.worst.value)} {wording.interval(row.worst)}" in text
+
+
+# Mistakes
+
+FOLDER = "outcomes/head/sodef_natural/quick"
+AGAIN = "dvc repro attack@head/sodef_natural-quick"
+
+
+@pytest.mark.parametrize("name", ["summary.json", "outcomes.csv", "adversarial.safetensors"])
+def test_missing_and_truncated_files_are_named(own, name):
+    path = own / FOLDER / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 + 3])
+    text = mistake(own)
+    assert text.startswith(str(path)) and text.endswith(f"Delete {name} and run `{AGAIN}`.")
+    path.unlink()
+    assert mistake(own) == f"{path}: the file is missing. Run `{AGAIN}`."
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"robust": 1.2}, "robust: Input should be less than or equal to 1 (got 1.2)"),
+        ({"n": 7}, "rows, summary.json and adversarial.safetensors disagree (got 200, 7 and 200 images)"),
+        ({"robust": 0.9}, "robust is not what summary.json says"),
+        ({"model": "head/other"}, "describes another measurement (got head/other, quick)"),
+        ({"threat": {"norm": "linf", "eps": 0.3}}, "the threat model differs from that of"),
+        ({"data_digest": "0" * 64}, "the data digest differs from that of"),
+    ],
+)
+def test_summaries_at_odds_are_refused(own, changes, said):
+    edit(own / FOLDER / "summary.json", **changes)
+    text = mistake(own)
+    assert text.startswith(str(own / FOLDER)) and said in text and f"`{AGAIN}`" in text
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        (",robust,", ",sturdy,", "no column robust"),
+        ("\n0,0,", "\n0,x,", "'x'"),
+        ("\n0,", "\n3,", "an image occurs twice"),
+        ("\n0,", "\n5000,", ""),
+    ],
+)
+def test_damaged_rows_are_refused(own, old, new, said):
+    path = own / FOLDER / "outcomes.csv"
+    path.write_text(path.read_text().replace("\r\n", "\n").replace(old, new, 1))
+    text = mistake(own)
+    assert said in text and AGAIN in text
+    if not said:
+        expected = "the set of images differs from that of {} (got 200 images, 199 of them among the other's 200). Run `{}`."
+        assert text == f"{own / FOLDER}: " + expected.format(own / "outcomes/backbone/natural/quick", AGAIN)
+
+
+def test_damaged_history_is_refused(own):
+    path = own / "history/adversarial/pgd.csv"
+    path.write_text("phase,epoch,loss\npgd,1,low\n")
+    text = f"{path}: the file is damaged (got could not convert string to float: 'low'). Delete it and run `dvc repro adversarial@pgd`."
+    assert mistake(own) == text
+
+
+def test_a_suite_may_not_take_the_name_of_a_column(own):
+    (own / "outcomes/backbone/natural/quick").rename(own / "outcomes/backbone/natural/clean")
+    edit(own / "outcomes/backbone/natural/clean/summary.json", suite="clean")
+    text = "params.yaml: suites: the name is that of a column of the report (got clean). Rename the suite."
+    assert mistake(own, models=["backbone/natural"], suites=["clean"]) == text
+    assert mistake(own, models=[]) == "params.yaml: attack: nothing to report (got 0 models, 2 suites). Name at least one of each."
