@@ -199,7 +199,9 @@ def main(targets: list[str] | None = None, workers: int = 2) -> int:
     return 0
 
 
-def serve(name: str = "basin", interval: float | None = None, cron: str | None = None, targets: list[str] | None = None, workers: int = 2) -> None:
+def serve(
+    name: str = "basin", interval: float | None = None, cron: str | None = None, targets: list[str] | None = None, workers: int = 2
+) -> None:
     """Offer the flow to Prefect's pages and schedules until interrupted; one run at a time. `interval` in seconds."""
     from prefect.flows import EntrypointType
 

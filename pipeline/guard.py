@@ -42,7 +42,9 @@ class Guards:
         self._lock = threading.Lock()
         self.ended = False
 
-    def start(self, command: Sequence[str], env: Mapping[str, str] | None = None, keep: Iterable[int] = (), **popen: Any) -> subprocess.Popen:
+    def start(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, keep: Iterable[int] = (), **popen: Any
+    ) -> subprocess.Popen:
         """Start a command under a guard; the `Popen` is the guard's and has the command's exit code (128 + n for a signal).
 
         `keep` are file descriptors that the guard holds open until the command is really gone: locks outlive a killed parent.

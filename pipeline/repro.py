@@ -179,7 +179,11 @@ def _lines(pipe: IO[bytes]) -> Iterator[str]:
 
 
 def reproduce_one(
-    stage: str, on_line: Callable[[str], object], guards: Guards | None = None, env: Mapping[str, str] | None = None, keep: Iterable[int] = ()
+    stage: str,
+    on_line: Callable[[str], object],
+    guards: Guards | None = None,
+    env: Mapping[str, str] | None = None,
+    keep: Iterable[int] = (),
 ) -> Outcome:
     """Bring one stage up to date, its inputs taken as they are; every line of dvc and of the stage goes to `on_line`.
 

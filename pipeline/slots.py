@@ -39,7 +39,8 @@ def only_flow(path: Path = FOLDER / "flow.lock") -> Iterator[None]:
     file = _try_lock(path)
     if file is None:
         holder = path.read_text().strip() or "unknown"
-        raise Mistake(f"{path}: another flow is at work in this workspace (PID {holder}). Wait for it to end, or stop it with: kill {holder}.")
+        said = f"{path}: another flow is at work in this workspace (PID {holder})."
+        raise Mistake(f"{said} Wait for it to end, or stop it with: kill {holder}.")
     with file:
         file.truncate(0)
         file.write(str(os.getpid()))
