@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from jaxtyping import Int64
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -121,7 +122,8 @@ class SplitSettings(Settings):
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> "SplitSettings":
         if self.validation + (self.test or TEST_SHARE) >= 1:
-            raise ValueError(f"validation and test (null counts as {TEST_SHARE}) together must be below 1, or nothing is left to train on")
+            message = f"validation and test (null counts as {TEST_SHARE}) leave nothing to train on. Lower them to add up to less than 1."
+            raise PydanticCustomError("shares", message)  # type: ignore[arg-type]
         return self
 
 

@@ -132,7 +132,7 @@ def written_kinds(script: str) -> set[str]:
     """Modules of the kinds that a script names itself, as in `{"kind": "linear"}`."""
     literals = [node for node in ast.walk(ast.parse((ROOT / file_of(script)).read_text())) if isinstance(node, ast.Dict)]
     pairs = [(key, value) for literal in literals for key, value in zip(literal.keys, literal.values, strict=True)]
-    kinds = {value.value for key, value in pairs if getattr(key, "value", None) == "kind" and isinstance(value, ast.Constant)}
+    kinds = {str(value.value) for key, value in pairs if getattr(key, "value", None) == "kind" and isinstance(value, ast.Constant)}
     return {f"pipeline.{family}.{kind}" for family in lookup.FAMILIES for kind in kinds & set(lookup.kinds(family))}
 
 

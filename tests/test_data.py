@@ -83,6 +83,13 @@ def test_every_beginning_of_a_split_holds_the_classes_in_proportion(counts, seed
         assert first.min() >= 1
 
 
+def test_which_class_comes_first_is_drawn():
+    """Not the one that the source happens to begin with: a beginning that is no multiple of the classes would favour it."""
+    in_order = Split(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), torch.arange(4).repeat_interleave(10))
+    firsts = {int(divide(Source(in_order, in_order, tuple("abcd")), SplitSettings(), seed)["test"].labels[0]) for seed in range(40)}
+    assert firsts == {0, 1, 2, 3}
+
+
 def test_a_source_with_its_own_test_split_keeps_all_of_it():
     source = source_of([30, 30], test=[7, 9])
     divided = divide(source, SplitSettings(validation=0.1), 0)
@@ -277,13 +284,11 @@ def test_preparing_again_replaces_and_leaves_nothing_beside(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_write_that_fails_keeps_the_old_file(tmp_path):
-    from pipeline.data import _write
-
-    (tmp_path / "about.json").write_text("old")
-    with pytest.raises(TypeError):
-        _write(tmp_path / "about.json", "text, not bytes")
-    assert content(tmp_path) == {"about.json": b"old"}
+def test_a_write_that_fails_leaves_nothing_beside(tmp_path):
+    (tmp_path / "train.safetensors").mkdir()  # cannot be replaced by a file
+    with pytest.raises(OSError):
+        prepared(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.safetensors"]
 
 
 def test_other_users_may_read_what_is_written(tmp_path):
