@@ -185,5 +185,5 @@ def test_below_the_top_folder(project: MakeProject, monkeypatch: pytest.MonkeyPa
 
 def test_a_cycle_is_a_mistake(project: MakeProject):
     project("stages:\n  a: {cmd: x, deps: [one], outs: [two]}\n  b: {cmd: y, deps: [two], outs: [one]}\n")
-    with pytest.raises(Mistake, match="both a dependency and an output in stages: a, b"):
+    with pytest.raises(Mistake, match="both a dependency and an output in stages: "):
         repro.graph()
