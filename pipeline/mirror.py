@@ -40,7 +40,7 @@ def mirror(journal: Path, stage: int | None = None) -> bool:
                 try:
                     delivery.send(waiting, ended)
                     waiting = []
-                except Exception as error:  # noqa: BLE001  whatever MLflow, its database or the network come up with
+                except Exception as error:  # whatever MLflow, its database or the network come up with
                     again = time.monotonic() + AGAIN
                     if not complained:
                         log.warning(kept(cause(error), journal))
@@ -91,9 +91,8 @@ class Delivery:
 
         self.store, start = client(), first["start"]
         self.resume = RUNS / start["resume"]
-        self.run_id = self._earlier() or self.store.create_run(
-            experiment_id(self.store, start["experiment"]), first["time"], run_name=start["run_name"]
-        ).info.run_id
+        experiment = experiment_id(self.store, start["experiment"])
+        self.run_id = self._earlier() or self.store.create_run(experiment, first["time"], run_name=start["run_name"]).info.run_id
         self.resume.write_text(json.dumps({"uri": uri(), "run_id": self.run_id}) + "\n")
         self.store.update_run(self.run_id, "RUNNING")
         self._params(start["params"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, config, data, evaluation, registry
+from pipeline import artifact, candidates, config, data, evaluation, registry
 from pipeline.classifier import Classifier
 from pipeline.errors import Mistake
 from pipeline.randomness import construct
@@ -24,7 +24,10 @@ seed: 0
 data: {kind: digits, train_limit: 200, test_limit: 40}
 threat: {norm: linf, eps: 0.15}
 backbone:
-  natural: {backbone: {kind: convnet, channels: [2], hidden: 8}, training: {kind: natural}, schedule: {epochs: 1, batch: 32, optimiser: adam, rate: 0.01}}
+  natural:
+    backbone: {kind: convnet, channels: [2], hidden: 8}
+    training: {kind: natural}
+    schedule: {epochs: 1, batch: 32, optimiser: adam, rate: 0.01}
 head:
   ode:
     from: backbone/natural
@@ -63,7 +66,8 @@ def measure(settings: config.Config, model: str, held: int) -> None:
         torch.arange(n), test.labels, test.floats(), test.labels.clone(), test.floats(), torch.zeros(n),
         ["" if i < held else "fgsm" for i in range(n)], test.labels.clone(), after={"fgsm": held / n}, passes=n,
     )  # fmt: skip
-    kinds = {"backbone": "convnet", "head": "linear", "training": "natural", "from": None if model.startswith("backbone") else "backbone/natural"}
+    below = None if model.startswith("backbone") else "backbone/natural"
+    kinds = {"backbone": "convnet", "head": model.split("/")[1].replace("natural", "linear"), "training": "natural", "from": below}
     described = {"model": model, "suite": "quick", "data": about.name, "data_digest": about.digest, "seed": 0, "flags": [], **kinds}
     evaluation.write(Path("outcomes") / model / "quick", outcomes, settings.threat, described)
 
@@ -86,14 +90,39 @@ def workspace(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def registered_workspace(workspace, tmp_path_factory):
+    """The same, registered once: versions 1 and 2."""
+    folder, before = tmp_path_factory.mktemp("registered"), Path.cwd()
+    shutil.copytree(workspace, folder, dirs_exist_ok=True)
+    os.chdir(folder)
+    registry.register_all(config.load(), digests())
+    os.chdir(before)
+    return folder
+
+
 @pytest.fixture
-def run(workspace, tmp_path, monkeypatch):
-    """A copy of the finished run, as the working directory, and its config."""
+def enter(tmp_path, monkeypatch):
+    """Copies a workspace and makes the copy the working directory; its config."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    return config.load()
+
+    def copied(workspace: Path) -> config.Config:
+        shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+        return config.load()
+
+    return copied
+
+
+@pytest.fixture
+def run(workspace, enter):
+    return enter(workspace)
+
+
+@pytest.fixture
+def registered(registered_workspace, enter):
+    return enter(registered_workspace)
 
 
 def digests() -> dict[str, str]:
@@ -135,27 +164,26 @@ def test_a_run_is_registered_once(run):
     assert aliases() == {"natural": "1", "ode": "2", "champion": "2"}
     tags = versions()["2"]
     expected = {
-        "model": "head/ode", "stage": "head", "backbone": "convnet", "head": "ode", "training": "natural", "data": "digits", "threat": "linf-0.15",
-        "suites": "quick", "seed": "0", "device": "cpu", "chain": "head/ode <- backbone/natural", "worst_case": "0.5", "clean": "1", "robust.quick": "0.5",
-        "twin": "0.25", "n": "40", "dvc.md5": digests()["head/ode"],
+        "model": "head/ode", "stage": "head", "backbone": "convnet", "head": "ode", "training": "natural",
+        "chain": "head/ode <- backbone/natural", "data": "digits", "threat": "linf-0.15", "suites": "quick", "seed": "0", "device": "cpu", "dvc.md5": digests()["head/ode"],
+        "worst_case": "0.5", "clean": "1", "robust.quick": "0.5", "twin": "0.25", "n": "40",
     }  # fmt: skip
-    assert expected.items() <= tags.items() and {"data_digest", "protocol", "commit", "dirty", "interval_low", "interval_high"} <= tags.keys()
+    assert expected.items() <= tags.items()
+    assert {"data_digest", "protocol", "commit", "dirty", "interval_low", "interval_high"} <= tags.keys()
 
     assert registry.register_all(run, digests()) == receipt
     assert sorted(versions()) == ["1", "2"]
     assert registry.verify(run, digests()) == []
 
 
-def test_metrics_are_on_the_run_and_on_the_logged_model(run):
-    registry.register_all(run, digests())
+def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
     version = store().get_model_version(NAME, "2")
     assert store().get_run(version.run_id).data.metrics["worst_case"] == 0.5
     assert {m.key: m.value for m in store().get_logged_model(version.source.removeprefix("models:/")).metrics}["robust.quick"] == 0.5
     assert "| **robust, worst case of all** | **50.0%** (95%: 35.2% to 64.8%) |" in version.description
 
 
-def test_a_version_loads_in_a_process_that_has_no_checkout(run, tmp_path_factory):
-    registry.register_all(run, digests())
+def test_a_version_loads_in_a_process_that_has_no_checkout(registered, tmp_path_factory):
     x = images()
     np.save("x.npy", x.numpy())
     code = f"""
@@ -163,7 +191,8 @@ import mlflow, numpy, torch
 model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
 import pipeline; print(pipeline.__file__)
 x = numpy.load(r"{Path("x.npy").absolute()}", allow_pickle=False)
-numpy.save("logits.npy", model.predict(x)); numpy.save("net.npy", model.unwrap_python_model().classifier(torch.from_numpy(x)).detach().numpy())
+numpy.save("logits.npy", model.predict(x))
+numpy.save("net.npy", model.unwrap_python_model().classifier(torch.from_numpy(x)).detach().numpy())
 """
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH",)} | {"MLFLOW_TRACKING_URI": f"sqlite:///{Path.cwd()}/mlflow.db"}
@@ -186,7 +215,7 @@ def test_no_pickle_and_the_twin_travels(run):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((1, 1, 8, 8)), r"images: not a float32 array \(got float64\). Give a float32 array \[n, 1, 8, 8\] with values in \[0, 1\]."),
+        (np.zeros(3), r"images: not a float32 array \(got float64\). Give a float32 array \[n, 1, 8, 8\] with values in \[0, 1\]."),
         ([[0.0]], r"images: not a float32 array \(got list\)."),
         (np.zeros((1, 8, 8), np.float32), r"images: wrong shape \(got \[1, 8, 8\]\)."),
         (np.full((1, 1, 8, 8), 255, np.float32), r"images: values outside \[0, 1\] \(got 255 to 255\)."),
@@ -204,30 +233,28 @@ def test_bad_images_are_refused(workspace, x, message):
         model.predict(None, x)
 
 
-def test_new_outcomes_refresh_a_version_and_move_the_champion(run):
-    registry.register_all(run, digests())
-    measure(run, "backbone/natural", 30)
-    assert registry.verify(run, digests()) == [f"backbone/natural: version 1 of {NAME} carries older numbers", f"head/ode: version 2 of {NAME} carries older numbers"]
-    registry.register_all(run, digests())
+def test_new_outcomes_refresh_a_version_and_move_the_champion(registered):
+    measure(registered, "backbone/natural", 30)
+    older = "carries older numbers"  # the head too: its twin's
+    assert registry.verify(registered, digests()) == [f"backbone/natural: version 1 of {NAME} {older}", f"head/ode: version 2 of {NAME} {older}"]
+    registry.register_all(registered, digests())
     assert len(versions()) == 2 and versions()["1"]["worst_case"] == "0.75" and aliases()["champion"] == "1"
 
 
-def test_a_new_model_is_a_new_version_and_the_best_stays_champion(run):
-    registry.register_all(run, digests())
-    retrain(run, "head/ode", seed=1, held=15)
-    registry.register_all(run, digests())
+def test_a_new_model_is_a_new_version_and_the_best_stays_champion(registered):
+    retrain(registered, "head/ode", seed=1, held=15)
+    registry.register_all(registered, digests())
     assert aliases() == {"natural": "1", "ode": "3", "champion": "2"}
-    retrain(run, "head/ode", seed=2, held=20)
-    registry.register_all(run, digests())
+    retrain(registered, "head/ode", seed=2, held=20)
+    registry.register_all(registered, digests())
     assert aliases()["champion"] == "2", "a tie goes to the older version"
 
 
-def test_only_versions_measured_alike_compete(run):
-    registry.register_all(run, digests())
+def test_only_versions_measured_alike_compete(registered):
     text = PARAMS.replace("{kind: fgsm}", "{kind: pgd, steps: 2}")
     Path("params.yaml").write_text(text)
-    measure(run, "backbone/natural", 9)
-    retrain(run, "head/ode", seed=1, held=5)
+    measure(registered, "backbone/natural", 9)
+    retrain(registered, "head/ode", seed=1, held=5)
     registry.register_all(config.load(), digests())
     assert aliases() == {"natural": "1", "ode": "3", "champion": "1"}, "version 2 was measured by another protocol"
 
@@ -241,7 +268,8 @@ def test_a_version_that_computes_something_else_gets_no_alias(run):
     (weights,) = [path for path in Path(spoilt).rglob("weights.safetensors") if path.parent.name != "twin"]
     artifact.save(Path("other"), build(run, "head/ode", seed=7))
     shutil.copyfile("other/weights.safetensors", weights)
-    with pytest.raises(Mistake, match=r"models:/digits-linf-0.15/2: loaded back, it does not give the logits of models/head/ode \(got a largest difference of"):
+    message = r"models:/digits-linf-0.15/2: loaded back, it does not give the logits of models/head/ode \(got a largest difference of"
+    with pytest.raises(Mistake, match=message):
         registry.register_all(run, digests())
     assert aliases() == {"natural": "1", "champion": "1"}
 
@@ -273,7 +301,8 @@ def test_the_version_belongs_to_the_run_that_trained_it(run, monkeypatch):
 
 def test_an_absent_mlflow_fails_in_words(run, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
-    with pytest.raises(Mistake, match="registry: MLflow at http://...@127.0.0.1:1 cannot be used .*Everything is computed and kept; .* run `dvc repro register`") as caught:
+    message = r"registry: MLflow at http://...@127.0.0.1:1 cannot be used .*Everything is computed and kept; .* run `dvc repro register`"
+    with pytest.raises(Mistake, match=message) as caught:
         registry.register_all(run, digests())
     assert "secret" not in str(caught.value)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -288,10 +317,9 @@ def test_a_model_that_dvc_does_not_know_is_refused(run):
 
 
 def test_aliases_follow_mlflows_rules(run):
-    twice = run.model_copy(update={"head": {"natural": run.head["ode"], "latest": run.head["ode"], "v2": run.head["ode"], "sodef_natural": run.head["ode"]}})
-    assert [registry.alias(model, twice) for model in ("backbone/natural", "head/natural", "head/latest", "head/v2", "head/sodef_natural")] == [
-        "backbone_natural", "head_natural", "head_latest", "head_v2", "sodef_natural",
-    ]  # fmt: skip
+    twice = run.model_copy(update={"head": dict.fromkeys(("natural", "latest", "v2", "sodef_natural"), run.head["ode"])})
+    assert [registry.alias(f"head/{name}", twice) for name in twice.head] == ["head_natural", "head_latest", "head_v2", "sodef_natural"]
+    assert registry.alias("backbone/natural", twice) == "backbone_natural"
 
 
 def test_the_receipt_is_the_same_whatever_else_is_registered(run):
@@ -299,7 +327,7 @@ def test_the_receipt_is_the_same_whatever_else_is_registered(run):
     retrain(run, "head/ode", seed=1, held=5)
     registry.register_all(run, digests())
     retrain(run, "head/ode", seed=0, held=20)
-    registry.write(Path("receipt.json"), registry.register_all(run, digests()))
+    candidates.write(Path("receipt.json"), registry.register_all(run, digests()))
     assert json.loads(Path("receipt.json").read_text()) == first
     with sqlite3.connect("mlflow.db") as found:
         assert found.execute("SELECT count(*) FROM model_versions").fetchone() == (3,)
