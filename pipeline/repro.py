@@ -149,6 +149,15 @@ def unchanged(stages: Sequence[Stage]) -> set[str]:
     return clean
 
 
+def is_changed(path: str | Path) -> bool:
+    """Whether the file holds anything that is in no commit; True as well where git does not know the file or there is no git."""
+    try:
+        asked = subprocess.run(["git", "status", "--porcelain", "--ignored", "--", str(path)], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return True
+    return asked.returncode != 0 or bool(asked.stdout.strip())
+
+
 def check() -> None:
     """Every mistake in params.yaml, before anything is started."""
     from pipeline import config

@@ -187,3 +187,14 @@ def test_a_cycle_is_a_mistake(project: MakeProject):
     project("stages:\n  a: {cmd: x, deps: [one], outs: [two]}\n  b: {cmd: y, deps: [two], outs: [one]}\n")
     with pytest.raises(Mistake, match="both a dependency and an output in stages: "):
         repro.graph()
+
+
+def test_is_changed_asks_git(project: MakeProject):
+    place = project(DIAMOND)
+    assert repro.is_changed("params.yaml"), "no git here"
+    for arguments in (["init", "-q"], ["add", "params.yaml"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "params"]):
+        subprocess.run(["git", *arguments], check=True)
+    assert not repro.is_changed("params.yaml")
+    assert repro.is_changed("dvc.yaml"), "in no commit"
+    (place / "params.yaml").write_text("seed: 1\n")
+    assert repro.is_changed(place / "params.yaml")
