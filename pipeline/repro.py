@@ -182,9 +182,10 @@ def reproduce(targets: Sequence[str] = (), *options: str) -> int:
 
 
 def _lines(pipe: IO[bytes]) -> Iterator[str]:
-    """Lines as a terminal would show them in the end: of a redrawn progress bar the last state."""
+    """Lines as a terminal would show them in the end, blank ones left out: of a redrawn progress bar the last state."""
     for line in pipe:
-        yield line.decode(errors="replace").rstrip().rsplit("\r", 1)[-1]
+        if text := line.decode(errors="replace").rstrip().rsplit("\r", 1)[-1]:
+            yield text
 
 
 def reproduce_one(
@@ -223,7 +224,7 @@ def reproduce_one(
 
 def _failure(stage: str, lines: Iterable[str]) -> StageFailed:
     """From dvc's last word, `ERROR: failed to reproduce 'x': failed to run: ..., exited with N`, and the stage's own before it."""
-    said = [line for line in lines if line.strip()]
+    said = list(lines)
     verdict = next((line for line in reversed(said) if line.startswith("ERROR: ")), "dvc ended without a word")
     exited = re.search(r"failed to run: .*, exited with (-?\d+)$", verdict)
     if not exited:
