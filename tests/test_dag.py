@@ -24,10 +24,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = ["params.yaml", *sorted(f"params/{path.name}" for path in (ROOT / "params").glob("*.yaml"))]
 TEST_SPLIT = "data/prepared/test.safetensors"
 
-# Imported by stages, and yet no dependency, because no byte of a result comes from them. Each with its argument.
+# Imports (who, whom) through which no byte of a result comes, and so no dependency. Each with its argument.
 EXEMPT = {
-    "pipeline.environment": "switches of other programs (telemetry, update checks), set before anything is computed",
-    "pipeline.tracking": "told what a stage has done, and answers nothing: a stage writes the same files where MLflow is away",
+    ("pipeline.mlflow_client", "pipeline.environment"): "the same switches as below",
+    ("pipeline.repro", "pipeline.guard"): "guards child processes; a stage only asks repro for a digest and starts none",
+    ("stages.entry", "pipeline.environment"): "switches of other programs (telemetry, update checks), set before anything is computed",
+    (
+        "stages.entry",
+        "pipeline.tracking",
+    ): "told what a stage has done; the stage reads nothing back, and writes the same where MLflow is away",
 }
 
 
@@ -75,10 +80,10 @@ def node(stage: Any) -> Node:
 
 @cache
 def imports() -> grimp.ImportGraph:
-    """Who imports whom, in functions too, without the exempt modules and what only they import."""
+    """Who imports whom, in functions too, but for the exempt imports."""
     graph = grimp.build_graph("pipeline", "stages", cache_dir=None)
-    for module in EXEMPT:
-        graph.remove_module(module)
+    for importer, imported in EXEMPT:
+        graph.remove_import(importer=importer, imported=imported)
     return graph
 
 
@@ -154,7 +159,8 @@ def test_a_dependency_left_out_is_found(run):
     """The test above can fail: without a dependency that it needs, each stage that had it is named."""
     for victim in ("pipeline/data.py", "stages/entry.py", "pipeline/types.py"):
         without = [Node(node.name, node.script, node.deps - {victim}, node.params) for node in run.nodes]
-        assert missing(Run(run.config, without)) == {node.name: [victim] for node in run.nodes if victim in node.deps}
+        found = {name for name, files in missing(Run(run.config, without)).items() if victim in files}
+        assert found == {node.name for node in run.nodes if victim in node.deps}
 
 
 def test_kinds_are_looked_for_in_params_and_in_scripts(run):
@@ -190,8 +196,7 @@ def test_whatever_draws_depends_on_the_seed(run):
     assert without <= {"report", "register"}
 
 
-def test_exemptions_are_of_use():
-    """An exemption that no stage needs any more would hide the day when it matters again."""
+def test_exempt_imports_are_there():
+    """An exemption that nothing needs any more would hide the day when it matters again."""
     graph = grimp.build_graph("pipeline", "stages", cache_dir=None)
-    used = {module for script in graph.find_children("stages") for module in graph.find_upstream_modules(script)}
-    assert set(EXEMPT) <= used
+    assert [pair for pair in EXEMPT if not graph.direct_import_exists(importer=pair[0], imported=pair[1])] == []
