@@ -4,7 +4,8 @@ import fcntl
 import logging
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import mlflow
@@ -31,8 +32,21 @@ def client() -> MlflowClient:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if database := local_database():
         _prepare(database)
-    mlflow.set_tracking_uri(uri())
     return MlflowClient(uri())
+
+
+@contextmanager
+def current() -> Iterator[MlflowClient]:
+    """The same for MLflow's module-level calls, which MLflow tells of it by an environment variable; that is put back."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    store = client()
+    mlflow.set_tracking_uri(uri())
+    try:
+        yield store
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def local_database() -> Path | None:

@@ -84,7 +84,8 @@ def load(target: str) -> Classifier:
 def _open() -> Iterator[MlflowClient]:
     """MLflow's client; whatever is wrong with MLflow ends in words. A registration that failed quietly would count as done."""
     try:
-        yield mlflow_client.client()
+        with mlflow_client.current() as store:
+            yield store
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, RuntimeError) as error:
         raise Mistake(
             f"registry: MLflow at {tracking.shown(tracking.uri())} cannot be used (got {tracking.cause(error)}). "

@@ -72,11 +72,12 @@ def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray)
     run_id = _run(store, one)
     example, shape, classes = images[:2], one.recipe["shape"], len(one.recipe["classes"])
     inputs, outputs = TensorSpec(images.dtype, (-1, *shape)), TensorSpec(images.dtype, (-1, classes))
-    mlflow.set_experiment(experiment_id=store.get_run(run_id).info.experiment_id)
+    experiment = store.get_run(run_id).info.experiment_id
+    model = store.create_logged_model(experiment, one.model.replace("/", "-"), run_id, {"dvc.md5": one.md5}, model_type="classifier")
     with same_path():
         logged = Model.log(
             artifact_path=None,
-            name=one.model.replace("/", "-"),
+            model_id=model.model_id,
             flavor=mlflow.pyfunc,
             run_id=run_id,
             python_model=str(PACKAGE / "pyfunc.py"),
