@@ -80,7 +80,8 @@ def _download(root: Path) -> None:
     try:
         FashionMNIST(str(root), download=True)
     except (OSError, RuntimeError) as error:  # no network, every mirror failed, or a checksum did
-        raise Mistake(f"data.download: torchvision could not fetch Fashion-MNIST (got {' '.join(str(error).split())}).", _absent(root)) from error
+        why = " ".join(str(error).split())
+        raise Mistake(f"data.download: torchvision could not fetch Fashion-MNIST (got {why}).", _absent(root)) from error
 
 
 def _split(images: Path, labels: Path) -> Split:
