@@ -36,30 +36,37 @@ class Candidate:
 
     @property
     def tags(self) -> dict[str, str]:
-        """What the version is, to be seen and searched."""
+        """What the version is, to be seen and searched; MLflow's table shows them in this order."""
         tree, recipe = self.recipe["classifier"], self.recipe
-        what = {
-            "dvc.md5": self.md5, "model": self.model, "stage": self.model.split("/")[0],
-            "backbone": tree["backbone"]["kind"], "head": tree["head"]["kind"], "training": recipe["trained"]["training"]["kind"],
-            "chain": " <- ".join([self.model, *reversed(recipe["chain"])]), "seed": recipe["seed"], "device": recipe["device"],
-            "data": self.data, "data_digest": recipe["data_digest"], "threat": self.threat,
-            "protocol": self.protocol, "suites": ", ".join(self.row.suites),
+        numbers = {name: f"{self.metrics[name]:g}" for name in ("worst_case", "clean", "masked", "twin") if name in self.metrics}
+        what: dict[str, Any] = {
+            "head": tree["head"]["kind"], "training": recipe["trained"]["training"]["kind"], "backbone": tree["backbone"]["kind"],
+            "chain": " <- ".join([self.model, *reversed(recipe["chain"])]), "stage": self.model.split("/")[0],
+            "threat": self.threat, "suites": ", ".join(self.row.suites), "protocol": self.protocol,
+            "data": self.data, "data_digest": recipe["data_digest"], "seed": recipe["seed"],
+            "device": recipe["device"], "dvc.md5": self.md5,
         }  # fmt: skip
-        return {name: str(value) for name, value in what.items()} | {name: f"{value:g}" for name, value in self.metrics.items()}
+        return {"model": self.model, **numbers} | {name: str(value) for name, value in what.items()}
+
+    @property
+    def measured(self) -> str:
+        """Stands for all the numbers."""
+        return tracking.digest(self.metrics)
 
     @property
     def description(self) -> str:
-        """Markdown for the version's page."""
-        tags, numbers = self.tags, self.metrics
+        """Markdown for the version's page; its first words are all that a table of versions shows."""
+        tree, numbers, worst = self.recipe["classifier"], self.metrics, self.row.worst
         built = f", built from `{self.recipe['from']}`" if self.recipe["from"] else ""
-        low, high = (f"{value:.1%}" for value in self.row.worst.interval)
+        trained = f"{self.recipe['trained']['training']['kind']} training on {self.data}{built}"
+        low, high = (f"{value:.1%}" for value in worst.interval)
         lines = [
-            f"**{self.model}**: {tags['head']} head on {tags['backbone']}, {tags['training']} training{built}.",
-            f"Threat {self.threat}, {numbers['n']:g} test images of {self.data}.", "",
+            f"{self.model}: {worst.value:.1%} robust, {numbers['clean']:.1%} clean", "",
+            f"{tree['head']['kind']} head on {tree['backbone']['kind']}, {trained}. Threat {self.threat}, {worst.n} test images.", "",
             "| accuracy | |", "|---|---|",
             f"| clean | {numbers['clean']:.1%} |",
             *(f"| robust, suite `{name}` | {share.value:.1%} |" for name, share in self.row.suites.items()),
-            f"| **robust, worst case of all** | **{numbers['worst_case']:.1%}** (95%: {low} to {high}) |",
+            f"| **robust, worst case of all** | **{worst.value:.1%}** (95%: {low} to {high}) |",
         ]  # fmt: skip
         lines += [f"| what {self.row.masked_attack} alone would report | {numbers['masked']:.1%} |"] if "masked" in numbers else []
         lines += [f"| undefended twin `{self.row.twin.model}` | {numbers['twin']:.1%} |"] if self.row.twin else []

@@ -16,7 +16,7 @@ from pipeline.tracking import PATIENCE, RUNS, cause, kept, uri
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
 METRICS, OTHERS = 1000, 100  # MLflow's limits on one call
-LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY = 6000, 8000, 250  # and on one entry, in characters
+LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY, LONGEST_DIGEST = 6000, 8000, 250, 36  # and on one entry, in characters
 Line = dict[str, Any]
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class Delivery:
         self.resume.write_text(json.dumps({"uri": uri(), "run_id": self.run_id}) + "\n")
         self.store.update_run(self.run_id, "RUNNING")
         self._params(start["params"])
+        self._dataset(start["experiment"], first["tags"].get("data_digest", ""))
 
     def _earlier(self) -> str | None:
         """The run that a killed attempt left, where MLflow still has it."""
@@ -119,6 +120,12 @@ class Delivery:
             self.store.log_batch(self.run_id, params=entries[at : at + OTHERS])
         if any(len(value) > LONGEST_PARAM for value in params.values()):
             self.store.log_dict(self.run_id, params, "params.json")
+
+    def _dataset(self, name: str, digest: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput
+
+        if digest:
+            self.store.log_inputs(self.run_id, [DatasetInput(Dataset(name, digest[:LONGEST_DIGEST], "local", "data/prepared"))])
 
     def _batches(self, lines: list[Line]) -> None:
         from mlflow.entities import Metric, RunTag

@@ -66,7 +66,7 @@ def verify(config: Config, digests: Mapping[str, str | None], root: Path = Path(
             version = versions.find(store, name, one)
             if version is None:
                 problems.append(f"{one.model}: missing from registered model {name}")
-            elif one.tags.items() - version.tags.items():
+            elif not versions.is_current(version, one):
                 problems.append(f"{one.model}: version {version.version} of {name} carries older numbers")
         for wanted in (CHAMPION, *(alias(one.model, config) for one in run)):
             if wanted not in _aliases(store, name):

@@ -63,7 +63,9 @@ def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experime
     tracked, mirror = Run(Path(os.devnull)), None
     if os.environ.get("BASIN_TRACKING") != "off":
         tracked, mirror = _open(journal)
-    always = {"stage": stage, "asked": digest(params), "dvc.stage": os.environ.get("DVC_STAGE", "none")}
+    always = {"stage": stage, "asked": digest(params)}
+    if dvc := os.environ.get("DVC_STAGE"):
+        always |= {"dvc.stage": dvc, "mlflow.source.name": f"dvc repro {dvc}", "mlflow.source.type": "LOCAL"}
     start = {"experiment": experiment, "run_name": stage, "params": flatten(params), "resume": f"{stage}.{key}.json"}
     tracked._write({"start": start, "tags": {**always, **commit(), **tags}})
     status = "FAILED"

@@ -1,6 +1,7 @@
 """Versions of a registered model: one a model folder, known by DVC's digest of it."""
 
 import importlib.metadata
+import json
 import logging
 import sys
 import time
@@ -88,9 +89,13 @@ def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray)
             pip_requirements=[f"{library}=={importlib.metadata.version(library).partition('+')[0]}" for library in LIBRARIES],
         )
     at = tracking.commit()
-    tags = {"dvc.md5": one.md5, "model": one.model, "commit": at["commit"], "dirty": at["dirty"]}
+    tags = one.tags | {"commit": at["commit"], "dirty": at["dirty"]}
+    made = store.create_model_version(
+        name, logged.model_uri, run_id, tags, description=one.description, await_creation_for=0, model_id=logged.model_id
+    )
+    store.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(made.version)}])})
     log.info("registry: %s is a new version of %s", one.model, name)
-    return store.create_model_version(name, logged.model_uri, run_id, tags, one.description, await_creation_for=0, model_id=logged.model_id)
+    return made
 
 
 def _run(store: MlflowClient, one: Candidate) -> str:
@@ -108,17 +113,22 @@ def _run(store: MlflowClient, one: Candidate) -> str:
     return made
 
 
+def is_current(version: ModelVersion, one: Candidate) -> bool:
+    """Whether the version carries this run's numbers and tags."""
+    return {**one.tags, "measured": one.measured}.items() <= version.tags.items()
+
+
 def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidate) -> None:
-    """Numbers and tags of a version, where they differ; the tags come last, so that a kill in between is mended by the next call."""
-    changed = dict(one.tags.items() - version.tags.items())
-    if not changed:
+    """Numbers and tags of a version, where they differ. Tag `measured` comes last: what a kill leaves undone is done by the next call."""
+    if is_current(version, one):
         return
     now, run_id, model_id = round(time.time() * 1000), str(version.run_id), str(version.source).removeprefix("models:/")
     data = {"dataset_name": one.data, "dataset_digest": one.recipe["data_digest"][:36]}
     store.log_batch(run_id, [Metric(key, value, now, 0, model_id=model_id, run_id=run_id, **data) for key, value in one.metrics.items()])
     store.update_model_version(name, version.version, one.description)
-    for key, value in changed.items():
-        store.set_model_version_tag(name, version.version, key, value)
+    for key, value in {**one.tags, "measured": one.measured}.items():
+        if version.tags.get(key) != value:
+            store.set_model_version_tag(name, version.version, key, value)
 
 
 @contextmanager

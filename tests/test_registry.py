@@ -167,10 +167,10 @@ def test_a_run_is_registered_once(run):
         "model": "head/ode", "stage": "head", "backbone": "convnet", "head": "ode", "training": "natural",
         "chain": "head/ode <- backbone/natural", "data": "digits", "threat": "linf-0.15", "suites": "quick",
         "seed": "0", "device": "cpu", "dvc.md5": digests()["head/ode"],
-        "worst_case": "0.5", "clean": "1", "robust.quick": "0.5", "twin": "0.25", "n": "40",
+        "worst_case": "0.5", "clean": "1", "twin": "0.25",
     }  # fmt: skip
     assert expected.items() <= tags.items()
-    assert {"data_digest", "protocol", "commit", "dirty", "interval_low", "interval_high"} <= tags.keys()
+    assert {"data_digest", "protocol", "commit", "dirty", "measured"} <= tags.keys()
 
     assert registry.register_all(run, digests()) == receipt
     assert sorted(versions()) == ["1", "2"]
@@ -179,9 +179,12 @@ def test_a_run_is_registered_once(run):
 
 def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
     version = store().get_model_version(NAME, "2")
-    assert store().get_run(version.run_id).data.metrics["worst_case"] == 0.5
-    assert {m.key: m.value for m in store().get_logged_model(version.source.removeprefix("models:/")).metrics}["robust.quick"] == 0.5
+    model = store().get_logged_model(version.source.removeprefix("models:/"))
+    names = {"clean", "worst_case", "interval_low", "interval_high", "twin", "n", "robust.quick"}
+    assert {m.key: m.value for m in model.metrics} == store().get_run(version.run_id).data.metrics
+    assert {m.key for m in model.metrics} == names and json.loads(model.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": 2}]
     assert "| **robust, worst case of all** | **50.0%** (95%: 35.2% to 64.8%) |" in version.description
+    assert version.description.startswith("head/ode: 50.0% robust, 100.0% clean\n")
 
 
 def test_a_version_loads_in_a_process_that_has_no_checkout(registered, tmp_path_factory):

@@ -96,7 +96,8 @@ def test_a_run_holds_what_the_stage_said(empty):
     assert found.data.params | {"note": ""} == {"head.kind": "sodef", "head.lambda": "0.5", "widths": "[1, 2]", "from": "null", "note": ""}
     assert len(found.data.params["note"]) == 6000
     assert {"stage": "head/sodef", "seed": "3", "device": "cpu", "data_digest": "d1", "flag": "masked"}.items() <= found.data.tags.items()
-    assert {"commit", "dirty", "dvc.stage"} <= found.data.tags.keys()
+    assert {"commit", "dirty"} <= found.data.tags.keys()
+    assert [(used.dataset.name, used.dataset.digest) for used in found.inputs.dataset_inputs] == [("digits", "d1")]
     assert [(m.step, m.value) for m in client().get_metric_history(found.info.run_id, "loss")] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert {file.path for file in client().list_artifacts(found.info.run_id)} == {"history.csv", "params.json"}
     assert found.info.artifact_uri.startswith((empty / "mlartifacts").as_uri())
