@@ -1,5 +1,7 @@
 """The console script `basin`: what `dvc repro`, Prefect and MLflow do not have a command for."""
 
+import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +11,13 @@ import typer
 from pipeline import environment
 from pipeline.errors import Mistake, did_you_mean, exit_on_mistake
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", help="Train defences, attack them, keep every number."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train defences, attack them, keep every model and number.")
 registry_app = typer.Typer(no_args_is_help=True, help="Compare MLflow's registry with the run, and mend it.")
 app.add_typer(registry_app, name="registry")
 
+REPORT, RECEIPT = Path("report/index.html"), Path("report/registered.json")
 Targets = Annotated[list[str] | None, typer.Argument(help="stages as `dvc stage list` names them; all by default")]
+Workers = Annotated[int, typer.Option(min=1, help="how many stages may run at once")]
 
 
 @app.command()
@@ -23,39 +25,14 @@ def use(name: Annotated[str, typer.Argument(help="a run under params/, without .
     """Make params/NAME.yaml the params.yaml of this folder. Refuses to overwrite changes that are in no commit."""
     from pipeline import repro
 
-    runs = {path.stem: path for path in Path("params").glob("*.yaml")}
+    runs, current = {path.stem: path for path in Path("params").glob("*.yaml")}, Path("params.yaml")
     if name not in runs:
         raise Mistake(f"params/{name}.yaml: no such run (got {name!r}). {did_you_mean(name, runs)}")
-    chosen, current = runs[name].read_bytes(), Path("params.yaml")
-    known = [path.read_bytes() for path in runs.values()]
-    if current.exists() and current.read_bytes() not in known and repro.is_changed(current):
+    is_ready_made = current.exists() and current.read_bytes() in {path.read_bytes() for path in runs.values()}
+    if current.exists() and not is_ready_made and repro.is_changed(current):
         raise Mistake("params.yaml: has changes that are in no commit. Commit them, or keep a copy under params/, then run this again.")
-    current.write_bytes(chosen)
+    current.write_bytes(runs[name].read_bytes())
     typer.echo(f"params.yaml is now {runs[name]}. Next: dvc repro")
-
-
-@app.command()
-def repro(targets: Targets = None) -> None:
-    """`dvc repro`, after params.yaml has been checked as a whole; then the result, and where to look."""
-    from pipeline import repro as dvc
-    from stages import summary
-
-    code = dvc.reproduce(targets or [])
-    if code == 0:
-        summary.show()
-    sys.exit(code)
-
-
-@app.command()
-def flow(targets: Targets = None, workers: Annotated[int, typer.Option(min=1, help="how many stages may run at once")] = 2) -> None:
-    """The same graph as a Prefect flow: in parallel as the graph allows, retried, watched."""
-    from pipeline import flow as prefect_flow
-    from stages import summary
-
-    code = prefect_flow.main(targets or None, workers)
-    if code == 0:
-        summary.show()
-    sys.exit(code)
 
 
 @app.command()
@@ -67,8 +44,89 @@ def check() -> None:
     typer.echo("params.yaml: no mistakes")
 
 
+@app.command()
+def repro(targets: Targets = None) -> None:
+    """`dvc repro`, after params.yaml was checked as a whole; then the result, and where to look."""
+    from pipeline import repro as dvc
+
+    _finish(dvc.reproduce(targets or []), targets)
+
+
+@app.command()
+def flow(targets: Targets = None, workers: Workers = 2) -> None:
+    """The same graph as a Prefect flow: in parallel as the graph allows, retried, watched."""
+    from pipeline import flow as prefect_flow
+
+    _finish(prefect_flow.main(targets or None, workers), targets)
+
+
+@app.command()
+def serve(
+    cron: Annotated[str | None, typer.Option(help="when to run, e.g. '0 3 * * *'; only on demand without it")] = None, workers: Workers = 2
+) -> None:
+    """Offer the flow to Prefect's pages and schedules until interrupted."""
+    from pipeline import flow as prefect_flow
+
+    prefect_flow.serve(cron=cron, workers=workers)
+
+
+@app.command()
+def ui(
+    mlflow_port: Annotated[int, typer.Option(help="port of MLflow's pages")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="port of Prefect's pages")] = 4200,
+) -> None:
+    """MLflow's and Prefect's pages, for this machine only, until interrupted."""
+    from pipeline import server
+
+    server.show(mlflow_port, prefect_port)
+
+
+@registry_app.command()
+def verify() -> None:
+    """What MLflow's registry lacks of this run; exit code 1 where it lacks something."""
+    from pipeline import registry
+
+    problems = registry.verify(*_run())
+    typer.echo("\n".join(problems) or "The registry has every model of this run.")
+    sys.exit(bool(problems))
+
+
+@registry_app.command()
+def sync() -> None:
+    """Bring MLflow's registry up to this run, from the model folders; trains nothing."""
+    from pipeline import registry
+
+    typer.echo(f"{registry.register_all(*_run())['name']}: in step with this run.")
+
+
+def _run():  # type: ignore[no-untyped-def]
+    """The config and DVC's digest of each attacked model's folder."""
+    from pipeline import config, repro
+
+    settings = config.load()
+    return settings, {model: repro.digest(Path("models", model)) for model in settings.attack.models}
+
+
+def _finish(code: int, targets: list[str] | None) -> None:
+    """After a whole run: the table, where to look, what to do next; then the run's exit code."""
+    if code == 0 and not targets:
+        from rich.console import Console
+
+        from pipeline import config, registry, report
+
+        attack = config.load().attack
+        Console().print(report.terminal(report.read(Path("outcomes"), attack.models, attack.suites)))
+        name = json.loads(RECEIPT.read_text())["name"]
+        typer.echo(f"Report: {REPORT}    Champion: models:/{name}@champion")
+        typer.echo("Next:  make ui  |  dvc exp run -S head.sodef_natural.head.T=1.0  |  basin use fashion_mnist")
+        if problems := registry.verify(*_run()):
+            typer.echo("\n".join([*problems, "To mend it: basin registry sync"]))
+    sys.exit(code)
+
+
 def main() -> None:
     """Entry point: bad input ends in its text and exit code 2."""
     environment.apply()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     with exit_on_mistake():
         app()

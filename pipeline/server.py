@@ -1,4 +1,4 @@
-"""A Prefect server for the length of one command, where the user runs none.
+"""Servers for the length of one command: Prefect's where the user runs none, and both tools' pages for a look.
 
 Prefect starts a temporary server by itself, but one that outlives a killed flow and has no UI. This one is under a guard, answers this
 machine only, keeps its database in PREFECT_HOME, and shows the flow in the browser while it runs.
@@ -14,6 +14,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from pipeline import tracking
+from pipeline.errors import Mistake
 from pipeline.guard import Guards
 
 PATIENCE = 120.0  # seconds for a first start, which creates the database
@@ -26,12 +28,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(home: Path | str) -> str:
-    """Start a server that keeps its things under `home` and ends with this process; the address of its API.
+def start(home: Path | str, port: int | None = None) -> str:
+    """Start a Prefect server that keeps its things under `home` and ends with this process; the address of its API.
 
     Raises RuntimeError with the server's last words if it does not come up.
     """
-    port, guards = free_port(), Guards()
+    port, guards = port or free_port(), Guards()
     log = Path(home) / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # By environment, not by --port: the UI would go on calling the default port.
@@ -45,6 +47,28 @@ def start(home: Path | str) -> str:
     url = f"http://127.0.0.1:{port}/api"
     _wait_until_healthy(url, process, log)
     return url
+
+
+def show(mlflow_port: int, prefect_port: int) -> None:
+    """MLflow's and Prefect's pages on the loopback address, until interrupted.
+
+    Raises Mistake where a port is taken.
+    """
+    for port in (mlflow_port, prefect_port):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise Mistake(f"port {port}: something listens on it already (got 127.0.0.1:{port}). Give another: basin ui --help.")
+    guards = Guards()
+    place = ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", tracking.uri()]
+    pages = guards.start([sys.executable, "-m", "mlflow", "server", *place])
+    try:
+        prefect = start(os.environ.get("PREFECT_HOME", ".basin/prefect"), prefect_port)
+        sys.stderr.write(f"MLflow: http://127.0.0.1:{mlflow_port}   Prefect: {prefect.removesuffix('/api')}   Ctrl-C ends both.\n")
+        pages.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        guards.end()
 
 
 def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:

@@ -43,6 +43,7 @@ def describe(model: str, suite: str, recipe: dict[str, Any]) -> dict[str, Any]:
         "suite": suite,
         "data": about.name,
         "data_digest": about.digest,
+        "classes": list(about.classes),
         "seed": recipe["seed"],
         "from": recipe["from"],
     } | kinds

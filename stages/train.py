@@ -84,7 +84,9 @@ def report_stiffness(stage: entry.Stage, classifier: Classifier, validation: Spl
         stiffness = stability.stiffness(flow, z0)
         stage.run.metrics({"nfe": flow.nfe, "stiffness": stiffness})
         if stability.is_unstable(flow, stiffness):
-            log.warning("%s: the step is too long for this flow (got h |lambda| = %.2f). Raise solver.steps, or shorten T.", stage.name, stiffness)
+            log.warning(
+                "%s: the step is too long for this flow (got h |lambda| = %.2f). Raise solver.steps, or shorten T.", stage.name, stiffness
+            )
 
 
 def write_history(path: Path, rows: list[Row]) -> None:

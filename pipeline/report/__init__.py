@@ -5,6 +5,6 @@
 
 from pipeline.report.console import terminal
 from pipeline.report.table import Table
-from pipeline.report.writing import write
+from pipeline.report.writing import read, write
 
-__all__ = ["Table", "terminal", "write"]
+__all__ = ["Table", "read", "terminal", "write"]

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -63,6 +63,16 @@ def read(outcomes: Path, model: str, suite: str) -> Outcome:
     outcome = Outcome(folder, summary, row=order, **{name: column[order] for name, column in table.items()})
     _check(outcome, images)
     return outcome
+
+
+def read_all(outcomes: Path, models: Sequence[str], suites: Sequence[str]) -> dict[str, dict[str, Outcome]]:
+    """model -> suite -> outcome, all of them comparable.
+
+    Raises: Mistake naming what is missing, damaged or not comparable.
+    """
+    everything = {model: {suite: read(outcomes, model, suite) for suite in suites} for model in models}
+    check_comparable(one for by_suite in everything.values() for one in by_suite.values())
+    return everything
 
 
 def check_comparable(everything: Iterable[Outcome]) -> None:

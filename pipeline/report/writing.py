@@ -9,6 +9,11 @@ from pipeline.report import tidy
 from pipeline.report.table import Table, tabulate
 
 
+def read(outcomes: Path, models: Sequence[str], suites: Sequence[str]) -> Table:
+    """The table of a run, from its outcomes."""
+    return tabulate(reading.read_all(outcomes, models, suites), suites)
+
+
 def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence[str], out: Path) -> Table:
     """Read outcomes/ and history/, write index.html, table.csv, metrics.json, curves.csv and history.csv into `out`.
 
@@ -25,8 +30,7 @@ def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence
         raise Mistake(
             f"params.yaml: attack: nothing to report (got {len(models)} models, {len(suites)} suites). Name at least one of each."
         )
-    everything = {model: {suite: reading.read(outcomes, model, suite) for suite in suites} for model in models}
-    reading.check_comparable(one for by_suite in everything.values() for one in by_suite.values())
+    everything = reading.read_all(outcomes, models, suites)
     table, epochs = tabulate(everything, suites), tidy.read_history(history, models)
     out.mkdir(parents=True, exist_ok=True)
     tidy.rows(table, out / "table.csv")
