@@ -5,10 +5,10 @@ The shapes are documentation at run time and are checked by the tests (`CONTRIBU
 
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from jaxtyping import Float, Int64, UInt8
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 from torch import Generator, Tensor
 
@@ -32,7 +32,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _all_errors(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _all_errors(cls, value: Any, handler: Callable[[Any], "Settings"]) -> "Settings":
         """Report unknown keys beside all other errors, and end each error with what its key is for."""
         if not isinstance(value, dict):
             return handler(value)
