@@ -46,7 +46,7 @@ class Candidate:
             "data": self.data, "data_digest": recipe["data_digest"], "seed": recipe["seed"],
             "device": recipe["device"], "dvc.md5": self.md5,
         }  # fmt: skip
-        return {"model": self.model, **numbers} | {name: str(value) for name, value in what.items()}
+        return {"model": self.model} | numbers | {name: str(value) for name, value in what.items()}
 
     @property
     def measured(self) -> str:

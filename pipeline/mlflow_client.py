@@ -17,6 +17,11 @@ from pipeline import environment
 from pipeline.tracking import SQLITE, uri
 
 ARTIFACTS = "mlartifacts"
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a server that accepts and never answers would otherwise hold a call for two minutes
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 CUSTOM_MODELS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes the experiment for one of chat traces
 
 
@@ -26,8 +31,8 @@ def client() -> MlflowClient:
     Raises whatever MLflow, SQLite or the network have to say.
     """
     environment.apply()
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     for noisy in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if database := local_database():
