@@ -152,6 +152,8 @@ class Delivery:
         self.store.set_terminated(self.run_id, status, last.get("time"))
         if status == "FINISHED":
             self.resume.unlink(missing_ok=True)
+            if "error" in self.store.get_run(self.run_id).data.tags:  # of an earlier attempt
+                self.store.delete_tag(self.run_id, "error")
 
 
 def _short(value: str, longest: int) -> str:
