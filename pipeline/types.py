@@ -18,6 +18,7 @@ Images = Float[Tensor, "n c h w"]  # in [0, 1] wherever an attack sees them
 Pixels = UInt8[Tensor, "n c h w"]  # as stored
 Labels = Int64[Tensor, " n"]
 Features = Float[Tensor, "n width"]
+State = Float[Tensor, "n d"]  # of a flow; its width is its own
 Logits = Float[Tensor, "n classes"]
 PerImage = Float[Tensor, " n"]
 ImageShape = tuple[int, int, int]  # channels, height, width

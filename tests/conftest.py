@@ -6,6 +6,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from jaxtyping import install_import_hook
+
+# Every annotation of `pipeline`, shapes included, is checked at each call; an int will do for a float (PEP 484).
+install_import_hook("pipeline", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -234,7 +234,7 @@ def test_bad_images_are_refused(workspace, x, message):
     model = RegisteredClassifier()
     model.load_context(SimpleNamespace(artifacts={"model": str(workspace / "models/head/ode")}, model_config={}))
     with pytest.raises(Mistake, match=message):
-        model.predict(None, x)
+        model._checked(x)  # of `predict`, whose annotation the tests hold to
 
 
 def test_new_outcomes_refresh_a_version_and_move_the_champion(registered):

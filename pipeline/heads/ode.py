@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.classifier import Classifier
 from pipeline.ode import Flow, Solver
 from pipeline.optimise import Phase, Schedule
-from pipeline.types import Features, Logits, NetworkLoss, Settings
+from pipeline.types import Features, Logits, NetworkLoss, Settings, State
 
 
 class Params(Settings):
@@ -32,7 +32,7 @@ class Head(nn.Module):
         self.flow = Flow(nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)), params.T, params.solver)
         self.classifier = nn.Linear(d, classes)
 
-    def state(self, z: Features) -> Features:
+    def state(self, z: Features) -> State:
         """z(0), where the flow starts."""
         return self.projection(z)
 

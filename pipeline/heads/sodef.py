@@ -23,7 +23,7 @@ from pipeline.classifier import Classifier
 from pipeline.errors import Mistake
 from pipeline.ode import Flow, Solver
 from pipeline.optimise import Phase, Schedule
-from pipeline.types import Features, Images, Labels, Logits, NetworkLoss, Settings
+from pipeline.types import Features, Images, Labels, Logits, NetworkLoss, Settings, State
 
 
 class Params(Settings):
@@ -77,7 +77,7 @@ class Head(nn.Module):
         self.register_buffer("V", maxmin(classes, d))
         orthonormalise(self.projection)
 
-    def state(self, z: Features) -> Features:
+    def state(self, z: Features) -> State:
         """z(0), where the flow starts."""
         return self.projection(z)
 
@@ -103,7 +103,7 @@ def orthonormalise(linear: nn.Linear) -> None:
     linear.weight.copy_((Q * R.diagonal().sign()).T)
 
 
-def regulariser(weights: Stability, flow: Flow, z: Features) -> Tensor:
+def regulariser(weights: Stability, flow: Flow, z: State) -> Tensor:
     """w_diag R_diag + w_off R_off + w_f R_f at the rows of z [b, d]."""
     J = flow.jacobian(z)
     diagonal = J.diagonal(dim1=1, dim2=2)

@@ -87,7 +87,7 @@ def example(model: str, outcomes: Mapping[str, Outcome], position: int) -> Examp
     )  # fmt: skip
 
 
-def class_name(outcome: Outcome, index: int) -> str:
+def class_name(outcome: Outcome, index: int | np.integer) -> str:
     classes = outcome.summary.classes
     return classes[index] if classes and 0 <= index < len(classes) else str(index)
 
