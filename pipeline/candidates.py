@@ -69,7 +69,7 @@ class Candidate:
             f"| **robust, worst case of all** | **{worst.value:.1%}** (95%: {low} to {high}) |",
         ]  # fmt: skip
         lines += [f"| what {self.row.masked_attack} alone would report | {numbers['masked']:.1%} |"] if "masked" in numbers else []
-        lines += [f"| undefended twin `{self.row.twin.model}` | {numbers['twin']:.1%} |"] if self.row.twin else []
+        lines += [f"| the model it was built from, `{self.row.twin.model}` | {numbers['twin']:.1%} |"] if self.row.twin else []
         return "\n".join(lines)
 
 
