@@ -90,7 +90,7 @@ class Config(Settings):
 
     seed: int = Field(ge=0, description="the seed of everything random, 0 or above")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto (a GPU if there is one), cpu or cuda")
-    threads: int = Field(2, ge=1, description="CPU threads of a stage, at least 1; the last bits of a result depend on it")
+    threads: int = Field(1, ge=1, description="CPU threads of a stage, at least 1; the last bits of a result depend on it")
     data: dict[str, Any] = Field(description="the data set: a table with its kind")
     threat: ThreatModel = Field(description="the threat model: norm and eps")
     backbone: dict[str, Backbone] = Field(min_length=1, description="a table of named backbones")

@@ -1,13 +1,13 @@
 """register: the attacked models -> MLflow's registry; aliases and champion. The receipt is what DVC keeps of it."""
 
-from pipeline import registry, repro
+from pipeline import candidates, registry, repro
 from stages import entry
 
 
 def main() -> None:
     with entry.stage("register", lambda config: config.registry) as stage:
         digests = {model: repro.digest(entry.MODELS / model) for model in stage.config.attack.models}
-        registry.write(entry.REPORT / "registered.json", registry.register_all(stage.config, digests))
+        candidates.write(entry.REPORT / "registered.json", registry.register_all(stage.config, digests))
 
 
 if __name__ == "__main__":
