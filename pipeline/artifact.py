@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as packed
 from torch import nn
 
-from pipeline import lookup
+from pipeline import files, lookup
 from pipeline.classifier import Classifier, Normalise
 from pipeline.errors import Mistake
 
@@ -46,11 +47,10 @@ def build_part(family: str, choice: dict[str, Any], **size: Any) -> Any:
 def save(folder: Path, classifier: Classifier, twin: Path | None = None) -> None:
     """Write weights, recipe and, for a defence built `from` a model, that model under `twin/` (its own twin left out)."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     recipe = {"format": FORMAT, **classifier.recipe, "sources": sources(classifier), "versions": versions()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+    files.write(folder / WEIGHTS, packed(weights))
+    files.write(folder / RECIPE, json.dumps(recipe, indent=1, sort_keys=True).encode() + b"\n")
     if twin is not None:
         (folder / TWIN).mkdir()
         for name in (WEIGHTS, RECIPE):

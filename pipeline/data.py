@@ -12,7 +12,6 @@ Images stay uint8 until a classifier or an attack asks for `Split.floats`: a qua
 import hashlib
 import logging
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pipeline import files
 from pipeline.errors import Mistake
 from pipeline.randomness import generator
 from pipeline.types import Fractional, Images, ImageShape, Labels, Pixels, Settings
@@ -253,10 +253,9 @@ def prepare(source: Source, splits: SplitSettings, name: str, kind: str, seed: i
         std=std,
         digest=_digest(divided, source.classes),
     )
-    folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        _write(folder / f"{split}.safetensors", save(_tensors(divided[split])))  # save_file would leave it unreadable to other users
-    _write(folder / "about.json", about.model_dump_json(indent=2).encode() + b"\n")
+        files.write(folder / f"{split}.safetensors", save(_tensors(divided[split])))
+    files.write(folder / "about.json", about.model_dump_json(indent=2).encode() + b"\n")
     return about
 
 
@@ -285,16 +284,6 @@ def _digest(divided: dict[SplitName, Split], classes: tuple[str, ...]) -> str:
             sha256.update(f"{name}/{key}{list(tensor.shape)}".encode())
             sha256.update(tensor.contiguous().numpy().data)
     return sha256.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename: a reader sees the old file or the new one, never half of it."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 # Reading ----------------------------------------------------------------------------------------------------------------------------------

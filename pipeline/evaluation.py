@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import Module
 from tqdm import tqdm
 
+from pipeline import files
 from pipeline.attacks import Target, cross_entropy_each
 from pipeline.lookup import Choice
 from pipeline.ode import Solver, solving_with
@@ -199,12 +200,8 @@ class Evaluation:
         ), 0
 
     def _save(self, o: Outcomes, finished: int) -> None:
-        if not self.checkpoint:
-            return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.checkpoint.with_suffix(".part")
-        save_file(_pack(o, finished), unfinished)
-        unfinished.replace(self.checkpoint)
+        if self.checkpoint:
+            files.write(self.checkpoint, save(_pack(o, finished)))
 
 
 def _pack(o: Outcomes, finished: int) -> dict[str, Tensor]:
@@ -235,7 +232,7 @@ def write(folder: Path, o: Outcomes, threat: ThreatModel, about: dict[str, Any])
             masked = "" if o.masked is None else int(o.masked[i])
             row = (o.index[i], o.labels[i], o.clean[i], o.adversarial[i])
             rows.writerow([*map(int, row), int(held), o.attack[i], f"{distance[i]:.6f}", f"{o.loss[i]:.6f}", masked])
-    save_file({"images": o.points.contiguous(), "clean": o.images.contiguous()}, folder / "adversarial.safetensors")
+    files.write(folder / "adversarial.safetensors", save({"images": o.points.contiguous(), "clean": o.images.contiguous()}))
     summary = about | measures(o) | {"threat": threat.model_dump()}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     return summary

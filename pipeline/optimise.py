@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pipeline import files
 from pipeline.data import Split
 from pipeline.errors import Mistake
 from pipeline.randomness import generator
@@ -147,10 +148,7 @@ def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progre
     tensors = {f"model/{name}": tensor.cpu() for name, tensor in model.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{i}/{key}": value.cpu() for key, value in state.items() if value is not None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".part")
-    save_file(tensors, unfinished, {"progress": json.dumps(vars(progress))})
-    unfinished.replace(path)
+    files.write(path, save(tensors, {"progress": json.dumps(vars(progress))}))
 
 
 def _restore(path: Path, model: nn.Module, phases: Sequence[Phase]) -> Progress:
