@@ -1,8 +1,8 @@
 """What runs when a version is loaded from the registry: the model folder, as MLflow's "model from code". Nothing is unpickled.
 
-    model = mlflow.pyfunc.load_model("models:/digits-linf-0.15@champion")
-    logits = model.predict(images)                              # float32 [n, c, h, w] in [0, 1] -> float32 [n, classes]
-    classifier = model.unwrap_python_model().classifier         # the torch module, for attacks
+model = mlflow.pyfunc.load_model("models:/digits-linf-0.15@champion")
+logits = model.predict(images)                              # float32 [n, c, h, w] in [0, 1] -> float32 [n, classes]
+classifier = model.unwrap_python_model().classifier         # the torch module, for attacks
 """
 
 import logging
