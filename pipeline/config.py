@@ -4,14 +4,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-from pydantic_core import ValidationError
+from pydantic import Field, ValidationInfo, create_model, field_validator
+from pydantic_core import PydanticCustomError, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.data import SplitSettings
 from pipeline.errors import Mistake, did_you_mean
-from pipeline.lookup import AttackChoice, BackboneChoice, Choice, HeadChoice, TrainingChoice, choose
+from pipeline.lookup import AttackChoice, BackboneChoice, Choice, HeadChoice, TrainingChoice, choose, find, kinds
 from pipeline.ode import Solver
 from pipeline.optimise import Schedule
 from pipeline.threat import ThreatModel
@@ -37,6 +37,13 @@ class Head(Settings):
     training: TrainingChoice = Field(description="the training method: a table with its kind")
     schedule: dict[str, Any] = Field(description="the schedule or schedules of the head's kind")
 
+    @field_validator("schedule")
+    @classmethod
+    def _fits_the_head(cls, schedule: dict[str, Any], others: ValidationInfo) -> dict[str, Any]:
+        if "head" in others.data:
+            others.data["head"].module.Schedules.model_validate(schedule)
+        return schedule
+
     @property
     def schedules(self) -> Settings:
         return self.head.module.Schedules.model_validate(self.schedule)
@@ -55,6 +62,13 @@ class Curve(Settings):
 
     attack: AttackChoice = Field(description="the attack that is run at each radius")
     radii: list[Radius] = Field(min_length=1, description="a rising list of radii in pixels scaled to [0, 1]")
+
+    @field_validator("radii")
+    @classmethod
+    def _rise(cls, radii: list[float]) -> list[float]:
+        if radii != sorted(set(radii)):
+            raise PydanticCustomError("order", "should rise. Order them from small to large, each once.")
+        return radii
 
 
 class Masked(Settings):
@@ -102,6 +116,16 @@ class Config(Settings):
     attack: Attack = Field(description="what is attacked")
     registry: Registry = Field(Registry(), description="how models are registered")
 
+    @field_validator("data")
+    @classmethod
+    def _fits_the_kind(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """The keys of the kind and those of every kind in one table, so that a misspelt key is compared with them all."""
+        kind, settings = data.get("kind"), {key: content for key, content in data.items() if key != "kind"}
+        if kind not in kinds("sources"):
+            choose("sources", data)  # raises
+        create_model("Data", __base__=(SplitSettings, find("sources", kind).Params)).model_validate(settings)
+        return data
+
     def entry(self, model: str) -> Backbone | Head | Adversarial:
         """The table of STAGE/NAME."""
         stage, name = model.split("/")
@@ -127,7 +151,6 @@ def load(path: Path | str = "params.yaml") -> Config:
     messages: list[str] = []
     try:
         config = Config.model_validate(raw)
-        messages += _section_errors(config)
     except ValidationError as error:
         messages += [_message(e["loc"], e["msg"], e["input"]) for e in error.errors(include_url=False)]
     messages += _reference_errors(raw)
@@ -142,10 +165,11 @@ def read(path: Path) -> dict[str, Any]:
         raw = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise Mistake(f"{path}: not found. Run in the folder that holds it, or choose a ready-made run with `basin use NAME`.") from None
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise Mistake(f"{path}: {line}not YAML (got {error.problem}). Mend that line, or take a ready-made file: basin use NAME.") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise Mistake(
-            f"{path}: not YAML ({' '.join(str(error).split())}). Mend that line, or take a ready-made file: basin use NAME."
-        ) from None
+        raise Mistake(f"{path}: not YAML (got {' '.join(str(error).split())}). Take a ready-made file: basin use NAME.") from None
     if not isinstance(raw, dict):
         raise Mistake(f"{path}: should be a table of keys (got {type(raw).__name__}). Take a ready-made file: basin use NAME.")
     return raw
@@ -155,21 +179,6 @@ def _message(loc: tuple[str | int, ...], message: str, value: Any) -> str:
     got = "nothing" if isinstance(value, dict) and message.startswith("Field required") else repr(value)
     what, _, advice = message.partition(". ")
     return f"{'.'.join(map(str, loc))}: {what[0].lower() + what[1:]} (got {got[:80]}). {advice}".rstrip()
-
-
-def _section_errors(config: Config) -> Iterator[str]:
-    """Tables whose form depends on a kind chosen elsewhere in the file, and numbers that depend on one another."""
-    parts: list[tuple[str, Any]] = [("data", lambda: config.source), ("data", lambda: config.splits)]
-    parts += [(f"head.{name}.schedule", lambda head=head: head.schedules) for name, head in config.head.items()]
-    for where, part in parts:
-        try:
-            part()
-        except ValidationError as error:
-            for e in error.errors(include_url=False):
-                yield _message((where, *e["loc"]), e["msg"], e["input"])
-    for name, suite in config.suites.items():
-        if suite.curve and list(suite.curve.radii) != sorted(set(suite.curve.radii)):
-            yield f"suites.{name}.curve.radii: should rise (got {suite.curve.radii}). Order them from small to large."
 
 
 def _reference_errors(raw: Mapping[str, Any]) -> Iterator[str]:

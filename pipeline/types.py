@@ -34,7 +34,7 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _all_errors(cls, value: Any, handler: Callable[[Any], "Settings"]) -> "Settings":
-        """Report unknown keys beside all other errors, and end each error with what its key is for."""
+        """Report unknown keys beside all other errors, and end each error that gives no advice of its own with what its key is for."""
         if not isinstance(value, dict):
             return handler(value)
         known = {field.alias or name: field.description for name, field in cls.model_fields.items()}
@@ -47,7 +47,7 @@ class Settings(BaseModel):
             table = handler({key: content for key, content in value.items() if key in known})
         except ValidationError as error:
             for e in error.errors(include_url=False):
-                meaning = known.get(str(e["loc"][0])) if len(e["loc"]) == 1 else None
+                meaning = known.get(str(e["loc"][0])) if len(e["loc"]) == 1 and ". " not in e["msg"] else None
                 lines.append(error_line(e["type"], f"{e['msg']}. It is {meaning}." if meaning else e["msg"], e["loc"], e["input"]))
         if lines:
             raise ValidationError.from_exception_data(cls.__name__, lines)
