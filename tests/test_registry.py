@@ -220,7 +220,6 @@ def test_no_pickle_and_the_twin_travels(run):
     ("x", "message"),
     [
         (np.zeros(3), r"images: not a float32 array \(got float64\). Give a float32 array \[n, 1, 8, 8\] with values in \[0, 1\]."),
-        ([[0.0]], r"images: not a float32 array \(got list\)."),
         (np.zeros((1, 8, 8), np.float32), r"images: wrong shape \(got \[1, 8, 8\]\)."),
         (np.full((1, 1, 8, 8), 255, np.float32), r"images: values outside \[0, 1\] \(got 255 to 255\)."),
         (np.full((1, 1, 8, 8), np.nan, np.float32), r"images: values outside \[0, 1\] \(got nan to nan\)."),
