@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, create_model, field_validator
+from pydantic import Field, create_model, field_validator
 from pydantic_core import PydanticCustomError, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -39,7 +39,7 @@ class Head(Settings):
 
     @field_validator("schedule")
     @classmethod
-    def _fits_the_head(cls, schedule: dict[str, Any], others: ValidationInfo) -> dict[str, Any]:
+    def _fits_the_head(cls, schedule: dict[str, Any], others: Any) -> dict[str, Any]:
         if "head" in others.data:
             others.data["head"].module.Schedules.model_validate(schedule)
         return schedule
@@ -120,7 +120,7 @@ class Config(Settings):
     @classmethod
     def _fits_the_kind(cls, data: dict[str, Any]) -> dict[str, Any]:
         """The keys of the kind and those of every kind in one table, so that a misspelt key is compared with them all."""
-        kind, settings = data.get("kind"), {key: content for key, content in data.items() if key != "kind"}
+        kind, settings = str(data.get("kind")), {key: content for key, content in data.items() if key != "kind"}
         if kind not in kinds("sources"):
             choose("sources", data)  # raises
         create_model("Data", __base__=(SplitSettings, find("sources", kind).Params)).model_validate(settings)
