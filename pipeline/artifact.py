@@ -63,16 +63,17 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
     Raises Mistake where a file is missing, damaged, or does not fit the other.
     """
     folder = Path(folder)
-    classifier = build(read_recipe(folder))
+    recipe = read_recipe(folder)
+    try:
+        classifier = build(recipe)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / RECIPE, error) from None
     try:
         classifier.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError:
         raise Mistake(f"{folder / WEIGHTS}: not found. Run the stage that makes it: dvc repro.") from None
     except (SafetensorError, RuntimeError) as error:
-        raise Mistake(
-            f"{folder / WEIGHTS}: damaged, or not the weights of its recipe (got {str(error).splitlines()[0]}). "
-            f"Delete the folder and run `dvc checkout` or `dvc repro`."
-        ) from None
+        raise _damaged(folder / WEIGHTS, error) from None
     return classifier.eval().to(device)
 
 
@@ -93,7 +94,14 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise Mistake(f"{path}: not found. Run the stage that makes it: dvc repro.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise Mistake(f"{path}: damaged (got {error!r}). Delete the folder and run `dvc checkout` or `dvc repro`.") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> Mistake:
+    got = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
+    return Mistake(
+        f"{path}: damaged, or does not fit the file beside it (got {got}). Delete the folder and run `dvc checkout` or `dvc repro`."
+    )
 
 
 def sources(classifier: nn.Module) -> dict[str, str]:
