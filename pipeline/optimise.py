@@ -87,12 +87,13 @@ def run(
     accuracy: Callable[[], float],
     purpose: tuple[int, str],
     checkpoint: Path,
-    watch: Callable[[Row], None] = lambda row: None,
+    watch: Callable[[int, Row], None] = lambda step, row: None,
 ) -> list[Row]:
     """Run the phases on `model` in place and return the history, one row an epoch.
 
     `accuracy` measures the model on held-out images after each epoch; `purpose` = (seed, model name) seeds every draw;
-    `checkpoint` is read if it is there and removed at the end; `watch` sees each new row.
+    `checkpoint` is read if it is there and removed at the end; `watch` sees each new row and its
+    number in the history, from 1.
     Raises Mistake on a loss that is not finite; the checkpoint of the last good epoch stays.
     """
     done = _restore(checkpoint, model, phases)
@@ -109,7 +110,7 @@ def run(
             row["accuracy"] = accuracy()
             done.history.append(row)
             _save(checkpoint, model, optimiser, Progress(i, epoch + 1, done.history))
-            watch(row)
+            watch(len(done.history), row)
     checkpoint.unlink(missing_ok=True)
     return done.history
 
@@ -130,10 +131,11 @@ def _epoch(model: nn.Module, phase: Phase, optimiser: torch.optim.Optimizer, epo
             group["lr"] = rate
         loss = phase.loss(train.floats(index).to(device), train.labels[index].to(device), draws)
         gradients = torch.autograd.grad(loss, parameters)
-        if not loss.isfinite():
+        if not torch.stack([loss.detach(), *(gradient.sum() for gradient in gradients)]).isfinite().all():
             raise Mistake(
-                f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}, step {b + 1}: the loss is not finite at learning rate {rate:.3g} "
-                f"(got {loss.item()}). Lower schedule rate, or shorten T / add steps where an ODE is solved; the last good epoch is kept."
+                f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}, step {b + 1}: the loss or its gradient is not finite at learning "
+                f"rate {rate:.3g} (got a loss of {loss.item()}). Lower schedule rate, or shorten T / add steps where an ODE is solved; "
+                f"the last good epoch is kept."
             )
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient

@@ -53,7 +53,6 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
     train, validation = load_split(entry.PREPARED, "train"), load_split(entry.PREPARED, "validation")
     started_from = artifact.read_recipe(parent) | {"weights": artifact.weights_digest(parent)} if parent else None
     checkpoint = stage.checkpoint(classifier.recipe, artifact.sources(classifier), started_from)
-    steps = iter(range(1, 1_000_000))
     history = optimise.run(
         classifier,
         phases,
@@ -61,7 +60,7 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
         partial(accuracy, classifier, validation, stage.device),
         (stage.config.seed, model),
         checkpoint,
-        lambda row: stage.run.metrics({key: row[key] for key in ("loss", "accuracy")}, step=next(steps)),
+        lambda step, row: stage.run.metrics({key: row[key] for key in ("loss", "accuracy")}, step),
     )
     report_stiffness(stage, classifier, validation)
     artifact.save(entry.MODELS / model, classifier, parent)
