@@ -40,7 +40,7 @@ def wilson(k: int, n: int) -> tuple[float, float]:
         return 0.0, 1.0
     p, z2 = k / n, Z95**2
     centre, half = p + z2 / (2 * n), Z95 * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
-    return max(0.0, (centre - half) / (1 + z2 / n)), min(1.0, (centre + half) / (1 + z2 / n))
+    return 0.0 if k == 0 else (centre - half) / (1 + z2 / n), 1.0 if k == n else (centre + half) / (1 + z2 / n)
 
 
 class Counted:
