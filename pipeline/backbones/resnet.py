@@ -7,8 +7,9 @@ Batch normalisation: the reported function is evaluation mode.
 
 from typing import Literal
 
+from jaxtyping import Float
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from pipeline.types import Features, Images, ImageShape, Settings
@@ -31,7 +32,7 @@ class BasicBlock(nn.Module):
         same = stride == 1 and c_in == c_out
         self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
-    def forward(self, x: Images) -> Images:
+    def forward(self, x: Float[Tensor, "n c_in h w"]) -> Float[Tensor, "n c_out _ _"]:
         return relu(self.shortcut(x) + self.residual(x))
 
 
