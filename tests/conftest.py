@@ -68,3 +68,28 @@ def flow(prefect_server: str) -> ModuleType:
 
     prefect.context.refresh_global_settings_context()
     return flow
+
+
+@pytest.fixture(scope="session")
+def digits() -> Iterator[dict]:
+    """The digits, divided: train, validation, test."""
+    from pipeline.data import SplitSettings, divide
+    from pipeline.sources import digits
+
+    yield divide(digits.read(digits.Params()), SplitSettings(), seed=0)
+
+
+@pytest.fixture(scope="session")
+def trained(digits):
+    """A small classifier of digits, naturally trained, frozen."""
+    from small import classifier, fit
+
+    return fit(classifier(), digits["train"], epochs=4).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def twin(digits):
+    """Another one: other weights, the same data."""
+    from small import classifier, fit
+
+    return fit(classifier(seed=1), digits["train"], epochs=2).eval().requires_grad_(False)
