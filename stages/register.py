@@ -1,6 +1,7 @@
 """register: the attacked models -> MLflow's registry; aliases and champion. The receipt is what DVC keeps of it."""
 
-from pipeline import candidates, registry, repro
+from pipeline import registry, repro
+from pipeline.registry import candidates
 from stages import entry
 
 

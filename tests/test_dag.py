@@ -26,7 +26,7 @@ TEST_SPLIT = "data/prepared/test.safetensors"
 
 # Imports (who, whom) through which no byte of a result comes, and so no dependency. Each with its argument.
 EXEMPT = {
-    ("pipeline.mlflow_client", "pipeline.environment"): "the same switches as below",
+    ("pipeline.tracking.client", "pipeline.environment"): "the same switches as below",
     ("pipeline.repro", "pipeline.guard"): "guards child processes; a stage only asks repro for a digest and starts none",
     ("stages.entry", "pipeline.environment"): "switches of other programs (telemetry, update checks), set before anything is computed",
     (

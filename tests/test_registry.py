@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, candidates, config, data, evaluation, registry
+from pipeline import artifact, config, data, evaluation, registry
 from pipeline.classifier import Classifier
 from pipeline.errors import Mistake
 from pipeline.randomness import construct
+from pipeline.registry import candidates
 
 ROOT = Path(__file__).parent.parent
 NAME = "digits-linf-0.15"
@@ -83,7 +84,7 @@ def workspace(tmp_path_factory):
     for model, held in zip(MODELS, (10, 20), strict=True):
         artifact.save(Path("models") / model, build(settings, model), None if model == MODELS[0] else Path("models") / MODELS[0])
         measure(settings, model, held)
-    from pipeline.mlflow_client import client
+    from pipeline.tracking.client import client
 
     client()
     os.chdir(before)
@@ -136,7 +137,7 @@ def retrain(settings: config.Config, model: str, seed: int, held: int) -> None:
 
 
 def store():
-    from pipeline.mlflow_client import client
+    from pipeline.tracking.client import client
 
     return client()
 
@@ -228,7 +229,7 @@ def test_no_pickle_and_the_twin_travels(run):
 def test_bad_images_are_refused(workspace, x, message):
     from types import SimpleNamespace
 
-    from pipeline.pyfunc import RegisteredClassifier
+    from pipeline.registry.pyfunc import RegisteredClassifier
 
     model = RegisteredClassifier()
     model.load_context(SimpleNamespace(artifacts={"model": str(workspace / "models/head/ode")}, model_config={}))

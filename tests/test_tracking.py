@@ -67,7 +67,7 @@ def folder(empty, database):
 
 
 def runs(experiment: str = "digits") -> list:
-    from pipeline.mlflow_client import client
+    from pipeline.tracking.client import client
 
     store = client()
     found = store.get_experiment_by_name(experiment)
@@ -82,7 +82,7 @@ def until(true, seconds: float = 30.0) -> bool:
 
 
 def test_a_run_holds_what_the_stage_said(empty):
-    from pipeline.mlflow_client import client
+    from pipeline.tracking.client import client
 
     (empty / "history.csv").write_text("phase,epoch,loss\n")
     params = {"head": {"kind": "sodef", "lambda": 0.5}, "widths": [1, 2], "from": None, "note": "x" * 7000}
@@ -144,9 +144,9 @@ def test_absent_server_costs_one_warning_and_nothing_is_lost(folder):
     out, err = (stage := start(folder, MLFLOW_TRACKING_URI=server)).communicate()
     assert (stage.returncode, out) == (0, "stage done\n") and time.monotonic() - began < 25
     assert err.count("does not take this run") == 1 and err.count("WARNING") == 1
-    assert "Deliver it when MLflow is back: python -m pipeline.mirror" in err and "secret" not in err
+    assert "Deliver it when MLflow is back: python -m pipeline.tracking.mirror" in err and "secret" not in err
 
-    deliver = [sys.executable, "-m", "pipeline.mirror"]
+    deliver = [sys.executable, "-m", "pipeline.tracking.mirror"]
     assert subprocess.run(deliver, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
     (found,) = runs()
     assert found.info.status == "FINISHED" and found.data.metrics == {"loss": 1 / 3}
@@ -199,7 +199,7 @@ def test_uri_is_where_mlflow_itself_would_look(folder, monkeypatch):
 
 
 def test_a_line_cut_short_waits_for_its_end(folder):
-    from pipeline.mirror import _complete_lines
+    from pipeline.tracking.mirror import _complete_lines
 
     journal = folder / "j.jsonl"
     journal.write_text('{"time": 1}\n{"ti')

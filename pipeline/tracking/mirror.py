@@ -1,4 +1,4 @@
-"""Delivers journals to MLflow: `python -m pipeline.mirror` sends what earlier runs could not (pipeline/tracking.py starts it otherwise)."""
+"""Delivers journals to MLflow. `python -m pipeline.tracking.mirror` sends what earlier runs could not; a stage starts it otherwise."""
 
 import fcntl
 import json
@@ -87,7 +87,7 @@ class Delivery:
 
     def _begin(self, first: Line) -> None:
         """Continue the run of an earlier attempt at the same stage, else make one with its params."""
-        from pipeline.mlflow_client import client, experiment_id
+        from pipeline.tracking.client import client, experiment_id
 
         self.store, start = client(), first["start"]
         self.resume = RUNS / start["resume"]

@@ -3,7 +3,7 @@
 A stage appends lines to a journal under `.basin/runs/`; a process beside it, the mirror, reads the journal as it grows and talks
 to MLflow. So importing MLflow (1.4 s) delays nobody, an absent server or a damaged database cannot fail or hang a stage, a stage
 that is killed outright is still seen to be KILLED, and what could not be delivered stays in its journal until
-`python -m pipeline.mirror` delivers it. A stage that is tried again after a kill continues the run it began.
+`python -m pipeline.tracking.mirror` delivers it. A stage that is tried again after a kill continues the run it began.
 """
 
 import hashlib
@@ -86,11 +86,11 @@ def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experime
 
 def _open(journal: Path) -> tuple[Run, subprocess.Popen | None]:
     """The journal and the process that mirrors it; in a session of its own, so that a kill of the stage's group leaves it to finish."""
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH")]))
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         journal.touch()
-        command = [sys.executable, "-m", "pipeline.mirror", str(journal), str(os.getpid())]
+        command = [sys.executable, "-m", "pipeline.tracking.mirror", str(journal), str(os.getpid())]
         mirror = subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
@@ -115,7 +115,7 @@ def kept(problem: object, journal: Path) -> str:
     """The one warning."""
     return (
         f"tracking: MLflow at {shown(uri())} does not take this run (got {problem}). The stage goes on; {journal} keeps the run. "
-        f"Deliver it when MLflow is back: python -m pipeline.mirror"
+        f"Deliver it when MLflow is back: python -m pipeline.tracking.mirror"
     )
 
 

@@ -21,12 +21,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline import artifact, candidates, mlflow_client, tracking, versions
-from pipeline.candidates import Candidate
+from pipeline import artifact, tracking
 from pipeline.classifier import Classifier
 from pipeline.config import Config
 from pipeline.data import load_split
 from pipeline.errors import Mistake
+from pipeline.registry import candidates, versions
+from pipeline.registry.candidates import Candidate
+from pipeline.tracking import client as mlflow_client
 
 CHAMPION = "champion"
 IMAGES = 64  # validation images on which a version, loaded back, is compared with its folder

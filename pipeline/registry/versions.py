@@ -19,10 +19,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from pipeline import mlflow_client, tracking
-from pipeline.candidates import Candidate
+from pipeline import tracking
+from pipeline.registry.candidates import Candidate
+from pipeline.tracking import client as mlflow_client
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 LIBRARIES = ("mlflow", "numpy", "torch", "torchdiffeq", "safetensors", "pydantic", "jaxtyping")
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray)
             model_id=model.model_id,
             flavor=mlflow.pyfunc,
             run_id=run_id,
-            python_model=str(PACKAGE / "pyfunc.py"),
+            python_model=str(PACKAGE / "registry" / "pyfunc.py"),
             artifacts={"model": str(one.folder)},
             code_paths=[str(PACKAGE)],
             signature=ModelSignature(Schema([inputs]), Schema([outputs])),

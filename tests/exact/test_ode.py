@@ -1,0 +1,170 @@
+"""The solver and the stability numbers, held to flows whose solutions, gradients and spectra are known."""
+
+import math
+
+import pytest
+import torch
+from problems import PROBLEMS, Drift, Problem
+from torch import Tensor, nn
+
+from pipeline.classifier import Classifier
+from pipeline.heads.sodef import SineDrift
+from pipeline.ode import STABILITY_LIMIT, Flow, Solver, flows, solving_with
+from pipeline.stability import is_unstable, starts, stiffness
+
+ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
+STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}
+problems = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
+
+
+def error(problem: Problem, T: float, solver: Solver) -> float:
+    return (Flow(Drift(problem.f), T, solver)(problem.z0) - problem.solution(T)).abs().max().item()
+
+
+@problems
+@pytest.mark.parametrize("method", ORDERS)
+def test_the_observed_order_is_the_claimed_one(problem, method):
+    steps = 16 if method == "rk4" else 256
+    coarse, fine = (error(problem, 1.5, Solver(method=method, steps=n)) for n in (steps, 2 * steps))
+    assert math.log2(coarse / fine) == pytest.approx(ORDERS[method], abs=0.15)
+
+
+@problems
+def test_the_adaptive_solver_keeps_its_tolerance(problem):
+    for tolerance in (1e-3, 1e-6, 1e-9):
+        assert error(problem, 1.5, Solver(method="dopri5", tolerance=tolerance)) < 30 * tolerance
+
+
+@pytest.mark.parametrize("method", ORDERS)
+def test_steps_are_equal_and_as_many_as_asked(method):
+    """dz/dt = 1 costs nothing to solve, so what is counted is the work alone; T is met exactly."""
+    flow = Flow(Drift(torch.ones_like), 2.5, Solver(method=method, steps=7))
+    assert torch.allclose(flow(torch.zeros(1, 1, dtype=torch.float64)), torch.tensor(2.5, dtype=torch.float64), atol=1e-14)
+    assert flow.nfe == 7 * STAGES[method]
+    flow(torch.zeros(1, 1))
+    assert flow.nfe == 7 * STAGES[method]  # of the last solve, not the sum
+
+
+# Gradients --------------------------------------------------------------------------------------------------------------------------------
+
+
+@problems
+@pytest.mark.parametrize("method", ORDERS)
+def test_the_exact_gradient_is_that_of_finite_differences(problem, method):
+    flow = Flow(Drift(problem.f), 1.0, Solver(method=method, steps=6))
+    assert torch.autograd.gradcheck(flow, problem.z0.clone().requires_grad_())
+
+
+def test_the_exact_gradient_of_the_parameters_is_that_of_finite_differences():
+    drift = sine(1.0, 3, seed=0)
+    flow = Flow(drift, 1.0, Solver(steps=6))
+    z0 = torch.randn(2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def solved(weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.func.functional_call(flow, {"drift.linear.weight": weight, "drift.linear.bias": bias}, z0)
+
+    assert torch.autograd.gradcheck(solved, (drift.linear.weight, drift.linear.bias))
+
+
+def sine(rate: float, d: int, seed: int) -> SineDrift:
+    """SODEF's drift, sin(-(W z)), W near rate x identity: it contracts at about that rate."""
+    drift = SineDrift(d).double()
+    noise = torch.randn(d, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with torch.no_grad():
+        drift.linear.weight.copy_(rate * torch.eye(d) + 0.1 * noise)
+        drift.linear.bias.zero_()
+    return drift
+
+
+def gradient(flow: Flow, solver: Solver, z0: Tensor, along: Tensor) -> Tensor:
+    """d (along . z(T)) / d z(0)."""
+    z0 = z0.clone().requires_grad_()
+    with solving_with(flow, solver):
+        return torch.autograd.grad((flow(z0) * along).sum(), z0)[0]
+
+
+def test_on_a_contracting_flow_the_adjoint_gradient_is_wrong_and_the_exact_one_right():
+    """The adjoint follows z backwards from z(T), where a contraction is explosive (docs/decisions/0005)."""
+    flow = Flow(sine(2.0, 16, seed=0), 5.0, Solver())
+    draw = torch.Generator().manual_seed(1)
+    z0, along = (torch.randn(32, 16, generator=draw, dtype=torch.float64) for _ in range(2))
+    reference = gradient(flow, Solver(method="dopri5", tolerance=1e-10), z0, along)
+
+    def cosine(solver: Solver) -> float:
+        return torch.cosine_similarity(gradient(flow, solver, z0, along).flatten(), reference.flatten(), 0).item()
+
+    assert cosine(Solver(method="rk4", steps=64)) > 0.99
+    assert cosine(Solver(method="dopri5", tolerance=1e-3)) > 0.99
+    assert cosine(Solver(method="dopri5", tolerance=1e-3, gradient="adjoint")) < 0.9
+
+
+def test_on_a_gentle_flow_the_adjoint_gradient_is_right():
+    """So what the test above finds is the contraction, not a mistake in how the adjoint is called."""
+    flow = Flow(sine(0.5, 16, seed=0), 1.0, Solver())
+    draw = torch.Generator().manual_seed(1)
+    z0, along = (torch.randn(32, 16, generator=draw, dtype=torch.float64) for _ in range(2))
+    exact, adjoint = (gradient(flow, Solver(method="dopri5", tolerance=1e-8, gradient=name), z0, along) for name in ("exact", "adjoint"))
+    torch.testing.assert_close(adjoint, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_the_adjoint_works_where_parameters_are_frozen():
+    """As in an attack."""
+    flow = Flow(sine(0.5, 4, seed=0).requires_grad_(False), 1.0, Solver(method="dopri5", gradient="adjoint"))
+    z0 = torch.ones(2, 4, dtype=torch.float64)
+    assert gradient(flow, flow.solver, z0, z0).abs().min() > 0
+
+
+def test_a_swapped_solver_is_put_back_even_after_an_error():
+    flow = Flow(Drift(torch.neg), 1.0, own := Solver())
+    with pytest.raises(ZeroDivisionError), solving_with(nn.Sequential(flow), Solver(method="euler")):
+        assert flow.solver.method == "euler"
+        raise ZeroDivisionError
+    assert flow.solver is own
+
+
+# Stability --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_jacobian_is_that_of_the_drift():
+    """J[b, i, j] = d f_i / d z_j of sin(-(W z)) is -cos(W z)_i W_ij."""
+    drift = sine(1.0, 5, seed=3)
+    z = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    W = drift.linear.weight
+    by_hand = -torch.cos(z @ W.T)[:, :, None] * W
+    torch.testing.assert_close(Flow(drift, 1.0, Solver()).jacobian(z), by_hand)
+
+
+def test_stiffness_is_the_step_times_the_largest_eigenvalue():
+    """Eigenvalues -1, -6 and -3 +- 4i (modulus 5) by construction, in a basis that is not orthogonal."""
+    block = torch.tensor([[-1.0, 0, 0, 0], [0, -6.0, 0, 0], [0, 0, -3.0, 4.0], [0, 0, -4.0, -3.0]], dtype=torch.float64)
+    basis = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    A = basis @ block @ basis.inverse()
+    flow = Flow(Drift(lambda z: z @ A.T), 5.0, Solver(steps=10))
+    assert stiffness(flow, torch.zeros(3, 4, dtype=torch.float64)) == pytest.approx(6 * 5.0 / 10)
+
+
+@pytest.mark.parametrize("method", ORDERS)
+def test_beyond_the_stability_limit_a_solve_explodes_and_within_it_decays(method):
+    """dz/dt = -lambda z, h lambda just inside and just outside: the table of limits is that of the methods."""
+    for share, decays in ((0.98, True), (1.02, False)):
+        rate = share * STABILITY_LIMIT[method]
+        flow = Flow(Drift(lambda z, rate=rate: -rate * z), 400.0, Solver(method=method, steps=400))
+        z0 = torch.ones(1, 1, dtype=torch.float64)
+        assert is_unstable(flow, stiffness(flow, z0)) is not decays
+        assert (flow(z0).abs().item() < 1) is decays
+
+
+def test_an_adaptive_solver_is_never_called_unstable():
+    flow = Flow(Drift(lambda z: -100 * z), 1.0, Solver(method="dopri5", steps=1))
+    assert not is_unstable(flow, 100.0)
+
+
+def test_a_flow_starts_at_the_state_of_the_images():
+    """`starts` sees z(0) of each flow, whatever stands before it."""
+    doubled = Flow(Drift(torch.neg), 1.0, Solver(steps=5))
+    model = Classifier(nn.Identity(), nn.Flatten(), nn.Sequential(Drift(lambda z: 2 * z), doubled), {})
+    images = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    ((flow, z0),) = starts(model, images)
+    assert flow is doubled is flows(model)[0] and flow.nfe == 20
+    assert torch.equal(z0, 2 * images.flatten(1))
+    assert not doubled._forward_pre_hooks
