@@ -8,7 +8,6 @@ steps, or neither step nor best loss changed since the checkpoint before. s is t
 Losses: `ce`; `dlr` and `dlr_targeted` (equations 6 and 7), which do not change when the logits are scaled.
 """
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -74,11 +73,14 @@ def dlr_targeted(z: Tensor, y: Labels, t: Labels) -> PerImage:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """w_j = ceil(p_j steps), p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)."""
-    p = [0.0, 0.22]
-    while p[-1] < 1:
-        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
-    return sorted({math.ceil(share * steps) for share in p[1:] if share < 1})
+    """w_j = ceil(p_j steps), p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
+
+    In hundredths, because sums of floats are not exact and ceil is not forgiving.
+    """
+    p = [0, 22]
+    while p[-1] < 100:
+        p.append(p[-1] + max(p[-1] - p[-2] - 3, 6))
+    return sorted({-(-share * steps // 100) for share in p[1:] if share < 100})
 
 
 def _run(
