@@ -26,7 +26,9 @@ GRADIENT_ATTACKS = [
 def linear():
     """Images away from 0 and 1, labelled by the classifier; their margins spread over the radius."""
     model = two_of_five()
-    x = 0.5 + 0.3 * (torch.rand(400, 1, 4, 4, generator=torch.Generator().manual_seed(1)) - 0.5)
+    draw = torch.Generator().manual_seed(1)
+    along = (torch.rand(400, 1, generator=draw) - 0.5) * 0.4 * (model.W[0] - model.W[1]).sign()
+    x = (0.5 + along + 0.1 * (torch.rand(400, 16, generator=draw) - 0.5)).view(400, 1, 4, 4)
     return model, x, model(x).argmax(1)
 
 
