@@ -128,5 +128,6 @@ def main() -> None:
     """Entry point: bad input ends in its text and exit code 2."""
     environment.apply()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line for each of Prefect's requests otherwise
     with exit_on_mistake():
         app()

@@ -125,7 +125,7 @@ class Evaluation:
             o.points[rows[taken]], o.loss[rows[taken]], o.adversarial[rows[taken]] = x[taken], loss[taken], logits.argmax(1)[taken]
             for row in rows[broken].tolist():
                 o.attack[row] = name
-        o.after[name] = o.robust.float().mean().item()
+        o.after[name] = int(o.robust.sum()) / len(o)
 
     def _masked(self, o: Outcomes, attack: Choice, solver: Solver) -> None:
         """The attack with another solver's gradient, alone, judged by the reported function; what it breaks counts like any other break."""

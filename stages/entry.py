@@ -20,6 +20,7 @@ from pipeline.data import load_about
 from pipeline.errors import Mistake, exit_on_mistake
 from pipeline.types import Settings
 
+ROOT = Path(__file__).parent.parent
 PREPARED = Path("data/prepared")
 MODELS, HISTORY, OUTCOMES, REPORT = Path("models"), Path("history"), Path("outcomes"), Path("report")
 
@@ -34,8 +35,9 @@ class Stage:
     run: tracking.Run
 
     def checkpoint(self, *asked: Any) -> Path:
-        """Where this stage keeps its state: a file named by everything that its result depends on."""
-        text = json.dumps([*asked, self.config.seed, self.config.threads, str(self.device)], sort_keys=True, default=str)
+        """Where this stage keeps its state: a file named by everything that its result depends on, all our code included."""
+        code = [path.read_text() for folder in ("pipeline", "stages") for path in sorted((ROOT / folder).rglob("*.py"))]
+        text = json.dumps([*asked, code, self.config.seed, self.config.threads, str(self.device)], sort_keys=True, default=str)
         return Path(".basin/checkpoints", self.name, hashlib.sha256(text.encode()).hexdigest()[:16] + ".safetensors")
 
 

@@ -12,7 +12,7 @@ Trained in three phases on a backbone that stays as it is:
    loss = w_diag R_diag + w_off R_off + w_f R_f: Jacobians with a negative, dominant diagonal, at points where f vanishes.
 3. `classifier`: C, c alone, cross-entropy at z(T).
 
-The paper's equation (7) is one loss and keeps V to the end; the released code does the above (docs/methods/sodef.md).
+The paper's equation (7) is one loss and keeps V to the end; the released code does the above (docs/methods/heads/sodef.md).
 """
 
 import torch

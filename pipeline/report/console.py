@@ -9,15 +9,15 @@ if TYPE_CHECKING:
 
 
 def terminal(table: "Table"):
-    """A rich renderable: model, clean, suites, worst case with its 95% interval, masked, twin, n; accuracies in per cent."""
+    """A rich renderable: model, clean, suites, worst case with its 95% interval, masked, twin; accuracies in per cent."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table as Grid
 
     title, caption = f"{table.data}, {threat(table)}", f"accuracies in %, worst case with its 95% interval{_note(table)}"
     grid = Grid(title=escape(title), caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    grid.add_column("model", overflow="fold")
-    for name in ("clean", *table.suites, "worst case", "masked", "twin", "n"):
+    grid.add_column("model", no_wrap=True)
+    for name in ("clean", *table.suites, "worst case", "masked", "twin"):
         grid.add_column(escape(name), justify="right", no_wrap=True, style="bold" if name == "worst case" else None)
     for row in table.ranked:
         worst = f"{percent(row.worst.value)} {interval(row.worst)}"
@@ -28,7 +28,6 @@ def terminal(table: "Table"):
             f"[green]{escape(worst)}[/]" if row.worst.value == table.best else escape(worst),
             percent(row.masked.value) if row.masked else "",
             f"{percent(row.twin.share.value)}{'†' if row.twin.source == 'transfer' else ''}" if row.twin else "",
-            str(row.clean.n),
         )
     return grid
 
