@@ -1,0 +1,306 @@
+"""params.yaml: every mistake in one go, each with its key, its value and what to do."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import config, lookup
+from pipeline.data import Source, Split
+from pipeline.errors import EXIT_CODE, Mistake, did_you_mean, exit_on_mistake
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = (ROOT / "params/digits.yaml").read_text()  # as `basin use digits` gives it
+
+
+@pytest.fixture
+def errors(tmp_path):
+    """`errors(old, new, ...)`: the messages for the ready-made run with `old` replaced by `new`, without the file's name."""
+
+    def load(*changes: str) -> list[str]:
+        text = RUN
+        for old, new in zip(changes[::2], changes[1::2]):
+            assert old in text, old
+            text = text.replace(old, new, 1)
+        (path := tmp_path / "params.yaml").write_text(text)
+        with pytest.raises(Mistake) as mistake:
+            config.load(path)
+        assert all(message.startswith(f"{path}: ") for message in mistake.value.messages)
+        return [message.removeprefix(f"{path}: ") for message in mistake.value.messages]
+
+    return load
+
+
+CASES = {
+    "unknown kind": (
+        ("{kind: convnet", "{kind: convnt"),
+        "backbone.natural.backbone.kind: unknown kind of backbones (got 'convnt'). Did you mean 'convnet'?",
+    ),
+    "unknown kind, nothing close": (
+        ("{kind: convnet", "{kind: zzz"),
+        f"backbone.natural.backbone.kind: unknown kind of backbones (got 'zzz'). Known: {', '.join(lookup.kinds('backbones'))}.",
+    ),
+    "kind of another type": (
+        ("backbone: {kind: convnet, channels: [32, 64], hidden: 128}", "backbone: convnet"),
+        f"backbone.natural.backbone: should be a table with a kind, one of: {', '.join(lookup.kinds('backbones'))} (got 'convnet'). "
+        "It is the feature extractor: a table with its kind.",
+    ),
+    "missing kind": (
+        ("training: {kind: natural}", "training: {}"),
+        f"backbone.natural.training: should be a table with a kind, one of: {', '.join(lookup.kinds('training'))} (got {{}}). "
+        "It is the training method: a table with its kind.",
+    ),
+    "unknown key": (("seed: 0", "seed: 0\nsede: 1"), "sede: unknown key (got 1). Did you mean 'seed'?"),
+    "unknown key of a kind": (
+        ("steps: 20, step: 0.1}", "stepps: 20, step: 0.1}"),
+        "suites.quick.attacks.pgd.stepps: unknown key (got 20). Did you mean 'steps'?",
+    ),
+    "unknown key of a kind inside a kind": (
+        ("- {kind: apgd, loss: ce, steps: 100}", "- {kind: apgd, los: ce, steps: 100}"),
+        "suites.standard.attacks.transfer.attacks.0.los: unknown key (got 'ce'). Did you mean 'loss'?",
+    ),
+    "missing key": (
+        ("  eps: 0.15", ""),
+        "threat.eps: field required (got nothing). It is radius in pixels scaled to [0, 1], above 0 and at most 1; "
+        "eight grey levels are written 8/255.",
+    ),
+    "wrong type": (
+        ("epochs: 15", "epochs: many"),
+        "backbone.natural.schedule.epochs: input should be a valid integer (got 'many'). "
+        "It is a positive number of passes over the training images.",
+    ),
+    "a fraction for an integer": (
+        ("seed: 0", "seed: 0.5"),
+        "seed: input should be a valid integer (got 0.5). It is the seed of everything random, 0 or above.",
+    ),
+    "true for an integer": (
+        ("epochs: 15", "epochs: true"),
+        "backbone.natural.schedule.epochs: input should be a valid integer (got True). "
+        "It is a positive number of passes over the training images.",
+    ),
+    "negative epochs": (
+        ("epochs: 15", "epochs: -1"),
+        "backbone.natural.schedule.epochs: input should be greater than or equal to 1 (got -1). "
+        "It is a positive number of passes over the training images.",
+    ),
+    "radius above 1": (
+        ("eps: 0.15", "eps: 1.5"),
+        "threat.eps: input should be less than or equal to 1 (got 1.5). It is radius in pixels scaled to [0, 1], above 0 and at most 1; "
+        "eight grey levels are written 8/255.",
+    ),
+    "a radius of grey levels": (
+        ("eps: 0.15", "eps: 8/0"),
+        "threat.eps: input should be a valid number (got '8/0'). It is radius in pixels scaled to [0, 1], above 0 and at most 1; "
+        "eight grey levels are written 8/255.",
+    ),
+    "unknown norm": (
+        ("norm: linf\n", "norm: l2\n"),
+        "threat.norm: input should be 'linf' (got 'l2'). It is norm of the perturbation; linf is the only one so far.",
+    ),
+    "unknown solver": (
+        ("method: rk4", "method: rk5"),
+        "head.sodef_natural.head.solver.method: input should be 'euler', 'midpoint', 'rk4' or 'dopri5' (got 'rk5'). "
+        "It is rk4 (fixed steps), midpoint, euler, or dopri5 (adaptive).",
+    ),
+    "unknown device": (
+        ("device: auto", "device: gpu"),
+        "device: input should be 'auto', 'cpu' or 'cuda' (got 'gpu'). It is auto (a GPU if there is one), cpu or cuda.",
+    ),
+    "from names nothing": (
+        ("from: backbone/natural", "from: backbone/naturl"),
+        "adversarial.pgd.from: names no model of this file (got 'backbone/naturl'). Did you mean 'backbone/natural'?",
+    ),
+    "from itself": (
+        ("from: backbone/natural", "from: adversarial/pgd"),
+        "adversarial.pgd.from: goes round in a cycle (got adversarial/pgd <- adversarial/pgd). Start one of them from a backbone.",
+    ),
+    "unknown model attacked": (
+        ("models: [backbone/natural,", "models: [backbone/natrual,"),
+        "attack.models: names nothing of this file (got 'backbone/natrual'). Did you mean 'backbone/natural'?",
+    ),
+    "unknown suite": (
+        ("suites: [quick,", "suites: [quik,"),
+        "attack.suites: names nothing of this file (got 'quik'). Did you mean 'quick'?",
+    ),
+    "a model's name that is no file name": (
+        ("  sodef_pgd:", "  ../sodef:"),
+        "../sodef: a model's name is made of letters, digits and underscores (got '../sodef'). Rename it.",
+    ),
+    "radii that do not rise": (
+        ("radii: [0.05, 0.1,", "radii: [0.1, 0.05,"),
+        "suites.quick.curve.radii: should rise (got [0.1, 0.05, 0.15, 0.2, 0.3, 0.5]). Order them from small to large, each once.",
+    ),
+    "data set not found": (("kind: digits", "kind: digit"), "data.kind: unknown kind of sources (got 'digit'). Did you mean 'digits'?"),
+    "data without a kind": (
+        ("  kind: digits\n", ""),
+        f"data: should be a table with a kind, one of: {', '.join(lookup.kinds('sources'))} (got {{'validation': 0.1, 'test': 0.2}}). "
+        "It is the data set: a table with its kind.",
+    ),
+    "misspelt key of the split": (("test: 0.2", "tset: 0.2"), "data.tset: unknown key (got 0.2). Did you mean 'test'?"),
+    "shares of more than all": (
+        ("test: 0.2", "test: 0.95"),
+        "data: validation and test (null counts as 0.2) leave nothing to train on (got {'validation': 0.1, 'test': 0.95}). "
+        "Lower them to add up to less than 1.",
+    ),
+    "misspelt phase": (
+        ("      features: {", "      featuers: {"),
+        "head.sodef_natural.schedule.featuers: unknown key (got {'epochs': 10, 'batch': 128, 'optimiser': 'adam', 'rate': 0.01}). "
+        "Did you mean 'features'?",
+    ),
+    "misspelt key of a phase": (
+        ("w_diag: 10.0", "w_dag: 10.0"),
+        "head.sodef_natural.schedule.stability.w_dag: unknown key (got 10.0). Did you mean 'w_diag'?",
+    ),
+    "duplicate key": (
+        ("seed: 0", "seed: 0\nseed: 1"),
+        'line 6: not YAML (got found duplicate key "seed" with value "1" (original value: "0")). '
+        "Mend that line, or take a ready-made file: basin use NAME.",
+    ),
+    "not YAML": (
+        ("seed: 0", "seed: [0"),
+        "line 7: not YAML (got expected ',' or ']', but got '?'). Mend that line, or take a ready-made file: basin use NAME.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), CASES.values(), ids=CASES)
+def test_a_mistake_is_named_with_its_value_and_what_to_do(changes, message, errors):
+    assert message in errors(*changes)
+
+
+ALONE = sorted(set(CASES) - {"misspelt phase", "a model's name that is no file name"})  # which draw a second one each
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_one_mistake_is_one_message(name, errors):
+    assert len(errors(*CASES[name][0])) == 1
+
+
+def test_all_mistakes_are_reported_at_once(errors):
+    names = [
+        "unknown kind", "unknown key", "unknown key of a kind inside a kind", "negative epochs", "radius above 1", "unknown norm",
+        "unknown device", "from names nothing", "unknown model attacked", "unknown suite", "radii that do not rise",
+        "misspelt key of the split", "misspelt key of a phase",
+    ]  # fmt: skip
+    said = errors(*(word for name in names for word in CASES[name][0]))
+    assert sorted(said) == sorted(CASES[name][1] for name in names)
+
+
+def test_a_longer_cycle_is_shown(errors):
+    said = errors("    from: backbone/natural\n    training: {kind: pgd", "    from: head/sodef_pgd\n    training: {kind: pgd")
+    assert said == [
+        "head.sodef_pgd.from: goes round in a cycle (got head/sodef_pgd <- adversarial/pgd <- head/sodef_pgd). "
+        "Start one of them from a backbone.",
+        "adversarial.pgd.from: goes round in a cycle (got adversarial/pgd <- head/sodef_pgd <- adversarial/pgd). "
+        "Start one of them from a backbone.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "should be a table of keys (got NoneType). Take a ready-made file: basin use NAME."),
+        (b"- 1\n- 2\n", "should be a table of keys (got list). Take a ready-made file: basin use NAME."),
+        (b"\xff\xfe\x00", "not YAML (got "),
+        (b"seed: \x01", "not YAML (got "),
+        (b"seed:\t0\n\tx: 1", "line 1: not YAML (got "),
+        (b"\x89PNG\r\n\x1a\n", "not YAML (got "),
+    ],
+)
+def test_a_file_that_is_no_params_file_is_named(content, message, tmp_path):
+    (path := tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(Mistake) as mistake:
+        config.load(path)
+    assert str(mistake.value).startswith(f"{path}: ") and message.split(" (got")[0] in str(mistake.value)
+    assert len(str(mistake.value).splitlines()) == 1
+
+
+def test_no_file_names_what_to_do(tmp_path):
+    with pytest.raises(Mistake, match=re.escape(f"{tmp_path}/params.yaml: not found. Run in the folder that holds it, or choose")):
+        config.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "params").glob("*.yaml"))])
+def test_the_ready_made_runs_are_right(path):
+    settings = config.load(ROOT / path)
+    for model in settings.attack.models:
+        assert settings.entry(model)
+
+
+def test_radii_may_be_written_as_grey_levels(tmp_path):
+    (path := tmp_path / "params.yaml").write_text(RUN.replace("eps: 0.15", "eps: 8/255"))
+    assert config.load(path).threat.eps == 8 / 255
+
+
+def test_did_you_mean():
+    assert did_you_mean("sodf", ["ode", "sodef"]) == "Did you mean 'sodef'?"
+    assert did_you_mean("xyz", ["b", "a"]) == "Known: a, b."
+    assert did_you_mean("xyz", []) == "Known: none."
+
+
+def test_only_mistakes_end_without_a_traceback():
+    said = []
+    with pytest.raises(SystemExit) as end, exit_on_mistake(said.append):
+        raise Mistake("a: b (got c). Do d.", "e: f (got g). Do h.")
+    assert end.value.code == EXIT_CODE == 2 and said == ["error: a: b (got c). Do d.\n", "error: e: f (got g). Do h.\n"]
+    with pytest.raises(ZeroDivisionError), exit_on_mistake():
+        _ = 1 / 0
+
+
+# As a person sees it ----------------------------------------------------------------------------------------------------------------------
+
+
+def stage(folder: Path, *words: str) -> tuple[int, str]:
+    """Exit code and all that a stage printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "BASIN_TRACKING": "off", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_stage_ends_with_all_messages_code_2_and_no_traceback(tmp_path):
+    changes = [CASES[name] for name in ("misspelt key of the split", "negative epochs", "unknown suite", "radius above 1")]
+    text = RUN
+    for (old, new), _ in changes:
+        text = text.replace(old, new, 1)
+    (tmp_path / "params.yaml").write_text(text)
+    code, said = stage(tmp_path, "stages.prepare")
+    assert code == 2
+    assert sorted(said.splitlines()) == sorted(f"error: params.yaml: {message}" for _, message in changes)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml"]  # nothing begun
+
+
+def test_a_gpu_asked_for_where_there_is_none(tmp_path):
+    (tmp_path / "params.yaml").write_text(RUN.replace("device: auto", "device: cuda"))
+    assert stage(tmp_path, "stages.prepare") == (
+        2,
+        "error: params.yaml: device: there is no GPU here that torch can use (got 'cuda'). "
+        "Set it to cpu, or to auto for a GPU where there is one.\n",
+    )
+
+
+def test_images_of_the_wrong_shape(tmp_path):
+    np.savez(tmp_path / "my.npz", images=np.zeros((8, 64), np.float32), labels=np.zeros(8, np.int64))
+    (tmp_path / "params.yaml").write_text(RUN.replace("kind: digits", "kind: npz\n  file: my.npz"))
+    assert stage(tmp_path, "stages.prepare") == (
+        2,
+        "error: my.npz: images: needs shape [n, c, h, w] or [n, h, w], none of them 0 (got [8, 64]). Reshape the array.\n",
+    )
+
+
+def test_a_data_file_that_is_not_there(tmp_path):
+    (tmp_path / "params.yaml").write_text(RUN.replace("kind: digits", "kind: npz\n  file: my.npz"))
+    code, said = stage(tmp_path, "stages.prepare")
+    assert code == 2 and said.startswith("error: data.file: no such file (got my.npz). Give the path of an .npz file")
+
+
+def test_images_too_small_for_the_backbone():
+    """A setting that only the data can show to be wrong."""
+    choice = lookup.choose("backbones", {"kind": "convnet", "channels": [4, 4, 4, 4]})
+    source = Source(Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])), None, ("a", "b"))
+    with pytest.raises(Mistake, match=re.escape("backbone.channels: 4 halvings leave nothing of the image (got shape (1, 8, 8)). Give at")):
+        choice.module.Backbone(choice.params, source.train.shape)
