@@ -169,7 +169,7 @@ class Evaluation:
     ) -> Iterator[tuple[Tensor, Images, Logits]]:
         """(rows, projected candidates, the reported function's logits there), batch by batch."""
         device = next(self.classifier.parameters()).device
-        batches = rows.split(self.batch)
+        batches = rows.split(self.batch) if len(rows) else ()  # of no rows torch makes one batch
         for b, chosen in enumerate(tqdm(batches, desc=f"{self.seed[1]}: {name}", unit="batch", mininterval=2, delay=2)):
             clean, labels = o.images[chosen].to(device), o.labels[chosen].to(device)
             counted = Counted(self.classifier)
