@@ -127,9 +127,17 @@ class Config(Settings):
         return data
 
     def entry(self, model: str) -> Backbone | Head | Adversarial:
-        """The table of STAGE/NAME."""
-        stage, name = model.split("/")
-        return getattr(self, stage)[name]
+        """The table of STAGE/NAME. Raises Mistake on a name that the file does not have."""
+        entries = {f"{stage}/{name}": entry for stage in STAGES for name, entry in getattr(self, stage).items()}
+        if model not in entries:
+            raise Mistake(f"params.yaml: no such model (got {model!r}). {did_you_mean(model, entries)}")
+        return entries[model]
+
+    def suite(self, name: str) -> Suite:
+        """The suite of that name. Raises Mistake on a name that the file does not have."""
+        if name not in self.suites:
+            raise Mistake(f"params.yaml: suites: no such suite (got {name!r}). {did_you_mean(name, self.suites)}")
+        return self.suites[name]
 
     @property
     def source(self) -> Choice:

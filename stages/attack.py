@@ -9,7 +9,7 @@ from stages import entry
 
 def main(model: str, suite_name: str) -> None:
     name = f"attack/{model}/{suite_name}"
-    with entry.stage(name, lambda config: config.suites[suite_name]) as stage:
+    with entry.stage(name, lambda config: config.suite(suite_name)) as stage:
         settings, suite = stage.config.attack, stage.config.suites[suite_name]
         classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)
         twin = artifact.load_twin(entry.MODELS / model, stage.device)
