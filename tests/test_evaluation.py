@@ -172,6 +172,22 @@ def test_what_needs_a_twin_is_left_out_where_there_is_none(run):
     assert list(run(twin=None, curve=None, masked=None).after) == ["fgsm", "pgd", "square"]
 
 
+def test_where_no_image_is_read_rightly_there_is_nothing_to_attack(run, sodef, twin, digits):
+    x, y = few(digits["test"], 30)
+    suite, wrong, radii = attacks(), (choose("attacks", WRONG[0]), WRONG[1]), (choose("attacks", CURVE[0]), CURVE[1])
+    outcomes = Evaluation(sodef, twin, BALL, (0, "x"), 20).run(torch.arange(30), x, (sodef(x).argmax(1) + 1) % 10, suite, wrong, radii)
+    assert set(outcomes.attack) == {"clean"} and outcomes.passes == 30
+    assert set(outcomes.after.values()) == {0.0} and {robust for _, robust in outcomes.curve} == {0.0}
+
+
+def test_an_adjoint_that_overflows_gives_no_direction_and_no_crash(run):
+    """dz/dt = -20 z for 20 units of time: back in time it grows by e^400."""
+    model = classifier(head=SODEF | {"T": 20.0, "solver": {"steps": 300}}).eval().requires_grad_(False)
+    model.head.flow.drift.linear.weight.copy_(20 * torch.eye(16))
+    outcomes = run(model=model, curve=None, suite={"fgsm": choose("attacks", {"kind": "fgsm"})}, twin=None)
+    assert outcomes.masked is not None and outcomes.points.isfinite().all()
+
+
 def test_a_network_whose_gradient_is_not_a_number_is_evaluated_to_the_end(run, sodef, digits):
     class Blind(torch.nn.Module):
         def __init__(self):

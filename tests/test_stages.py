@@ -1,0 +1,266 @@
+"""The stages themselves, on a tiny run: their files, the same bytes anywhere, and a kill in the middle that leaves no trace."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import Mistake
+
+ROOT = Path(__file__).resolve().parents[1]
+PARAMS = """
+seed: 0
+device: cpu
+threads: 1
+data: {kind: digits, train_limit: 200, test_limit: 24}
+threat: {norm: linf, eps: 0.1}
+backbone:
+  natural:
+    backbone: {kind: convnet, channels: [8, 16], hidden: 32}
+    training: {kind: natural}
+    schedule: {epochs: 2, batch: 50, rate: 0.01, policy: one_cycle}
+  long:
+    backbone: {kind: resnet, depth: 8, width: 8}
+    training: {kind: pgd, steps: 2}
+    schedule: {epochs: 8, batch: 50, optimiser: sgd, rate: 0.02, policy: one_cycle}
+adversarial:
+  pgd: {from: backbone/natural, training: {kind: pgd, steps: 2}, schedule: {epochs: 1, batch: 50}}
+head:
+  sodef:
+    from: adversarial/pgd
+    head: {kind: sodef, width: 16, T: 2.0, solver: {steps: 4}}
+    training: {kind: natural}
+    schedule: {features: {epochs: 1}, stability: {epochs: 1, batch: 32, rows: 4}, classifier: {epochs: 1}}
+suites:
+  tiny:
+    attacks:
+      pgd: {kind: pgd, steps: 2}
+      square: {kind: square, queries: 5}
+      transfer: {kind: transfer, attacks: [{kind: fgsm}]}
+    masked: {attack: {kind: pgd, steps: 2}, solver: {method: dopri5, gradient: adjoint}}
+    curve: {attack: {kind: pgd, steps: 2}, radii: [0.05, 0.2]}
+attack: {models: [backbone/natural, head/sodef], suites: [tiny], images: 20, batch: 10}
+"""
+STAGES = [
+    ("prepare",), ("backbone", "natural"), ("adversarial", "pgd"), ("head", "sodef"),
+    ("attack", "backbone/natural", "tiny"), ("attack", "head/sodef", "tiny"), ("report",),
+]  # fmt: skip
+MADE = ("data", "models", "history", "outcomes", "report")
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "BASIN_TRACKING": "off", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """A stage's process: its folder and environment, and torch's settings put back afterwards."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BASIN_TRACKING", "off")
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(False)
+
+
+def run(folder: Path, stage: str, *words: str) -> None:
+    """A stage in this process, where annotations are checked."""
+    import importlib
+
+    with inside(folder):
+        importlib.import_module(f"stages.{stage}").main(*words)
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    """`python -m stages.STAGE ...`, as DVC runs it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"stages.{words[0]}", *words[1:]],
+        cwd=folder, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for part in MADE for p in sorted((folder / part).rglob("*")) if p.is_file()}
+
+
+def workspace(folder: Path, params: str = PARAMS) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(params)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A workspace in which every stage has run."""
+    folder = workspace(tmp_path_factory.mktemp("whole"))
+    for stage in STAGES:
+        run(folder, *stage)
+    return folder
+
+
+def test_every_stage_writes_its_files_and_no_others(whole):
+    model = ["recipe.json", "weights.safetensors"]
+    twin = ["twin/recipe.json", "twin/weights.safetensors"]
+    outcome = ["adversarial.safetensors", "outcomes.csv", "summary.json"]
+    assert sorted(made(whole)) == sorted(
+        [f"data/prepared/{name}" for name in ("about.json", "test.safetensors", "train.safetensors", "validation.safetensors")]
+        + [f"models/backbone/natural/{name}" for name in model]
+        + [f"models/{name}/{file}" for name in ("adversarial/pgd", "head/sodef") for file in model + twin]
+        + [f"history/{name}.csv" for name in ("backbone/natural", "adversarial/pgd", "head/sodef")]
+        + [f"outcomes/{name}/tiny/{file}" for name in ("backbone/natural", "head/sodef") for file in outcome]
+        + [f"report/{name}" for name in ("curves.csv", "history.csv", "index.html", "metrics.json", "table.csv")]
+    )
+    assert not list(whole.glob(".basin/checkpoints/**/*.safetensors"))  # a finished stage needs none
+
+
+def test_no_output_holds_a_path_or_a_time(whole):
+    clock = re.compile(rb"20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d")
+    for name, content in made(whole).items():
+        for path in (whole, ROOT, Path.home()):
+            assert str(path).encode() not in content, name
+        if not name.endswith(".safetensors"):
+            assert not clock.search(content), name
+
+
+def test_the_defence_knows_what_it_stands_on(whole):
+    recipe = json.loads((whole / "models/head/sodef/recipe.json").read_text())
+    assert recipe["from"] == "adversarial/pgd" and recipe["chain"] == ["backbone/natural", "adversarial/pgd"]
+    twin, parent = whole / "models/head/sodef/twin", whole / "models/adversarial/pgd"
+    assert (twin / "weights.safetensors").read_bytes() == (parent / "weights.safetensors").read_bytes()
+
+
+def test_history_has_a_row_an_epoch(whole):
+    rows = list(csv.DictReader((whole / "history/head/sodef.csv").open()))
+    assert [(row["phase"], row["epoch"]) for row in rows] == [("features", "1"), ("stability", "1"), ("classifier", "1")]
+    assert all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+
+
+def test_an_attack_measures_what_the_model_has(whole):
+    plain, defence = (json.loads((whole / f"outcomes/{name}/tiny/summary.json").read_text()) for name in ("backbone/natural", "head/sodef"))
+    assert list(plain["attacks"]) == ["pgd", "square"] and plain["masked"] is None  # no twin, no flow
+    assert list(defence["attacks"]) == ["pgd", "square", "transfer"] and defence["masked"]["robust"] >= defence["robust"]
+    assert (defence["head"], defence["training"], defence["from"], defence["n"]) == ("sodef", "natural", "adversarial/pgd", 20)
+
+
+def test_another_folder_and_a_fresh_process_give_the_same_bytes(whole, tmp_path):
+    """Without the checks of annotations: they change nothing either."""
+    folder = workspace(tmp_path / "a folder with spaces")
+    code = f"import importlib\nfor stage, *words in {STAGES}: importlib.import_module(f'stages.{{stage}}').main(*words)"
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, **ENVIRONMENT}, check=True, timeout=120)
+    mine, theirs = made(folder), made(whole)
+    assert [name for name in theirs if mine.get(name) != theirs[name]] == [] and set(mine) == set(theirs)
+
+
+def killed_in_the_middle(folder: Path, *stage: str) -> None:
+    """Start a stage and SIGKILL it as soon as it has a checkpoint."""
+    process = start(folder, *stage)
+    end = time.monotonic() + 60
+    while not list(folder.glob(".basin/checkpoints/**/*.safetensors")) and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"it ended before the kill: {err}"
+
+
+def rerun(folder: Path, *stage: str) -> str:
+    process = start(folder, *stage)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return err
+
+
+def test_a_training_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_path):
+    cut, undisturbed = workspace(tmp_path / "cut"), workspace(tmp_path / "undisturbed")
+    for folder in (cut, undisturbed):
+        shutil.copytree(whole / "data", folder / "data")
+    run(undisturbed, "backbone", "long")
+    killed_in_the_middle(cut, "backbone", "long")
+    assert not (cut / "models").exists() and not (cut / "history").exists()
+    assert "resuming at phase pgd, epoch " in rerun(cut, "backbone", "long")
+    assert made(cut) == made(undisturbed)
+
+
+def test_an_attack_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_path):
+    slow = PARAMS.replace("queries: 5}", "queries: 1500}")
+    cut, undisturbed = workspace(tmp_path / "cut", slow), workspace(tmp_path / "undisturbed", slow)
+    for folder in (cut, undisturbed):
+        shutil.copytree(whole / "data", folder / "data")
+        shutil.copytree(whole / "models", folder / "models")
+    run(undisturbed, "attack", "head/sodef", "tiny")
+    killed_in_the_middle(cut, "attack", "head/sodef", "tiny")
+    assert not (cut / "outcomes").exists()
+    rerun(cut, "attack", "head/sodef", "tiny")
+    assert made(cut) == made(undisturbed)
+
+
+# Bad input that only a stage can see -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> Path:
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def refused(folder: Path, *stage: str) -> str:
+    with pytest.raises(Mistake) as mistake:
+        run(folder, *stage)
+    return str(mistake.value)
+
+
+def test_a_stage_without_its_input_names_the_command(tmp_path):
+    folder = workspace(tmp_path / "empty")
+    assert refused(folder, "backbone", "natural") == "data/prepared/about.json: no prepared data here. Run `dvc repro prepare`."
+    run(folder, "prepare")
+    said = "models/adversarial/pgd/recipe.json: not found. Run the stage that makes it: dvc repro."
+    assert refused(folder, "head", "sodef") == said
+    assert refused(folder, "attack", "adversarial/pgd", "tiny") == said
+
+
+def test_damaged_weights_end_an_attack_as_a_person_sees_it(copy):
+    path = copy / "models/backbone/natural/weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    process = start(copy, "attack", "backbone/natural", "tiny")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("error: models/backbone/natural/weights.safetensors: damaged, or does not fit the file beside it (got Safetensor")
+    assert err.endswith("Delete the folder and run `dvc checkout` or `dvc repro`.\n") and len(err.splitlines()) == 1
+
+
+def test_a_damaged_recipe_ends_a_head(copy):
+    (copy / "models/adversarial/pgd/recipe.json").write_text("{")
+    assert refused(copy, "head", "sodef").startswith(
+        "models/adversarial/pgd/recipe.json: damaged, or does not fit the file beside it (got J"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (("backbone", "natrual"), "params.yaml: no such model (got 'backbone/natrual'). Did you mean 'backbone/natural'?"),
+        (("head", "sodf"), "params.yaml: no such model (got 'head/sodf'). Did you mean 'head/sodef'?"),
+        (("attack", "head/sodf", "tiny"), "models/head/sodf/recipe.json: not found. Run the stage that makes it: dvc repro."),
+        (("attack", "head/sodef", "tyni"), "params.yaml: suites: no such suite (got 'tyni'). Known: tiny."),
+    ],
+)
+def test_a_name_that_is_not_in_the_file_is_named(stage, message, whole):
+    assert refused(whole, *stage) == message
+
+
+def test_a_rate_far_too_high_stops_with_advice_and_leaves_no_model(whole, tmp_path):
+    folder = workspace(tmp_path / "hot", PARAMS.replace("rate: 0.02", "rate: 1.0e+30"))
+    shutil.copytree(whole / "data", folder / "data")
+    said = refused(folder, "backbone", "long")
+    assert re.match(r"backbone/long, phase pgd, epoch \d, step \d: the loss or its gradient is not finite at learning rate \S+ \(got", said)
+    assert not (folder / "models").exists()
