@@ -48,7 +48,7 @@ class Choice:
 
     def tree(self) -> dict[str, Any]:
         """As in params.yaml, with every default filled in."""
-        return {"kind": self.kind, **self.params.model_dump(mode="json")}
+        return {"kind": self.kind, **self.params.model_dump(mode="json", by_alias=True)}
 
 
 def choose(family: str, value: Any) -> Choice:

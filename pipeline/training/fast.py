@@ -1,0 +1,26 @@
+"""Fast adversarial training, FGSM-RS (Wong et al. 2020, arXiv 2001.03994): one step from a random start, at twice natural cost.
+
+delta ~ U(-eps, eps);    x' = P(x + delta + alpha sign(d CE / d x));    L = mean CE(f(x'), y)
+
+With alpha much above 1.25 eps it overfits all at once ("catastrophic overfitting"): robust to this step, not to PGD. A validation accuracy
+that rises while the loss collapses is the sign; the suites show the rest.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from pipeline.attacks import Target, pgd
+from pipeline.threat import ThreatModel
+from pipeline.types import Images, Labels, Network, Settings
+
+
+class Params(Settings):
+    step: float = Field(1.25, gt=0, description="positive step length alpha as a share of the radius (the paper: 1.25)")
+
+
+def loss(params: Params, network: Network, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+    """L = mean CE(network(x'), y), x' one step from a random point of the ball."""
+    x = pgd.ascend(pgd.Params(steps=1, step=params.step), Target(network, threat), images, labels, generator)
+    return cross_entropy(network(x), labels)
