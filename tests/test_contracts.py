@@ -26,6 +26,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("attacks", "pgd"): {"steps": 5},
     ("attacks", "square"): {"queries": 40},
     ("attacks", "transfer"): {"attacks": [{"kind": "pgd", "steps": 5}]},
+    ("backbones", "odenet"): {"halvings": 1},  # of 8x8 pixels
     ("backbones", "resnet"): {"depth": 8, "width": 8},
     ("heads", "sodef"): {"width": 16},
     ("heads", "ode"): {"width": 16},
