@@ -12,11 +12,13 @@ from typing import Literal
 
 import torch
 import torchdiffeq
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.types import Features, Settings
 
+Start = Float[Tensor, "n *state"]  # z(0), a row an image: a vector or a feature map
 STABILITY_LIMIT = {"euler": 2.0, "midpoint": 2.0, "rk4": 2.785}  # |h lambda| on the negative real axis
 
 
@@ -36,41 +38,46 @@ class Solver(Settings):
 
 
 class Flow(nn.Module):
-    """z(0) -> z(T) of the autonomous system dz/dt = drift(z).
+    """z(0) -> z(T) of dz/dt = f(t, z).
 
-    Attributes: `drift` maps [n, width] to [n, width]; `T` > 0 is the integration time; `solver` may be swapped (`solving_with`);
-    `nfe` is the number of drift evaluations of the last forward solve.
+    Attributes: `drift` is f, of z alone where the flow is `autonomous`, else of (t, z); it keeps the state's shape, a vector [n, d] or
+    a feature map [n, c, h, w], and its rows apart. `T` > 0 is the integration time; `solver` may be swapped (`solving_with`); `nfe`
+    is the number of drift evaluations of the last forward solve.
     """
 
-    def __init__(self, drift: nn.Module, T: float, solver: Solver):
+    def __init__(self, drift: nn.Module, T: float, solver: Solver, autonomous: bool = True):
         super().__init__()
-        self.drift, self.T, self.solver, self.nfe = drift, T, solver, 0
+        self.drift, self.T, self.solver, self.autonomous, self.nfe = drift, T, solver, autonomous, 0
 
-    def forward(self, z0: Features) -> Features:
+    def forward(self, z0: Start) -> Start:
         self.nfe = 0
         t = torch.tensor([0.0, self.T], dtype=z0.dtype, device=z0.device)
         return self._odeint(z0, t)[-1]
+
+    def rate(self, t: Tensor | float, z: Start) -> Start:
+        """dz/dt at time t."""
+        return self.drift(z) if self.autonomous else self.drift(t, z)
 
     def _odeint(self, z0: Tensor, t: Tensor) -> Tensor:
         s = self.solver
         options = {"grid_constructor": self._grid} if s.fixed_step else {}
         settings = dict(method=s.method, rtol=s.tolerance, atol=s.tolerance, options=options)
         if s.gradient == "exact":
-            return torchdiffeq.odeint(self._rate, z0, t, **settings)
+            return torchdiffeq.odeint(self._counted, z0, t, **settings)
         return torchdiffeq.odeint_adjoint(
-            self._rate, z0, t, adjoint_params=tuple(p for p in self.drift.parameters() if p.requires_grad), **settings
+            self._counted, z0, t, adjoint_params=tuple(p for p in self.drift.parameters() if p.requires_grad), **settings
         )
 
-    def _rate(self, t: Tensor, z: Tensor) -> Tensor:
+    def _counted(self, t: Tensor, z: Tensor) -> Tensor:
         self.nfe += 1
-        return self.drift(z)
+        return self.rate(t, z)
 
     def _grid(self, rate: object, z0: Tensor, t: Tensor) -> Tensor:
         return torch.linspace(float(t[0]), float(t[-1]), self.solver.steps + 1, dtype=t.dtype, device=t.device)
 
-    def jacobian(self, z: Features) -> Tensor:
-        """The drift's Jacobian at each row of z: [n, width, width], J[b, i, j] = d f_i / d z_j."""
-        return torch.func.vmap(torch.func.jacrev(lambda row: self.drift(row[None])[0]))(z)
+    def jacobian(self, z: Features, t: float = 0.0) -> Tensor:
+        """The drift's Jacobian at time t at each row of z: [n, d, d], J[b, i, j] = d f_i / d z_j. For vector states."""
+        return torch.func.vmap(torch.func.jacrev(lambda row: self.rate(t, row[None])[0]))(z)
 
 
 def flows(module: nn.Module) -> list[Flow]:

@@ -62,7 +62,7 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
         checkpoint,
         lambda step, row: stage.run.metrics({key: row[key] for key in ("loss", "accuracy")}, step),
     )
-    report_stiffness(stage, classifier, validation)
+    report_flows(stage, classifier, validation)
     artifact.save(entry.MODELS / model, classifier, parent)
     write_history(entry.HISTORY / f"{model}.csv", history)
     stage.run.artifact(entry.MODELS / model)
@@ -77,11 +77,13 @@ def accuracy(classifier: Classifier, split: Split, device: torch.device) -> floa
     return round(right / len(split), 6)
 
 
-def report_stiffness(stage: entry.Stage, classifier: Classifier, validation: Split) -> None:
-    """Measure each solve at held-out images, and warn where its fixed step is outside the stable region."""
+def report_flows(stage: entry.Stage, classifier: Classifier, validation: Split) -> None:
+    """Measure each flow at held-out images, and warn where its fixed step is outside the stable region."""
+    part = {module: name.partition(".")[0] for name, module in classifier.named_modules()}
     for flow, z0 in stability.starts(classifier, validation.floats(slice(0, 64)).to(stage.device)):
         stiffness = stability.stiffness(flow, z0)
-        stage.run.metrics({"nfe": flow.nfe, "stiffness": stiffness})
+        numbers = {"nfe": flow.nfe, "stiffness": stiffness} | (stability.measure(flow, z0).numbers() if z0.ndim == 2 else {})
+        stage.run.metrics({f"{part[flow]}.{name}": value for name, value in numbers.items()})
         if stability.is_unstable(flow, stiffness):
             log.warning(
                 "%s: the step is too long for this flow (got h |lambda| = %.2f). Raise solver.steps, or shorten T.", stage.name, stiffness
