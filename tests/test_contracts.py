@@ -26,7 +26,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("attacks", "pgd"): {"steps": 5},
     ("attacks", "square"): {"queries": 40},
     ("attacks", "transfer"): {"attacks": [{"kind": "pgd", "steps": 5}]},
-    ("backbones", "odenet"): {"halvings": 1},  # of 8x8 pixels
+    ("backbones", "odenet"): {"channels": 8, "halvings": 1, "solver": {"steps": 2}},  # two halvings would leave 1x1 maps
     ("backbones", "resnet"): {"depth": 8, "width": 8},
     ("heads", "sodef"): {"width": 16},
     ("heads", "ode"): {"width": 16},
