@@ -86,13 +86,14 @@ def pipeline(targets: list[str] | None = None, workers: int = 2) -> State:
     """
     with slots.only_flow():
         stages = _plan(targets, workers)
-        clean = repro.unchanged(stages)
+        clean, recorded = repro.unchanged(stages), repro.locked()
         guards = Guards()
         try:
             futures = _run(stages, clean, workers, guards)
         except BaseException:  # a cancel or Ctrl-C: Prefect would leave dvc and the stages running
             guards.end()
             raise
+        repro.settle(recorded, stages)
     states = {name: future.state for name, future in futures.items()}
     _publish(stages, states)
     if failed := {name: state.result(raise_on_failure=False) for name, state in states.items() if state.is_failed()}:

@@ -79,14 +79,12 @@ def _repository() -> Iterator[Any]:
 
 
 def graph() -> list[Stage]:
-    """Every stage of the workspace, each after all that it needs."""
-    import networkx  # type: ignore[import-untyped]
-
+    """Every stage of the workspace in the order in which `dvc repro` goes through them: each after all that it needs."""
     with _repository() as repo:
+        from dvc.repo.reproduce import plan_repro  # type: ignore[import-untyped]
+
         edges = repo.index.graph  # stage -> what it needs
-        # Among stages that are free to go, dvc.yaml's own order: the same list every time.
-        position = {stage: number for number, stage in enumerate(edges)}
-        order = networkx.lexicographical_topological_sort(edges.reverse(), key=position.__getitem__)
+        order = plan_repro(edges)
         return [
             Stage(
                 name=stage.addressing,
@@ -123,14 +121,38 @@ def choose(stages: Sequence[Stage], targets: Iterable[str] = ()) -> list[Stage]:
 
 def digest(path: str | Path, lock: Path | str = "dvc.lock") -> str | None:
     """DVC's digest of an output as dvc.lock records it (a folder's ends in `.dir`); None if no stage has written it yet."""
+    outs = (out for stage in _locked_stages(lock).values() for out in stage.get("outs", ()))
+    return next((out.get("md5") for out in outs if out["path"] == Path(path).as_posix()), None)
+
+
+def _locked_stages(lock: Path | str) -> dict[str, Any]:
+    """stage -> what dvc.lock records of it; nothing where there is no lock file yet."""
     if not Path(lock).exists():
-        return None
+        return {}
     try:
-        stages = (yaml.safe_load(Path(lock).read_text()) or {}).get("stages", {})
+        return (yaml.safe_load(Path(lock).read_text()) or {}).get("stages", {})
     except (yaml.YAMLError, AttributeError) as error:
         raise Mistake(f"{lock}: not a lock file that dvc wrote (got {error}). Take it from git again: git checkout {lock}.") from error
-    outs = (out for stage in stages.values() for out in stage.get("outs", ()))
-    return next((out.get("md5") for out in outs if out["path"] == Path(path).as_posix()), None)
+
+
+def locked(lock: Path | str = "dvc.lock") -> list[str]:
+    """The stages that dvc.lock records, in its order."""
+    return list(_locked_stages(lock))
+
+
+def settle(before: Sequence[str], stages: Iterable[Stage], lock: Path | str = "dvc.lock") -> None:
+    """Bring entries that are new since `before` into the order of `stages`, as if `dvc repro` had added them one after the other.
+
+    Stages that run beside each other are recorded as they finish; without this, two flows of the same work would differ.
+    """
+    from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
+
+    now = locked(lock)
+    new = [stage.name for stage in stages if stage.name in now and stage.name not in before]
+    order = sorted(now, key=lambda name: (name in new, new.index(name) if name in new else now.index(name)))
+    if order != now:
+        with modify_yaml(lock) as content:
+            content["stages"] = {name: content["stages"][name] for name in order}
 
 
 def status() -> dict[str, list]:
