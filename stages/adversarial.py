@@ -2,7 +2,6 @@
 
 from pipeline import artifact
 from pipeline.config import Adversarial
-from pipeline.optimise import Phase
 from stages import entry, train
 
 
@@ -13,11 +12,7 @@ def main(name: str) -> None:
         below = entry.MODELS / asked.from_
         classifier = artifact.load(below, stage.device)
         classifier.recipe = train.recipe(stage, model, asked, classifier.recipe["classifier"], classifier.recipe)
-        loss = train.method_loss(stage, asked.training)
-        phase = Phase(
-            asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g)
-        )
-        train.fit(stage, model, classifier, [phase], below)
+        train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], below)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from pipeline import artifact
 from pipeline.config import Backbone
 from pipeline.data import load_about
-from pipeline.optimise import Phase
 from pipeline.randomness import construct
 from stages import entry, train
 
@@ -15,11 +14,7 @@ def main(name: str) -> None:
         tree = {"normalise": train.normalise(load_about(entry.PREPARED)), "backbone": asked.backbone.tree(), "head": {"kind": "linear"}}
         with construct(stage.config.seed, model):
             classifier = artifact.build(train.recipe(stage, model, asked, tree, None)).to(stage.device)
-        loss = train.method_loss(stage, asked.training)
-        phase = Phase(
-            asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g)
-        )
-        train.fit(stage, model, classifier, [phase], None)
+        train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], None)
 
 
 if __name__ == "__main__":

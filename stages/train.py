@@ -48,6 +48,12 @@ def method_loss(stage: entry.Stage, training: Choice) -> NetworkLoss:
     return loss
 
 
+def end_to_end(stage: entry.Stage, asked: Backbone | Adversarial, classifier: Classifier) -> Phase:
+    """Backbone and head together, in one phase."""
+    loss = method_loss(stage, asked.training)
+    return Phase(asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g))
+
+
 def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Phase], parent: Path | None) -> None:
     """Train, then write models/<model> and history/<model>.csv."""
     train, validation = load_split(entry.PREPARED, "train"), load_split(entry.PREPARED, "validation")

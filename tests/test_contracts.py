@@ -10,6 +10,7 @@ import pytest
 import small
 import torch
 from pydantic import BaseModel
+from safetensors.torch import load_file, save_file
 from small import BALL, few, method
 
 from pipeline import artifact, config, lookup, optimise
@@ -134,16 +135,17 @@ def test_saved_and_loaded_gives_the_same_logits_bit_for_bit(family, kind, images
 
 def test_a_fresh_process_gives_the_same_logits(images, tmp_path):
     """Of all kinds at once; the hook that checks shapes is not installed there, so this is also a test that it changes nothing."""
-    torch.save(images[0], tmp_path / "x.pt")
+    save_file({"x": images[0].contiguous()}, tmp_path / "x.safetensors")
     for family, kind in PARTS:
         artifact.save(tmp_path / f"{family}-{kind}", built(family, kind).eval())
     code = (
-        "import sys, torch; from pathlib import Path; from pipeline import artifact\n"
-        "torch.set_num_threads(int(sys.argv[2])); here = Path(sys.argv[1]); x = torch.load(here / 'x.pt')\n"
-        "torch.save({f.parent.name: artifact.load(f.parent)(x).detach() for f in here.glob('*/recipe.json')}, here / 'logits.pt')"
+        "import sys, torch; from pathlib import Path; from safetensors.torch import load_file, save_file; from pipeline import artifact\n"
+        "torch.set_num_threads(int(sys.argv[2])); here = Path(sys.argv[1]); x = load_file(here / 'x.safetensors')['x']\n"
+        "logits = {f.parent.name: artifact.load(f.parent)(x).detach() for f in here.glob('*/recipe.json')}\n"
+        "save_file(logits, here / 'logits.safetensors')"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path, str(torch.get_num_threads())], check=True, cwd=Path(__file__).parents[1])
-    logits = torch.load(tmp_path / "logits.pt")
+    logits = load_file(tmp_path / "logits.safetensors")
     assert set(logits) == {f"{family}-{kind}" for family, kind in PARTS}
     for family, kind in PARTS:
         assert torch.equal(logits[f"{family}-{kind}"], built(family, kind).eval()(images[0])), kind
