@@ -79,6 +79,16 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def record(self, name: str, rows: Tensor, x: Images, logits: Logits) -> Tensor:
+        """Take the candidates that break their image, or that have a higher loss than the stored point; the rows that are broken."""
+        loss, prediction = cross_entropy_each(logits, self.labels[rows]), logits.argmax(1)
+        broken = prediction != self.labels[rows]
+        taken = broken | (loss > self.loss[rows])
+        self.points[rows[taken]], self.loss[rows[taken]], self.adversarial[rows[taken]] = x[taken], loss[taken], prediction[taken]
+        for row in rows[broken].tolist():
+            self.attack[row] = name
+        return rows[broken]
+
 
 @dataclass
 class Evaluation:
@@ -118,32 +128,18 @@ class Evaluation:
     def _cascade(self, o: Outcomes, name: str, attack: Choice) -> None:
         """One attack on the images that still hold."""
         alive = o.robust.nonzero().flatten()
-        for rows, x, logits in self._candidates(o, alive, name, attack, self.threat):
-            loss = cross_entropy_each(logits, o.labels[rows])
-            broken = logits.argmax(1) != o.labels[rows]
-            taken = broken | (loss > o.loss[rows])
-            o.points[rows[taken]], o.loss[rows[taken]], o.adversarial[rows[taken]] = x[taken], loss[taken], logits.argmax(1)[taken]
-            for row in rows[broken].tolist():
-                o.attack[row] = name
+        for candidates in self._candidates(o, alive, name, attack, self.threat):
+            o.record(name, *candidates)
         o.after[name] = int(o.robust.sum()) / len(o)
 
     def _masked(self, o: Outcomes, attack: Choice, solver: Solver) -> None:
         """The attack with another solver's gradient, alone, judged by the reported function; what it breaks counts like any other break."""
-        alive = (o.clean == o.labels).nonzero().flatten()
         o.masked = o.clean == o.labels
         o.under["masked"] = f"{attack}, {solver.gradient} gradient of {solver.method}"
         name = f"{attack.kind} ({solver.gradient} gradient)"
-        for rows, x, logits in self._candidates(o, alive, name, attack, self.threat, lambda: solving_with(self.classifier, solver)):
-            broken = logits.argmax(1) != o.labels[rows]
-            o.masked[rows[broken]] = False
-            hit = rows[broken]
-            o.points[hit], o.loss[hit], o.adversarial[hit] = (
-                x[broken],
-                cross_entropy_each(logits, o.labels[rows])[broken],
-                logits.argmax(1)[broken],
-            )
-            for row in hit.tolist():
-                o.attack[row] = name
+        alive = o.masked.nonzero().flatten()
+        for candidates in self._candidates(o, alive, name, attack, self.threat, lambda: solving_with(self.classifier, solver)):
+            o.masked[o.record(name, *candidates)] = False
 
     def _curve(self, o: Outcomes, attack: Choice, radii: list[float]) -> None:
         """Robust accuracy at rising radii; an image broken at one is broken at all larger ones, whose balls contain the point."""
