@@ -31,16 +31,17 @@ ROOT = Path(__file__).parent.parent
 def build(recipe: dict[str, Any]) -> Classifier:
     """The classifier that a recipe describes, with fresh weights."""
     tree = recipe["classifier"]
+    purifier = build_part("purifiers", tree["purifier"]) if tree.get("purifier") else nn.Identity()
     backbone = build_part("backbones", tree["backbone"], shape=tuple(recipe["shape"]))
     head = build_part("heads", tree["head"], width=backbone.width, classes=len(recipe["classes"]))
-    return Classifier(Normalise(**tree["normalise"]), backbone, head, recipe)
+    return Classifier(purifier, Normalise(**tree["normalise"]), backbone, head, recipe)
 
 
 def build_part(family: str, choice: dict[str, Any], **size: Any) -> Any:
     """One part of the tree, e.g. `{"kind": "convnet", "channels": [32, 64], ...}`."""
     settings = dict(choice)
     module = lookup.find(family, settings.pop("kind"))
-    part = {"backbones": "Backbone", "heads": "Head"}[family]
+    part = {"purifiers": "Purifier", "backbones": "Backbone", "heads": "Head"}[family]
     return getattr(module, part)(module.Params.model_validate_json(json.dumps(settings)), **size)
 
 

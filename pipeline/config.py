@@ -11,7 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.data import SplitSettings
 from pipeline.errors import Mistake, did_you_mean
-from pipeline.lookup import AttackChoice, BackboneChoice, Choice, HeadChoice, TrainingChoice, choose, find, kinds
+from pipeline.lookup import AttackChoice, BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, find, kinds
 from pipeline.ode import Solver
 from pipeline.optimise import Schedule
 from pipeline.threat import ThreatModel
@@ -21,39 +21,54 @@ STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
 NAME = r"^[A-Za-z0-9_]+$"
 
 
-class Backbone(Settings):
+class Model(Settings):
+    """What every model may be given."""
+
+    purifier: PurifierChoice | None = Field(
+        None, description="what cleans an image first: a table with its kind, or null for that of the model below"
+    )
+    augmentation: PurifierChoice | None = Field(
+        None, description="a purifier whose outputs are added to the training images: a table with its kind, or null for none"
+    )
+    training: TrainingChoice = Field(description="the training method: a table with its kind")
+
+
+class Backbone(Model):
     """A backbone with a linear classifier, trained from fresh weights."""
 
     backbone: BackboneChoice = Field(description="the feature extractor: a table with its kind")
-    training: TrainingChoice = Field(description="the training method: a table with its kind")
     schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
 
 
-class Head(Settings):
+class Head(Model):
     """A new head on the backbone of another model, which stays as it is."""
 
     from_: str = Field(alias="from", description="the model below it, as STAGE/NAME")
     head: HeadChoice = Field(description="the head: a table with its kind")
-    training: TrainingChoice = Field(description="the training method: a table with its kind")
     schedule: dict[str, Any] = Field(description="the schedule or schedules of the head's kind")
 
     @field_validator("schedule")
     @classmethod
     def _fits_the_head(cls, schedule: dict[str, Any], others: Any) -> dict[str, Any]:
         if "head" in others.data:
-            others.data["head"].module.Schedules.model_validate(schedule)
+            schedules(others.data["head"]).model_validate(schedule)
         return schedule
 
     @property
     def schedules(self) -> Settings:
-        return self.head.module.Schedules.model_validate(self.schedule)
+        return schedules(self.head).model_validate(self.schedule)
 
 
-class Adversarial(Settings):
+def schedules(head: Choice) -> type[Settings]:
+    """The table of a head's schedules, which may depend on its form."""
+    module = head.module
+    return module.schedules(head.params) if hasattr(module, "schedules") else module.Schedules
+
+
+class Adversarial(Model):
     """Another model, trained further end to end."""
 
     from_: str = Field(alias="from", description="the model to go on from, as STAGE/NAME")
-    training: TrainingChoice = Field(description="the training method: a table with its kind")
     schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
 
 

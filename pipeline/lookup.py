@@ -13,7 +13,7 @@ from pydantic_core import ValidationError
 from pipeline.errors import Mistake, did_you_mean
 from pipeline.types import Settings, error_line
 
-FAMILIES = ("sources", "backbones", "heads", "training", "attacks")
+FAMILIES = ("sources", "purifiers", "backbones", "heads", "training", "attacks")
 
 
 @cache
@@ -71,6 +71,7 @@ def _of(family: str) -> PlainValidator:
 
 
 _TREE = PlainSerializer(Choice.tree)
+PurifierChoice = Annotated[Choice, _of("purifiers"), _TREE]
 BackboneChoice = Annotated[Choice, _of("backbones"), _TREE]
 HeadChoice = Annotated[Choice, _of("heads"), _TREE]
 TrainingChoice = Annotated[Choice, _of("training"), _TREE]

@@ -7,7 +7,7 @@ that was killed goes on from there with the same result as if it had not been: w
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +22,11 @@ from tqdm import tqdm
 from pipeline import files
 from pipeline.data import Split
 from pipeline.errors import Mistake
-from pipeline.randomness import generator
-from pipeline.types import Images, Labels, Settings
+from pipeline.randomness import drawing, generator
+from pipeline.types import Images, Labels, Losses, Settings
 
 log = logging.getLogger(__name__)
-Loss = Callable[[Images, Labels, torch.Generator], Tensor]
+Loss = Callable[[Images, Labels, torch.Generator], Losses]
 Row = dict[str, Any]  # one epoch of the history: phase, epoch, loss, accuracy
 
 
@@ -59,7 +59,11 @@ class Schedule(Settings):
 
 @dataclass(frozen=True)
 class Phase:
-    """A loss over some modules' parameters. What is not in `trained` stays as it is, in evaluation mode."""
+    """A loss over some modules' parameters. What is not in `trained` stays as it is, in evaluation mode.
+
+    A loss that is an iterator has one optimiser step after each loss that it yields, and is then asked for the next.
+    A trained module that has a method `penalty` adds it to every loss; it is of all training images, as a prior is, and is divided by them.
+    """
 
     name: str
     schedule: Schedule
@@ -80,6 +84,11 @@ class Progress:
     history: list[Row]
 
 
+def each(losses: Losses) -> Iterator[Tensor]:
+    """The losses of a batch, one optimiser step each."""
+    yield from [losses] if isinstance(losses, Tensor) else losses
+
+
 def run(
     model: nn.Module,
     phases: Sequence[Phase],
@@ -97,6 +106,7 @@ def run(
     Raises Mistake on a loss that is not finite; the checkpoint of the last good epoch stays.
     """
     done = _restore(checkpoint, model, phases)
+    refresh(model, train)
     for i, phase in enumerate(phases[done.phase :], start=done.phase):
         optimiser = phase.schedule.build(phase.parameters())
         if i == done.phase and done.epoch:
@@ -107,6 +117,7 @@ def run(
             epochs, desc=f"{purpose[1]}: {phase.name}", initial=first, total=phase.schedule.epochs, unit="epoch", mininterval=2, delay=2
         ):
             row = _epoch(model, phase, optimiser, epoch, train, purpose)
+            refresh(model, train)
             row["accuracy"] = accuracy()
             done.history.append(row)
             _save(checkpoint, model, optimiser, Progress(i, epoch + 1, done.history))
@@ -115,8 +126,23 @@ def run(
     return done.history
 
 
+@torch.no_grad()
+def refresh(model: nn.Module, train: Split) -> None:
+    """Have each module that keeps something of the training images (`refresh(model, train)`) compute it again."""
+    for module in model.modules():
+        if callable(again := getattr(module, "refresh", None)):
+            again(model, train)
+
+
+def penalty(phase: Phase) -> Tensor | float:
+    """What the trained modules add to the loss of all training images."""
+    layers = [layer for module in phase.trained for layer in module.modules()]
+    return sum((term() for layer in layers if callable(term := getattr(layer, "penalty", None))), 0.0)
+
+
 def _epoch(model: nn.Module, phase: Phase, optimiser: torch.optim.Optimizer, epoch: int, train: Split, purpose: tuple[int, str]) -> Row:
     model.eval().requires_grad_(False)
+    model.training = True  # the whole, whose parts are in the mode that the phase gives them
     for module in phase.trained:
         module.train().requires_grad_(True)
     parameters = phase.parameters()
@@ -124,26 +150,30 @@ def _epoch(model: nn.Module, phase: Phase, optimiser: torch.optim.Optimizer, epo
     draws = generator(*purpose, phase.name, epoch, "draws", device=device)
     order = torch.randperm(len(train.labels), generator=generator(*purpose, phase.name, epoch, "order"))
     batches = order.split(phase.schedule.batch)
-    total = 0.0
+    total, seen = 0.0, 0
     for b, index in enumerate(batches):
         rate = phase.schedule.rate_at(epoch * len(batches) + b, phase.schedule.epochs * len(batches))
         for group in optimiser.param_groups:
             group["lr"] = rate
-        loss = phase.loss(train.floats(index).to(device), train.labels[index].to(device), draws)
-        gradients = torch.autograd.grad(loss, parameters)
-        if not torch.stack([loss.detach(), *(gradient.sum() for gradient in gradients)]).isfinite().all():
-            raise Mistake(
-                f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}, step {b + 1}: the loss or its gradient is not finite at learning "
-                f"rate {rate:.3g} (got a loss of {loss.item()}). Lower schedule rate, or shorten T / add steps where an ODE is solved; "
-                f"the last good epoch is kept."
-            )
-        for parameter, gradient in zip(parameters, gradients):
-            parameter.grad = gradient
-        optimiser.step()
-        phase.after_step()
-        total += loss.item() * len(index)
+        x, y = train.floats(index).to(device), train.labels[index].to(device)
+        with drawing(model, draws):
+            for loss in each(phase.loss(x, y, draws)):
+                loss = loss + penalty(phase) / len(order)
+                optimiser.zero_grad()
+                loss.backward()
+                gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
+                if not torch.stack([loss.detach(), *gradients]).isfinite().all():
+                    raise Mistake(
+                        f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}, step {b + 1}: the loss or its gradient is not finite at "
+                        f"learning rate {rate:.3g} (got a loss of {loss.item()}). Lower schedule rate, or shorten T / add steps where an "
+                        f"ODE is solved; the last good epoch is kept."
+                    )
+                optimiser.step()
+                phase.after_step()
+                total, seen = total + loss.item() * len(index), seen + len(index)
+    optimiser.zero_grad()
     model.eval()
-    return {"phase": phase.name, "epoch": epoch + 1, "loss": round(total / len(order), 6)}
+    return {"phase": phase.name, "epoch": epoch + 1, "loss": round(total / seen, 6)}
 
 
 def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 
 
 def seed_for(seed: int, *purpose: str | int) -> int:
@@ -28,3 +29,46 @@ def construct(seed: int, *purpose: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed_for(seed, *purpose))
         yield
+
+
+class Random(nn.Module):
+    """A layer whose output is drawn: it takes every draw from `generator`, and `drawing` says which one that is.
+
+    Where nobody says, it is one of the layer's own, of a fixed seed: a model that has just been loaded is a function of its calls.
+    The draws are how many passes a classifier averages, in training and as the reported function (pipeline/classifier.py).
+    """
+
+    training_draws: int = 1
+    inference_draws: int = 1
+    generator: torch.Generator | None = None
+
+    def normal(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Standard normal draws, with the type and on the device of `like`."""
+        return torch.randn(shape, generator=self._generator(like.device), dtype=like.dtype, device=like.device)
+
+    def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Uniform draws from [0, 1), with the type and on the device of `like`."""
+        return torch.rand(shape, generator=self._generator(like.device), dtype=like.dtype, device=like.device)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if self.generator is None or self.generator.device != device:
+            self.generator = generator(0, "draws", device=device)
+        return self.generator
+
+
+def random_layers(module: nn.Module) -> list[Random]:
+    """Every layer inside a module whose output is drawn."""
+    return [layer for layer in module.modules() if isinstance(layer, Random)]
+
+
+@contextmanager
+def drawing(module: nn.Module, draws: torch.Generator) -> Iterator[None]:
+    """Have every random layer inside a module draw from `draws`, and give each its own generator back."""
+    own = [(layer, layer.generator) for layer in random_layers(module)]
+    for layer, _ in own:
+        layer.generator = draws
+    try:
+        yield
+    finally:
+        for layer, theirs in own:
+            layer.generator = theirs

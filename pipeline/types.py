@@ -3,7 +3,7 @@
 The shapes are documentation at run time and are checked by the tests (`CONTRIBUTING.md`, "Shapes").
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -23,7 +23,8 @@ Logits = Float[Tensor, "n classes"]
 PerImage = Float[Tensor, " n"]
 ImageShape = tuple[int, int, int]  # channels, height, width
 Network = Callable[[Images], Logits]
-NetworkLoss = Callable[[Network, Images, Labels, Generator], Tensor]  # a training method's loss
+Losses = Tensor | Iterator[Tensor]  # of a batch: one, or several with an optimiser step after each
+NetworkLoss = Callable[[Network, Images, Labels, Generator], Losses]  # a training method's loss
 
 
 class Settings(BaseModel):

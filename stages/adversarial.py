@@ -2,6 +2,7 @@
 
 from pipeline import artifact
 from pipeline.config import Adversarial
+from pipeline.randomness import construct
 from stages import entry, train
 
 
@@ -10,9 +11,12 @@ def main(name: str) -> None:
     with entry.stage(model, lambda config: config.entry(model)) as stage:
         asked: Adversarial = stage.config.adversarial[name]
         below = entry.MODELS / asked.from_
-        classifier = artifact.load(below, stage.device)
-        classifier.recipe = train.recipe(stage, model, asked, classifier.recipe["classifier"], classifier.recipe)
-        train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], below)
+        parent = artifact.load(below, stage.device)
+        with construct(stage.config.seed, model):
+            classifier = artifact.build(train.recipe(stage, model, asked, parent.recipe["classifier"], parent.recipe)).to(stage.device)
+        classifier.load_state_dict(parent.state_dict())
+        images = train.training_images(asked)
+        train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], images, below)
 
 
 if __name__ == "__main__":

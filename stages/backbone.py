@@ -11,10 +11,13 @@ def main(name: str) -> None:
     model = f"backbone/{name}"
     with entry.stage(model, lambda config: config.entry(model)) as stage:
         asked: Backbone = stage.config.backbone[name]
-        tree = {"normalise": train.normalise(load_about(entry.PREPARED)), "backbone": asked.backbone.tree(), "head": {"kind": "linear"}}
+        kind = asked.backbone.module
+        head = kind.head(asked.backbone.params) if hasattr(kind, "head") else {"kind": "linear"}
+        tree = {"normalise": train.normalise(load_about(entry.PREPARED)), "backbone": asked.backbone.tree(), "head": head}
         with construct(stage.config.seed, model):
             classifier = artifact.build(train.recipe(stage, model, asked, tree, None)).to(stage.device)
-        train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], None)
+        images = train.training_images(asked)
+        train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], images, None)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pipeline.config import Adversarial, Backbone, Head
 from pipeline.data import About, Split, load_about, load_split
 from pipeline.lookup import Choice
 from pipeline.optimise import Phase, Row
-from pipeline.types import NetworkLoss
+from pipeline.randomness import drawing, generator
+from pipeline.types import Losses, NetworkLoss
 from stages import entry
 
 log = logging.getLogger(__name__)
@@ -24,8 +25,9 @@ BATCH = 1024  # images a pass where no gradient is taken
 def recipe(
     stage: entry.Stage, model: str, asked: Backbone | Head | Adversarial, tree: dict[str, Any], parent: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The recipe of a new model; `parent` is the recipe of the model it was built from."""
+    """The recipe of a new model; `parent` is the recipe of the model it was built from, whose purifier it keeps unless it has its own."""
     about = load_about(entry.PREPARED)
+    tree = tree | ({"purifier": asked.purifier.tree()} if asked.purifier else {})
     chain = [*parent["chain"], parent["model"]] if parent else []
     return {
         "model": model, "shape": list(about.shape), "classes": list(about.classes), "classifier": tree,
@@ -42,10 +44,24 @@ def normalise(about: About) -> dict[str, Any]:
 def method_loss(stage: entry.Stage, training: Choice) -> NetworkLoss:
     """A training method's loss, with its settings and the threat model filled in."""
 
-    def loss(network: Any, x: Any, y: Any, g: torch.Generator) -> torch.Tensor:
+    def loss(network: Any, x: Any, y: Any, g: torch.Generator) -> Losses:
         return training.module.loss(training.params, network, x, y, stage.config.threat, g)
 
     return loss
+
+
+def training_images(asked: Backbone | Head | Adversarial) -> Split:
+    """The training split, with purified copies of its images after it where the model asks for them."""
+    train = load_split(entry.PREPARED, "train")
+    return purified_copies(train, asked.augmentation) if asked.augmentation else train
+
+
+@torch.no_grad()
+def purified_copies(split: Split, purifier: Choice) -> Split:
+    """The split followed by a copy of it that the purifier cleaned, in the stored 256 grey levels."""
+    purify = purifier.module.Purifier(purifier.params)
+    cleaned = [(purify(split.floats(rows)) * 255).round().byte() for rows in torch.arange(len(split)).split(BATCH)]
+    return Split(torch.cat([split.images, *cleaned]), torch.cat([split.labels, split.labels]))
 
 
 def end_to_end(stage: entry.Stage, asked: Backbone | Adversarial, classifier: Classifier) -> Phase:
@@ -54,9 +70,9 @@ def end_to_end(stage: entry.Stage, asked: Backbone | Adversarial, classifier: Cl
     return Phase(asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g))
 
 
-def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Phase], parent: Path | None) -> None:
+def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Phase], train: Split, parent: Path | None) -> None:
     """Train, then write models/<model> and history/<model>.csv."""
-    train, validation = load_split(entry.PREPARED, "train"), load_split(entry.PREPARED, "validation")
+    validation = load_split(entry.PREPARED, "validation")
     started_from = artifact.read_recipe(parent) | {"weights": artifact.weights_digest(parent)} if parent else None
     checkpoint = stage.checkpoint(classifier.recipe, artifact.sources(classifier), started_from)
     history = optimise.run(
@@ -77,9 +93,10 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
 @torch.no_grad()
 def accuracy(classifier: Classifier, split: Split, device: torch.device) -> float:
     """The share of a split's images that are classified right."""
-    right = 0
+    right, draws = 0, generator(0, "accuracy", device=device)
     for rows in torch.arange(len(split)).split(BATCH):
-        right += int((classifier(split.floats(rows).to(device)).argmax(1).cpu() == split.labels[rows]).sum())
+        with drawing(classifier, draws):
+            right += int((classifier(split.floats(rows).to(device)).argmax(1).cpu() == split.labels[rows]).sum())
     return round(right / len(split), 6)
 
 

@@ -183,7 +183,7 @@ def test_a_heads_phases_train_all_of_it_and_nothing_else(kind, digits, tmp_path)
     model = built("heads", kind)
     schedules = lookup.find("heads", kind).Schedules
     plan = schedules.model_validate({name: {"epochs": 1, "rate": 0.01} for name in schedules.model_fields})
-    phases = lookup.find("heads", kind).phases(plan, model, method("natural"))
+    phases = lookup.find("heads", kind).phases(plan, model, method("natural"), digits["validation"])
     x, y = few(digits["train"], 32)
     for phase in phases:
         model.eval().requires_grad_(False)

@@ -23,7 +23,7 @@ class Killed(BaseException):
     """Not an Exception: nothing may catch it."""
 
 
-def sodef_phases(model):
+def sodef_phases(model, train):
     """Three phases, Adam with and without amsgrad, a step between epochs that depends on the policy."""
     plan = {
         "features": {"epochs": 2, "rate": 0.01, "policy": "one_cycle"},
@@ -31,10 +31,10 @@ def sodef_phases(model):
         "classifier": {"epochs": 2, "rate": 0.01, "optimiser": "sgd"},
     }
     head = lookup.find("heads", "sodef")
-    return head.phases(head.Schedules.model_validate(plan), model, method("pgd", steps=2))
+    return head.phases(head.Schedules.model_validate(plan), model, method("pgd", steps=2), train)
 
 
-def resnet_phases(model):
+def resnet_phases(model, train):
     """Batch normalisation's running statistics, and momentum."""
     schedule = Schedule(epochs=3, batch=50, optimiser="sgd", rate=0.05, policy="one_cycle", weight_decay=1e-4)
     loss = method("natural")
@@ -63,7 +63,7 @@ def run(name, train, checkpoint, watch=lambda step, row: None, phases=None):
 
     x, y = few(train, 50)
     accuracy = lambda: (model(x).argmax(1) == y).float().mean().item()  # noqa: E731
-    history = optimise.run(model, phases or its_phases(model), train, accuracy, (0, name), checkpoint, see)
+    history = optimise.run(model, phases or its_phases(model, train), train, accuracy, (0, name), checkpoint, see)
     return save(model.state_dict()), history, seen
 
 
@@ -92,7 +92,7 @@ def test_interrupted_after_any_epoch_it_ends_as_if_it_had_not_been(name, epoch, 
 def test_interrupted_within_an_epoch_it_goes_on_from_the_one_before(train, tmp_path):
     whole, history, _ = run("resnet", train, tmp_path / "whole.safetensors")
     model, calls = RUNS["resnet"][0](), []
-    (phase,) = resnet_phases(model)
+    (phase,) = resnet_phases(model, train)
 
     def dying(x, y, g):
         calls.append(1)

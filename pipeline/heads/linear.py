@@ -4,6 +4,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.classifier import Classifier
+from pipeline.data import Split
 from pipeline.optimise import Phase, Schedule
 from pipeline.types import Features, Logits, NetworkLoss, Settings
 
@@ -27,5 +28,5 @@ class Head(nn.Module):
         return self.classifier(z)
 
 
-def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss) -> list[Phase]:
+def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss, train: Split) -> list[Phase]:
     return [Phase("classifier", schedules.classifier, [classifier.head], lambda x, y, g: loss(classifier, x, y, g))]

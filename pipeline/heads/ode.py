@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.classifier import Classifier
+from pipeline.data import Split
 from pipeline.ode import Flow, Solver
 from pipeline.optimise import Phase, Schedule
 from pipeline.types import Features, Logits, NetworkLoss, Settings, State
@@ -40,6 +41,6 @@ class Head(nn.Module):
         return self.classifier(self.flow(self.state(z)))
 
 
-def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss) -> list[Phase]:
+def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss, train: Split) -> list[Phase]:
     """Cross-entropy through the solve, with the gradient that the solver is set to."""
     return [Phase("classifier", schedules.classifier, [classifier.head], lambda x, y, g: loss(classifier, x, y, g))]

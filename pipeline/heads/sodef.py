@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.classifier import Classifier
+from pipeline.data import Split
 from pipeline.errors import Mistake
 from pipeline.ode import Flow, Solver
 from pipeline.optimise import Phase, Schedule
@@ -114,7 +115,7 @@ def regulariser(weights: Stability, flow: Flow, z: State) -> Tensor:
     return weights.w_diag * R_diag + weights.w_off * R_off + weights.w_f * R_f
 
 
-def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss) -> list[Phase]:
+def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss, train: Split) -> list[Phase]:
     """The three phases of the released code."""
     head: Head = classifier.head  # type: ignore[assignment]
 

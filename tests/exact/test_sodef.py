@@ -61,7 +61,7 @@ def test_the_stability_phase_moves_the_spectrum_to_the_left_and_the_equilibria_t
     schedules = sodef.Schedules.model_validate(
         {"features": {"epochs": 1}, "stability": {"epochs": 3, "batch": 32, "rate": 0.01}, "classifier": {"epochs": 1}}
     )
-    phase = sodef.phases(schedules, model, method("natural"))[1]
+    phase = sodef.phases(schedules, model, method("natural"), digits["validation"])[1]
     assert phase.name == "stability"
 
     @torch.no_grad()
@@ -82,7 +82,7 @@ def test_the_stability_phase_moves_the_spectrum_to_the_left_and_the_equilibria_t
 def test_the_projection_stays_orthonormal_while_it_is_trained(digits, tmp_path):
     model = classifier(head=SODEF)
     plan = sodef.Schedules.model_validate({name: {"epochs": 1, "rate": 0.05} for name in ("features", "stability", "classifier")})
-    phase = sodef.phases(plan, model, method("natural"))[0]
+    phase = sodef.phases(plan, model, method("natural"), digits["validation"])[0]
     before = model.head.projection.weight.clone()
     optimise.run(model, [phase], digits["validation"], lambda: 0.0, (0, "x"), tmp_path / "c.safetensors")
     P = model.head.projection.weight.detach()
