@@ -1,8 +1,11 @@
-"""ResNet of the CIFAR family (He et al. 2016, arXiv 1512.03385, section 4.2): depth 6k + 2, widths 16-32-64.
+"""ResNet for small images (He et al. 2016, arXiv 1512.03385): a 3x3 stem, stages of basic blocks, global average pooling.
 
-A 3x3 convolution, three stages of k basic blocks at full, half and quarter resolution, global average pooling. Shortcuts across
-a change of width are 1x1 convolutions (the paper's option B; its CIFAR nets use zero padding, option A).
-Batch normalisation: the reported function is evaluation mode.
+    depth       stages   blocks a stage   widths             features
+    6k + 2      3        k                16-32-64           64        the paper's CIFAR family (section 4.2)
+    18          4        2                64-128-256-512     512       its 18-layer net (table 1) with the stem above for 7x7 and pooling
+
+The first stage works at full resolution, each later one halves it. Shortcuts across a change of width are 1x1 convolutions (the
+paper's option B; its CIFAR nets use zero padding, option A). Batch normalisation: the reported function is evaluation mode.
 """
 
 from typing import Literal
@@ -16,8 +19,12 @@ from pipeline.types import Features, Images, ImageShape, Settings
 
 
 class Params(Settings):
-    depth: Literal[8, 14, 20, 32, 44, 56, 110] = Field(20, description="6k + 2: one of 8, 14, 20, 32, 44, 56, 110")
-    width: int = Field(16, ge=1, description="the positive number of channels of the first stage; doubled twice")
+    depth: Literal[8, 14, 18, 20, 32, 44, 56, 110] = Field(20, description="one of 8, 14, 20, 32, 44, 56, 110 (6k + 2), or 18")
+    width: int | None = Field(
+        None,
+        ge=1,
+        description="the positive number of channels of the first stage, doubled in each later one; null: 64 at depth 18, else 16",
+    )
 
 
 class BasicBlock(nn.Module):
@@ -37,16 +44,17 @@ class BasicBlock(nn.Module):
 
 
 class Backbone(nn.Module):
-    """[n, c, h, w] -> [n, 4 width]."""
+    """[n, c, h, w] -> [n, 4 width], at depth 18 [n, 8 width]."""
 
     def __init__(self, params: Params, shape: ImageShape):
         super().__init__()
-        k, w = (params.depth - 2) // 6, params.width
-        widths = [w] * k + [2 * w] * k + [4 * w] * k
-        strides = ([1] * k) + ([2] + [1] * (k - 1)) * 2
+        stages, k, w = (4, 2, 64) if params.depth == 18 else (3, (params.depth - 2) // 6, 16)
+        w = params.width or w
+        widths = [w << stage for stage in range(stages) for _ in range(k)]
+        strides = [2 if stage and not block else 1 for stage in range(stages) for block in range(k)]
         self.stem = nn.Sequential(nn.Conv2d(shape[0], w, 3, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU())
         self.blocks = nn.Sequential(*(BasicBlock(i, o, s) for i, o, s in zip([w, *widths], widths, strides)))
-        self.width = 4 * w
+        self.width = widths[-1]
 
     def forward(self, x: Images) -> Features:
         return self.blocks(self.stem(x)).mean((2, 3))
