@@ -1,7 +1,8 @@
 """Attacks. A kind is one file with `Params` and `perturb(params, target, images, labels, generator) -> Images`.
 
 `perturb` returns one candidate a row; who calls it projects and judges it (pipeline/evaluation.py), so that no attack can report a
-success outside the ball. Rows are independent. `BLACK_BOX = True` in a file says that it takes no gradient of the network.
+success outside the ball. Rows are independent. `BLACK_BOX = True` in a file says that it takes no gradient of the network,
+`NEEDS_TWIN = True` and `NEEDS_FEATURES = True` that it cannot do without that part of the target.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,12 @@ from pipeline.types import Images, Labels, Network, PerImage
 
 @dataclass(frozen=True)
 class Target:
-    """What an attack is given: the network, the ball, and the undefended twin where there is one."""
+    """What an attack is given: the network, the ball, and where there are any the undefended twin and the backbone's features."""
 
     network: Network
     threat: ThreatModel
     twin: Network | None = None
+    features: Callable[[Images], Tensor] | None = None  # images -> [n, ...]
 
 
 PerImageLoss = Callable[[Tensor, Labels], PerImage]
@@ -30,6 +32,11 @@ PerImageLoss = Callable[[Tensor, Labels], PerImage]
 def cross_entropy_each(logits: Tensor, labels: Labels) -> PerImage:
     """CE(z_i, y_i) of each image."""
     return cross_entropy(logits, labels, reduction="none")
+
+
+def margin(z: Tensor, y: Labels) -> PerImage:
+    """z_y - max_{i != y} z_i of each image, below 0 where it is misclassified."""
+    return z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -torch.inf).amax(1)
 
 
 def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:
@@ -46,6 +53,14 @@ def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = c
         except AssertionError:
             g = torch.zeros_like(x)
     return torch.nan_to_num(g, 0.0, 0.0, 0.0), losses.detach(), logits.detach()
+
+
+def accumulate(mu: float, v: Tensor, g: Tensor) -> Tensor:
+    """mu v + g / mean |g|, image by image (Dong et al. 2018, arXiv 1710.06081, equation 6); with mu = 0 the gradient as it is."""
+    if mu == 0:
+        return g
+    size = g.flatten(1).abs().mean(1).clamp_min(torch.finfo(g.dtype).tiny)
+    return mu * v + g / size.view(-1, *[1] * (g.ndim - 1))
 
 
 class Incumbent:

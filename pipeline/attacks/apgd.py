@@ -4,7 +4,7 @@
     x_{k+1} = P(x_k + alpha (z_{k+1} - x_k) + (1 - alpha) (x_k - x_{k-1}))        alpha = 0.75, eta_0 = 2 eps
 
 At checkpoints w_j the step is halved and the search goes back to its best point, where the loss rose in fewer than rho of the last
-steps, or neither step nor best loss changed since the checkpoint before. s is the sign in L-infinity.
+steps, or neither step nor best loss changed since the checkpoint before. s is the sign in L-infinity, g / ||g|| in L2.
 Losses: `ce`; `dlr` and `dlr_targeted` (equations 6 and 7), which do not change when the logits are scaled.
 """
 
@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.attacks import Incumbent, Target, cross_entropy_each, gradient
+from pipeline.attacks import Incumbent, Target, cross_entropy_each, gradient, margin
 from pipeline.errors import Mistake
 from pipeline.types import Images, Labels, PerImage, Settings
 
@@ -60,9 +60,7 @@ def _losses(params: Params, logits: Tensor, labels: Labels) -> list[Callable[[Te
 def dlr(z: Tensor, y: Labels) -> PerImage:
     """-(z_y - max_{i != y} z_i) / (z_pi1 - z_pi3), pi sorting z downwards (equation 6)."""
     top = z.sort(1, descending=True).values
-    z_y = z.gather(1, y[:, None])[:, 0]
-    other = z.scatter(1, y[:, None], -torch.inf).amax(1)
-    return -(z_y - other) / (top[:, 0] - top[:, 2] + 1e-12)
+    return -margin(z, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def dlr_targeted(z: Tensor, y: Labels, t: Labels) -> PerImage:

@@ -1,6 +1,7 @@
 """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of the whole radius. White-box, one gradient.
 
-x' = P(x + eps sign(d CE / d x)).
+x' = P(x + eps s(d CE / d x)), s the direction of unit norm in which a linear function rises fastest: the sign in L-infinity, the
+gradient by its norm in L2 (there also called the fast gradient method).
 """
 
 import torch

@@ -1,13 +1,16 @@
 """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083). White-box, restarts x (steps + 1) gradients.
 
-x_{k+1} = P(x_k + alpha sign(d CE / d x_k)), x_0 a random point of the ball. Of all points visited the best is returned.
-With one step of length 1, no random start, it is FGSM.
+    g_{k+1} = mu g_k + grad_k / mean |grad_k|        grad_k = d CE / d x_k; with mu = 0, PGD, g_{k+1} = grad_k
+    x_{k+1} = P(x_k + alpha s(g_{k+1}))              s(g) = sign g in L-infinity, g / ||g|| in L2
+
+x_0 is a random point of the ball, or the image. Of all points visited the best is returned. From the image: one step of length 1 is FGSM;
+more are I-FGSM or BIM (Kurakin et al. 2017, arXiv 1607.02533); with mu = 1, MI-FGSM (Dong et al. 2018, arXiv 1710.06081).
 """
 
 import torch
 from pydantic import Field
 
-from pipeline.attacks import Incumbent, Target, gradient
+from pipeline.attacks import Incumbent, Target, accumulate, gradient
 from pipeline.types import Images, Labels, Settings
 
 
@@ -16,6 +19,7 @@ class Params(Settings):
     step: float = Field(0.1, gt=0, description="positive step length alpha as a share of the radius (0.1: alpha = eps / 10)")
     restarts: int = Field(1, ge=1, description="a positive number of starts")
     random_start: bool = Field(True, description="whether to start at a random point of the ball (the clean image otherwise)")
+    momentum: float = Field(0.0, ge=0, description="decay mu of the accumulated gradient, 0 or above (0: none; MI-FGSM: 1.0)")
 
 
 def ascend(
@@ -24,11 +28,13 @@ def ascend(
     """One start: the last iterate. Every iterate before it is offered to `best`."""
     threat = target.threat
     x = threat.random_point(images, generator) if params.random_start else images
+    v = torch.zeros_like(images)
     for _ in range(params.steps):
         g, _, logits = gradient(target.network, x, labels)
         if best is not None:
             best.offer(x, logits, labels)
-        x = threat.project(x + params.step * threat.eps * threat.steepest(g), images)
+        v = accumulate(params.momentum, v, g)
+        x = threat.project(x + params.step * threat.eps * threat.steepest(v), images)
     return x
 
 

@@ -1,0 +1,61 @@
+"""SPSA attack (Uesato et al. 2018, arXiv 1802.05666). Black-box: descent along a gradient estimated from scores.
+
+    g = 1/n sum_i (J(x_t + delta v_i) - J(x_t - delta v_i)) / (2 delta) v_i        v_i ~ {-1, 1}^d
+    x_{t+1} = P(x_t - alpha Adam(g))                                               J = z_y - max_{i != y} z_i, x_0 = x
+
+A difference over 2 delta does not see shattered or wrong derivatives, and J does not saturate as cross-entropy does. It costs 2 n + 1
+queries a step. A broken image is queried no further. The queries x_t +- delta v may lie delta outside the pixel range; candidates do not.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.attacks import Incumbent, Target, margin
+from pipeline.types import Images, Labels, Settings
+
+BLACK_BOX = True
+BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
+PASS = 2048  # images in one pass, where a batch is not larger itself
+
+
+class Params(Settings):
+    steps: int = Field(100, ge=1, description="a positive number of steps")
+    samples: int = Field(128, ge=1, description="a positive number n of directions a step, two queries each")
+    delta: float = Field(0.01, gt=0, description="positive distance of the queries in each pixel, on pixels scaled to [0, 1]")
+    rate: float = Field(0.3, gt=0, description="positive rate of Adam, as a share of what each pixel may change where all change alike")
+
+
+def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
+    threat, best = target.threat, Incumbent(images)
+    alpha = params.rate * (threat.eps / threat.distance(torch.ones_like(images), torch.zeros_like(images))).view(-1, 1, 1, 1)
+    x, m, s = images.clone(), torch.zeros_like(images), torch.zeros_like(images)
+    with torch.no_grad():
+        best.offer(x, target.network(x), labels)
+        for t in range(1, params.steps + 1):
+            rows = (~best.broken).nonzero().flatten()
+            if not len(rows):
+                break
+            g = estimate(params, target, x[rows], labels[rows], generator)
+            m[rows] = BETA1 * m[rows] + (1 - BETA1) * g
+            s[rows] = BETA2 * s[rows] + (1 - BETA2) * g**2
+            step = m[rows] / (1 - BETA1**t) / ((s[rows] / (1 - BETA2**t)).sqrt() + TINY)
+            x[rows] = threat.project(x[rows] - alpha[rows] * step, images[rows])
+            best.offer(x[rows], target.network(x[rows]), labels[rows], rows)
+    return best.points
+
+
+def estimate(params: Params, target: Target, x: Images, labels: Labels, generator: torch.Generator) -> Tensor:
+    """g, the mean over the directions; several directions go through the network in one pass."""
+    total = torch.zeros_like(x)
+    for k in _shares(params.samples, max(PASS // (2 * len(x)), 1)):
+        v = torch.randint(2, (k, *x.shape), generator=generator, device=x.device) * 2.0 - 1.0
+        points = torch.cat([x + params.delta * v, x - params.delta * v])
+        above, below = margin(target.network(points.flatten(0, 1)), labels.repeat(2 * k)).view(2, k, len(x), 1, 1, 1)
+        total += ((above - below) * v).sum(0)
+    return total / (2 * params.delta * params.samples)
+
+
+def _shares(total: int, most: int) -> list[int]:
+    """`total` in parts of at most `most`."""
+    return [min(most, total - done) for done in range(0, total, most)]
