@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from pipeline.types import Features, Settings
 
 Start = Float[Tensor, "n *state"]  # z(0), a row an image: a vector or a feature map
+Times = Float[Tensor, " times"]
+Trajectory = Float[Tensor, "times n *state"]
 STABILITY_LIMIT = {"euler": 2.0, "midpoint": 2.0, "rk4": 2.785}  # |h lambda| on the negative real axis
 
 
@@ -53,6 +55,10 @@ class Flow(nn.Module):
         self.nfe = 0
         t = torch.tensor([0.0, self.T], dtype=z0.dtype, device=z0.device)
         return self._odeint(z0, t)[-1]
+
+    def trajectory(self, z0: Start, times: Times) -> Trajectory:
+        """z at rising times from 0 to T, one row a time: z(0), ..., z(T). Between two steps of a fixed-step solve on a straight line."""
+        return self._odeint(z0, times)
 
     def rate(self, t: Tensor | float, z: Start) -> Start:
         """dz/dt at time t."""

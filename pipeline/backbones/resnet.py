@@ -23,7 +23,7 @@ class Params(Settings):
     width: int | None = Field(
         None,
         ge=1,
-        description="the positive number of channels of the first stage, doubled in each later one; null: 64 at depth 18, else 16",
+        description="the channels of the first stage, doubled in each later one; null: 64 at depth 18, 16 at the others",
     )
 
 
