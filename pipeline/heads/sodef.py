@@ -1,19 +1,31 @@
-"""SODEF, the Lyapunov-stable ODE head (Kang et al., NeurIPS 2021, arXiv 2110.12976), in the form of its released code.
+"""SODEF, the Lyapunov-stable ODE head (Kang et al., NeurIPS 2021, arXiv 2110.12976), in the form of its paper or of its released code.
 
-    z(0) = P x (P with orthonormal rows),    dz/dt = f(z) = sin(-(W z + b)),    logits = C z(T) + c
+    z(0) = P x (P with orthonormal rows),    dz/dt = f(z),    logits = V z(T) (paper) or C z(T) + c (released)
+    f(z) = sin(-(W z + b)) (sine), or that twice, each with its own W, b (two_layers)
 
-Trained in three phases on a backbone that stays as it is:
+V is the fixed MaxMin matrix (Corollary 1: unit rows, every cosine 1/(1 - k)), J = df/dz at z(0). The backbone stays as it is.
 
-1. `features`: P alone, cross-entropy of V z(0), V the fixed MaxMin matrix (Corollary 1: unit rows, every cosine 1/(1 - k)).
-2. `stability`: f alone, no cross-entropy and no integration. At z = z(0), J = df/dz:
+`form: paper`, two phases, a fifth and the rest of the epochs:
+
+1. `features`: P alone, cross-entropy of V z(T).
+2. `stability`: f (and P with `release`), equation (7), the mean over images of
+       CE(V z(T), y) + a1 ||f(z(0))||_2 + a2 g(sum_i J_ii) + a3 g(sum_i (-|J_ii| + sum_{j != i} |J_ij|)),    g = exp
+
+`form: released`, three phases:
+
+1. `features`: P alone, cross-entropy of V z(0).
+2. `stability`: f alone, no cross-entropy and no integration:
        R_diag = mean_i mean_b exp(J_ii + 1)
        R_off  = mean_j mean_b exp(0.1 (sum_i s_ij |J_ij| + 1)),    s = -1 on the diagonal and 1 off it
        R_f    = mean (50 f)^2
    loss = w_diag R_diag + w_off R_off + w_f R_f: Jacobians with a negative, dominant diagonal, at points where f vanishes.
 3. `classifier`: C, c alone, cross-entropy at z(T).
 
-The paper's equation (7) is one loss and keeps V to the end; the released code does the above (docs/methods/heads/sodef.md).
+What each leaves open is in docs/methods/heads/sodef.md.
 """
+
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -22,15 +34,25 @@ from torch import Tensor, nn
 from pipeline.classifier import Classifier
 from pipeline.data import Split
 from pipeline.errors import Mistake
+from pipeline.lyapunov import contain, maxmin, orthonormalise
 from pipeline.ode import Flow, Solver
-from pipeline.optimise import Phase, Schedule
-from pipeline.types import Features, Images, Labels, Logits, NetworkLoss, Settings, State
+from pipeline.optimise import Phase, Schedule, each
+from pipeline.types import Features, Images, Labels, Logits, NetworkLoss, PerImage, Settings, State
+
+EXPONENTIAL_UP_TO = 5.0  # g is exp up to here
 
 
 class Params(Settings):
     width: int = Field(64, ge=2, description="the width of the state z, from the number of classes to the backbone's width")
     T: float = Field(5.0, gt=0, description="positive integration time (the paper: 5)")
     solver: Solver = Field(Solver(), description="how the ODE is solved")
+    form: Literal["released", "paper"] = Field(
+        "released", description="released (three phases, a trained classifier) or paper (equation 7, the fixed MaxMin classifier)"
+    )
+    drift: Literal["sine", "two_layers"] = Field("sine", description="sine (one layer, as released) or two_layers (as in the paper)")
+    bound: float | None = Field(
+        None, gt=0, description="a positive bound of the drift's gain, the product of its ||W||_2, or null for none"
+    )
 
 
 class Stability(Schedule):
@@ -43,9 +65,26 @@ class Stability(Schedule):
 
 
 class Schedules(Settings):
+    """Of `form: released`."""
+
     features: Schedule = Field(description="phase 1: the projection")
     stability: Stability = Field(description="phase 2: the drift")
     classifier: Schedule = Field(description="phase 3: the classifier at z(T)")
+
+
+class PaperSchedule(Schedule):
+    """Of `form: paper`: one schedule for both phases, and the weights of equation (7)."""
+
+    epochs: int = Field(ge=2, description="a number of epochs, at least 2: a fifth for the projection, the rest for equation (7)")
+    a1: float = Field(1.0, ge=0, description="weight of ||f(z(0))||_2, 0 or above (the paper: 1)")
+    a2: float = Field(0.05, ge=0, description="weight of the diagonal's term, 0 or above (the paper: 0.05)")
+    a3: float = Field(0.05, ge=0, description="weight of the dominance term, 0 or above (the paper: 0.05)")
+    release: bool = Field(False, description="whether the projection is trained with equation (7) too")
+
+
+def schedules(params: Params) -> type[Settings]:
+    """The table of schedules of a form."""
+    return PaperSchedule if params.form == "paper" else Schedules
 
 
 class SineDrift(nn.Module):
@@ -57,6 +96,10 @@ class SineDrift(nn.Module):
 
     def forward(self, z: Features) -> Features:
         return torch.sin(-self.linear(z))
+
+    def lipschitz(self) -> float:
+        """A Lipschitz constant of f: ||W||_2, because that of the sine is 1."""
+        return torch.linalg.matrix_norm(self.linear.weight, 2).item()
 
 
 class Head(nn.Module):
@@ -72,36 +115,34 @@ class Head(nn.Module):
                 f"head.width: does not fit (got {d}). The projection has orthonormal rows and the MaxMin matrix a dimension for each "
                 f"class: give {classes} (classes) to {width} (the backbone's width)."
             )
+        self.bound = params.bound
         self.projection = nn.Linear(width, d, bias=False)
-        self.flow = Flow(SineDrift(d), params.T, params.solver)
-        self.classifier = nn.Linear(d, classes)
+        drift = SineDrift(d) if params.drift == "sine" else nn.Sequential(SineDrift(d), SineDrift(d))
+        self.flow = Flow(drift, params.T, params.solver)
+        self.classifier = nn.Linear(d, classes) if params.form == "released" else None
         self.register_buffer("V", maxmin(classes, d))
-        orthonormalise(self.projection)
+        self.align()
+        self.contain()
 
     def state(self, z: Features) -> State:
         """z(0), where the flow starts."""
         return self.projection(z)
 
+    def separated(self, z: State) -> Logits:
+        """V z."""
+        return z @ self.V.T
+
     def forward(self, z: Features) -> Logits:
-        return self.classifier(self.flow(self.state(z)))
+        zT = self.flow(self.state(z))
+        return self.separated(zT) if self.classifier is None else self.classifier(zT)
 
+    def align(self) -> None:
+        """Retract the projection onto orthonormal rows."""
+        orthonormalise(self.projection)
 
-def maxmin(k: int, d: int) -> Tensor:
-    """[k, d]: k unit rows whose cosines are all 1 / (1 - k), the least possible maximum (Corollary 1).
-
-    B = I + (1/(1-k)) (11^T - I) = U S U^T; row i is column i of Q S^(1/2) U^T. Q is the first k columns of the identity.
-    """
-    B = torch.full((k, k), 1 / (1 - k), dtype=torch.float64).fill_diagonal_(1.0)
-    S, U = torch.linalg.eigh(B)
-    root = S.clamp_min(0).sqrt()[:, None] * U.T
-    return torch.cat([root, torch.zeros(d - k, k, dtype=torch.float64)]).T.float().contiguous()
-
-
-@torch.no_grad()
-def orthonormalise(linear: nn.Linear) -> None:
-    """Retract the weight onto matrices with orthonormal rows: the Q of a QR decomposition with a positive diagonal of R."""
-    Q, R = torch.linalg.qr(linear.weight.T)
-    linear.weight.copy_((Q * R.diagonal().sign()).T)
+    def contain(self) -> None:
+        """Retract the drift onto its bound."""
+        contain(self.flow.drift, self.bound)
 
 
 def regulariser(weights: Stability, flow: Flow, z: State) -> Tensor:
@@ -115,12 +156,53 @@ def regulariser(weights: Stability, flow: Flow, z: State) -> Tensor:
     return weights.w_diag * R_diag + weights.w_off * R_off + weights.w_f * R_f
 
 
-def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss, train: Split) -> list[Phase]:
-    """The three phases of the released code."""
+def exponential(x: PerImage) -> PerImage:
+    """g: exp, continued by its tangent above 5: rising and convex as the paper's g1, g2, and finite where exp is not."""
+    return x.clamp(max=EXPONENTIAL_UP_TO).exp() * (1 + (x - EXPONENTIAL_UP_TO).clamp(min=0))
+
+
+def lagrangian(weights: PaperSchedule, flow: Flow, z: State) -> Tensor:
+    """Equation (7) without its cross-entropy, the mean over the rows of z [b, d]."""
+    J = flow.jacobian(z)
+    diagonal = J.diagonal(dim1=1, dim2=2)
+    excess = J.abs().sum((1, 2)) - 2 * diagonal.abs().sum(1)  # sum over i of (-|J_ii| + sum_{j != i} |J_ij|)
+    speed = flow.drift(z).norm(dim=1)
+    return (weights.a1 * speed + weights.a2 * exponential(diagonal.sum(1)) + weights.a3 * exponential(excess)).mean()
+
+
+def phases(schedules: Schedules | PaperSchedule, classifier: Classifier, loss: NetworkLoss, train: Split) -> list[Phase]:
+    """The phases of the form that the schedules belong to."""
     head: Head = classifier.head  # type: ignore[assignment]
+    if isinstance(schedules, PaperSchedule):
+        return _paper(schedules, classifier, head, loss)
+    return _released(schedules, classifier, head, loss)
+
+
+def _paper(schedule: PaperSchedule, classifier: Classifier, head: Head, loss: NetworkLoss) -> list[Phase]:
+    first = max(1, schedule.epochs // 5)
+    features, stability = (schedule.model_copy(update={"epochs": epochs}) for epochs in (first, schedule.epochs - first))
+
+    def equation_7(x: Images, y: Labels, g: torch.Generator) -> Iterator[Tensor]:
+        for cross_entropy in each(loss(classifier, x, y, g)):
+            yield cross_entropy + lagrangian(schedule, head.flow, head.state(classifier.features(x)))
+
+    def retract() -> None:
+        head.contain()
+        if schedule.release:
+            head.align()
+
+    released: list[nn.Module] = [head.projection] if schedule.release else []
+    return [
+        Phase("features", features, [head.projection], lambda x, y, g: loss(classifier, x, y, g), head.align),
+        Phase("stability", stability, [*released, head.flow], equation_7, retract),
+    ]
+
+
+def _released(schedules: Schedules, classifier: Classifier, head: Head, loss: NetworkLoss) -> list[Phase]:
+    assert head.classifier is not None, "the released form has one"
 
     def separated(x: Images) -> Logits:
-        return head.state(classifier.features(x)) @ head.V.T
+        return head.separated(head.state(classifier.features(x)))
 
     def stability(x: Images, y: Labels, g: torch.Generator) -> Tensor:
         rows = torch.randperm(len(x), generator=g, device=g.device)[: schedules.stability.rows]
@@ -129,13 +211,7 @@ def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss, trai
         return regulariser(schedules.stability, head.flow, z0)
 
     return [
-        Phase(
-            "features",
-            schedules.features,
-            [head.projection],
-            lambda x, y, g: loss(separated, x, y, g),
-            lambda: orthonormalise(head.projection),
-        ),
-        Phase("stability", schedules.stability, [head.flow], stability),
+        Phase("features", schedules.features, [head.projection], lambda x, y, g: loss(separated, x, y, g), head.align),
+        Phase("stability", schedules.stability, [head.flow], stability, head.contain),
         Phase("classifier", schedules.classifier, [head.classifier], lambda x, y, g: loss(classifier, x, y, g)),
     ]
