@@ -16,9 +16,10 @@ from small import BALL, few, method
 from pipeline import artifact, config, lookup, optimise
 from pipeline.attacks import Target
 from pipeline.classifier import Classifier
+from pipeline.distribution import mean_network
 from pipeline.lookup import Choice, choose
 from pipeline.ode import Solver, flows, solving_with
-from pipeline.randomness import generator
+from pipeline.randomness import drawing, generator
 from pipeline.threat import TOLERANCE
 
 # Settings of kinds that need some, or whose defaults take long. A new kind with defaults needs no line here.
@@ -27,10 +28,12 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("attacks", "pgd"): {"steps": 5},
     ("attacks", "square"): {"queries": 40},
     ("attacks", "transfer"): {"attacks": [{"kind": "pgd", "steps": 5}]},
+    ("backbones", "distribution"): {"of": small.CONVNET},
     ("backbones", "odenet"): {"channels": 8, "halvings": 1, "solver": {"steps": 2}},  # two halvings would leave 1x1 maps
     ("backbones", "resnet"): {"depth": 8, "width": 8},
     ("heads", "sodef"): {"width": 16},
     ("heads", "ode"): {"width": 16},
+    ("heads", "wnll"): {"width": 16, "template": 60},  # fewer than the images that the tests train on
 }
 FORMS = {"apgd": [{}, {"loss": "dlr"}, {"loss": "dlr_targeted", "targets": 2}], "pgd": [{}, {"random_start": False}, {"restarts": 2}]}
 
@@ -45,8 +48,11 @@ def chosen(family: str, kind: str, **more: Any) -> Choice:
 
 def built(family: str, kind: str, seed: int = 0) -> Classifier:
     """A classifier with this backbone or this head, fresh weights."""
-    tree = chosen(family, kind).tree()
-    return small.classifier(backbone=tree, seed=seed) if family == "backbones" else small.classifier(head=tree, seed=seed)
+    choice = chosen(family, kind)
+    if family == "heads":
+        return small.classifier(head=choice.tree(), seed=seed)
+    own_head = choice.module.head(choice.params) if hasattr(choice.module, "head") else None
+    return small.classifier(choice.tree(), own_head, seed)
 
 
 PARTS = [(family, kind) for family in ("backbones", "heads") for kind in lookup.kinds(family)]
@@ -153,10 +159,35 @@ def test_a_fresh_process_gives_the_same_logits(images, tmp_path):
 
 @parts
 def test_one_image_alone_gives_what_it_gives_in_a_batch(family, kind, images):
+    """But for what is drawn, of which each image of a batch may have its own."""
     model, (x, _) = built(family, kind).eval(), images
-    together, alone = model(x), torch.cat([model(one) for one in x.split(1)])
+    with mean_network(model):
+        together, alone = model(x), torch.cat([model(one) for one in x.split(1)])
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
     assert torch.equal(alone.argmax(1), together.argmax(1))
+
+
+@every("backbones")
+@pytest.mark.parametrize("local", [True, False])
+def test_any_backbone_can_be_one_of_distributions(kind, local, images):
+    if kind == "distribution":
+        return
+    of = chosen("backbones", kind).tree()
+    model, (x, y) = small.classifier({"kind": "distribution", "of": of, "local": local}).eval(), images
+    plain = small.classifier(of).eval()
+    with mean_network(model):
+        model.backbone.network.load_state_dict(plain.backbone.state_dict())
+        assert torch.equal(model.features(x), plain.features(x))
+    drawn, same, other = (_drawn(model, x, seed) for seed in (0, 0, 1))
+    assert torch.equal(drawn, same) and not torch.isclose(drawn, other).all(1).any()
+    model.train()
+    for g in torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), list(model.backbone.parameters())):
+        assert g.isfinite().all() and g.abs().max() > 0
+
+
+def _drawn(model: Classifier, x, seed: int):
+    with drawing(model, generator(seed, "draws")):
+        return model(x)
 
 
 def test_fixed_steps_keep_images_apart_and_adaptive_ones_do_not(digits):
@@ -205,7 +236,7 @@ def test_a_training_loss_reaches_every_parameter_and_draws_from_its_own_generato
     model, (x, y) = small.classifier(), images
     loss = method(kind, **SETTINGS.get(("training", kind), {}))
     before = torch.get_rng_state()
-    one, same = (loss(model, x, y, generator(0, "draws")) for _ in range(2))
+    one, same = (next(optimise.each(loss(model, x, y, generator(0, "draws")))) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one, same) and one.shape == () and one.isfinite()
     for g in torch.autograd.grad(one, list(model.parameters())):
