@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.classifier import Classifier
 from pipeline.data import Split
+from pipeline.lyapunov import contain
 from pipeline.ode import Flow, Solver
 from pipeline.optimise import Phase, Schedule
 from pipeline.types import Features, Logits, NetworkLoss, Settings, State
@@ -17,6 +18,7 @@ class Params(Settings):
     width: int = Field(64, ge=1, description="the positive width of the state z")
     T: float = Field(1.0, gt=0, description="positive integration time")
     solver: Solver = Field(Solver(), description="how the ODE is solved")
+    bound: float | None = Field(None, gt=0, description="a positive bound of ||W2||_2 ||W1||_2, held after each step, or null for none")
 
 
 class Schedules(Settings):
@@ -32,6 +34,8 @@ class Head(nn.Module):
         self.projection = nn.Linear(width, d, bias=False)
         self.flow = Flow(nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)), params.T, params.solver)
         self.classifier = nn.Linear(d, classes)
+        self.bound = params.bound
+        self.contain()
 
     def state(self, z: Features) -> State:
         """z(0), where the flow starts."""
@@ -40,7 +44,12 @@ class Head(nn.Module):
     def forward(self, z: Features) -> Logits:
         return self.classifier(self.flow(self.state(z)))
 
+    def contain(self) -> None:
+        """Retract the drift onto its bound."""
+        contain(self.flow.drift, self.bound)
+
 
 def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss, train: Split) -> list[Phase]:
     """Cross-entropy through the solve, with the gradient that the solver is set to."""
-    return [Phase("classifier", schedules.classifier, [classifier.head], lambda x, y, g: loss(classifier, x, y, g))]
+    head: Head = classifier.head  # type: ignore[assignment]
+    return [Phase("classifier", schedules.classifier, [head], lambda x, y, g: loss(classifier, x, y, g), head.contain)]

@@ -1,0 +1,37 @@
+"""What holds a flow and its classifier to a constraint: separated class vectors, orthonormal rows, a drift of bounded norm."""
+
+import torch
+from torch import Tensor, nn
+
+
+def maxmin(k: int, d: int) -> Tensor:
+    """[k, d]: k unit rows whose cosines are all 1 / (1 - k), the least possible maximum (Kang et al. 2021, arXiv 2110.12976, Corollary 1).
+
+    B = I + (1/(1-k)) (11^T - I) = U S U^T; row i is column i of Q S^(1/2) U^T. Q is the first k columns of the identity.
+    """
+    B = torch.full((k, k), 1 / (1 - k), dtype=torch.float64).fill_diagonal_(1.0)
+    S, U = torch.linalg.eigh(B)
+    root = S.clamp_min(0).sqrt()[:, None] * U.T
+    return torch.cat([root, torch.zeros(d - k, k, dtype=torch.float64)]).T.float().contiguous()
+
+
+@torch.no_grad()
+def orthonormalise(linear: nn.Linear) -> None:
+    """Retract the weight onto matrices with orthonormal rows: the Q of a QR decomposition with a positive diagonal of R."""
+    Q, R = torch.linalg.qr(linear.weight.T)
+    linear.weight.copy_((Q * R.diagonal().sign()).T)
+
+
+def gain(drift: nn.Module) -> Tensor:
+    """prod_l ||W_l||_2 over the linear layers: bounds ||J||_2, and so every |lambda|, where the activations' slopes are in [-1, 1]."""
+    weights = torch.stack([layer.weight for layer in drift.modules() if isinstance(layer, nn.Linear)])
+    return torch.linalg.matrix_norm(weights, ord=2).prod()
+
+
+@torch.no_grad()
+def contain(drift: nn.Module, bound: float | None) -> None:
+    """Retract the drift onto gain <= bound: all its weights are scaled alike where it is above. None bounds nothing."""
+    layers = [layer for layer in drift.modules() if isinstance(layer, nn.Linear)]
+    if bound is not None and (size := gain(drift)) > bound:
+        for layer in layers:
+            layer.weight.mul_((bound / size) ** (1 / len(layers)))
