@@ -1,5 +1,6 @@
 """What can be measured of a classifier's flows at the z(0) of given images, and what it says of their stability."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,19 +8,22 @@ from jaxtyping import Bool, Complex
 from torch import Tensor, nn
 
 from pipeline.ode import STABILITY_LIMIT, Flow, Start, flows
-from pipeline.randomness import generator
+from pipeline.randomness import drawing, generator
 from pipeline.types import Images, PerImage, State
 
 ITERATIONS = 40  # of the power iteration; the first half lets the largest eigenvalue come forward, the second is measured
 
 
 def starts(classifier: nn.Module, images: Images) -> list[tuple[Flow, Start]]:
-    """Each flow inside the classifier with its z(0) for these images; `nfe` of each flow is that of this solve."""
+    """Each flow inside the classifier with its z(0) for these images; `nfe` of each flow is that of this solve.
+
+    Of a randomised classifier it is one pass, whose draws are the same at every call.
+    """
     seen: list[tuple[Flow, Start]] = []
     hooks = [flow.register_forward_pre_hook(lambda flow, z: seen.append((flow, z[0].detach()))) for flow in flows(classifier)]
     try:
-        with torch.no_grad():
-            classifier(images)
+        with torch.no_grad(), drawing(classifier, generator(0, "starts", device=images.device)):
+            getattr(classifier, "single", classifier)(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -77,17 +81,35 @@ def stiffness(flow: Flow, z0: Start) -> float:
 
 
 def spectral_radius(flow: Flow, z0: Start) -> PerImage:
-    """|lambda|_max at each row by power iteration, for maps, whose Jacobian is too large to write down.
+    """|lambda|_max at each row, for maps, whose Jacobian is too large to write down.
 
-    Iterates J^T, which has the eigenvalues of J and costs one backward pass. The growth of a step swings where the largest eigenvalue
-    is one of a complex pair, so its geometric mean over the second half of the iterations is taken.
+    Iterates J^T, which has the eigenvalues of J and costs one backward pass.
     """
     pull = torch.func.vjp(lambda z: flow.rate(0.0, z), z0)[1]
-    start = generator(0, "power iteration", device=z0.device)
-    v = torch.randn(z0.shape, generator=start, dtype=z0.dtype, device=z0.device)
+    return _power_iteration(lambda v: pull(v)[0], z0)
+
+
+def spectral_norm(flow: Flow, z: Start, t: float = 0.0) -> PerImage:
+    """||J||_2 at time t at each row, for maps: the root of the largest eigenvalue of J^T J, from below."""
+
+    def rate(z: Tensor) -> Tensor:
+        return flow.rate(t, z)
+
+    pull = torch.func.vjp(rate, z)[1]
+    return _power_iteration(lambda v: pull(torch.func.jvp(rate, (z,), (v,))[1])[0], z).sqrt()
+
+
+def _power_iteration(product: Callable[[Tensor], Tensor], like: Start) -> PerImage:
+    """The growth of each row under repeated products with its matrix.
+
+    The growth of a step swings where the largest eigenvalue is one of a complex pair, so its geometric mean over the second half of the
+    iterations is taken.
+    """
+    start = generator(0, "power iteration", device=like.device)
+    v = torch.randn(like.shape, generator=start, dtype=like.dtype, device=like.device)
     growth = []
     for _ in range(ITERATIONS):
-        v = pull(v)[0].detach()
+        v = product(v).detach()
         norm = v.flatten(1).norm(dim=1).clamp_min(torch.finfo(v.dtype).tiny)
         v = v / norm.view(-1, *[1] * (v.ndim - 1))
         growth.append(norm.log())
