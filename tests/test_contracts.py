@@ -25,6 +25,10 @@ from pipeline.threat import TOLERANCE
 # Settings of kinds that need some, or whose defaults take long. A new kind with defaults needs no line here.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("attacks", "apgd"): {"steps": 12},
+    ("attacks", "autoattack"): {"version": "custom", "attacks": ["apgd-ce"]},
+    ("attacks", "boundary"): {"queries": 300, "draws": 20},
+    ("attacks", "cw"): {"steps": 20, "searches": 4, "rate": 0.2},
+    ("attacks", "fab"): {"steps": 10, "targets": 3},
     ("attacks", "pgd"): {"steps": 5},
     ("attacks", "square"): {"queries": 40},
     ("attacks", "transfer"): {"attacks": [{"kind": "pgd", "steps": 5}]},
@@ -33,6 +37,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("backbones", "resnet"): {"depth": 8, "width": 8},
     ("heads", "sodef"): {"width": 16},
     ("heads", "ode"): {"width": 16},
+    ("training", "yopo"): {"m": 2, "n": 2},
     ("heads", "wnll"): {"width": 16, "template": 60},  # fewer than the images that the tests train on
 }
 FORMS = {"apgd": [{}, {"loss": "dlr"}, {"loss": "dlr_targeted", "targets": 2}], "pgd": [{}, {"random_start": False}, {"restarts": 2}]}
@@ -167,11 +172,9 @@ def test_one_image_alone_gives_what_it_gives_in_a_batch(family, kind, images):
     assert torch.equal(alone.argmax(1), together.argmax(1))
 
 
-@every("backbones")
+@pytest.mark.parametrize("kind", [kind for kind in lookup.kinds("backbones") if kind != "distribution"])
 @pytest.mark.parametrize("local", [True, False])
 def test_any_backbone_can_be_one_of_distributions(kind, local, images):
-    if kind == "distribution":
-        return
     of = chosen("backbones", kind).tree()
     model, (x, y) = small.classifier({"kind": "distribution", "of": of, "local": local}).eval(), images
     plain = small.classifier(of).eval()

@@ -1,12 +1,18 @@
 """Training losses against their equations."""
 
+import pytest
 import small
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pipeline.attacks import Target, pgd
-from pipeline.threat import TOLERANCE
-from pipeline.training import fast, mart, natural, trades
+from pipeline import lookup, optimise
+from pipeline.attacks import Target, gradient, pgd
+from pipeline.threat import TOLERANCE, ThreatModel
+from pipeline.training import fast, free, mart, natural, trades, yopo
+
+L2 = ThreatModel(norm="l2", eps=0.5)
+balls = pytest.mark.parametrize("ball", [small.BALL, L2], ids=str)
 
 
 def drawn(n=12):
@@ -63,3 +69,122 @@ def test_fast_takes_one_step_from_a_random_start():
     (g,) = torch.autograd.grad(cross_entropy(network(start), y, reduction="sum"), start)
     moved = small.BALL.project(start.detach() + 1.25 * small.BALL.eps * g.sign(), x)
     assert torch.equal(fast.loss(fast.Params(), network, x, y, small.BALL, seeded()), cross_entropy(network(moved), y))
+
+
+# Free: the images move with the weights ---------------------------------------------------------------------------------------------------
+
+
+@balls
+def test_free_moves_the_image_by_the_gradient_of_the_step_before(ball):
+    """Bit for bit what a separate attack step finds before the weights move."""
+    network, x, y = drawn()
+    step = torch.optim.SGD(network.parameters(), lr=0.1).step
+    x_k, seen = x, 0
+    for one in free.loss(free.Params(replays=4, step=0.5), network, x, y, ball, seeded()):
+        assert torch.equal(one, cross_entropy(network(x_k), y))
+        assert (ball.distance(x_k, x) <= ball.eps + TOLERANCE).all()
+        g, _, _ = gradient(network, x_k, y)
+        one.backward()
+        step()
+        x_k, seen = ball.project(x_k + 0.5 * ball.eps * ball.steepest(g / len(y)), x), seen + 1
+    assert seen == 4 and ball.distance(x_k, x).min() > 0.9 * ball.eps
+
+
+@pytest.mark.parametrize("backbone", [small.CONVNET, {"kind": "resnet", "depth": 8, "width": 4}], ids=["convnet", "resnet"])
+def test_free_with_one_replay_is_natural_training(backbone):
+    """Shafahi et al., algorithm 1: delta starts at nothing and moves after the step. The weights are the same bit for bit."""
+
+    def trained(kind, **settings):
+        model, (_, x, y) = small.classifier(backbone), drawn(60)
+        optimiser = torch.optim.Adam(model.parameters())
+        for rows in torch.arange(60).split(20):
+            for one in optimise.each(small.method(kind, **settings)(model, x[rows], y[rows], seeded())):
+                optimiser.zero_grad()
+                one.backward()
+                optimiser.step()
+        return model.state_dict()
+
+    naturally, freely = trained("natural"), trained("free", replays=1)
+    assert all(torch.equal(naturally[name], freely[name]) for name in naturally)
+    assert not torch.equal(trained("free", replays=2)["head.classifier.bias"], naturally["head.classifier.bias"])
+
+
+# YOPO: the steps between go through the first layer ---------------------------------------------------------------------------------------
+
+
+@balls
+@pytest.mark.parametrize("kind", ["convnet", "resnet"])
+def test_yopo_with_one_inner_step_trains_on_the_points_of_pgd(kind, ball):
+    """n = 1: the co-state is never stale. The loss is the mean over PGD's points after 1, ..., m steps."""
+    _, x, y = drawn()
+    network = small.classifier({"kind": kind, **({} if kind == "convnet" else {"depth": 8, "width": 4})}).eval()
+    points = [pgd.ascend(pgd.Params(steps=j, step=0.25), Target(network, ball), x, y, seeded()) for j in (1, 2, 3)]
+    by_hand = torch.stack([cross_entropy(network(point), y) for point in points]).mean()
+    one = yopo.loss(yopo.Params(m=3, n=1, step=0.25), network, x, y, ball, seeded())
+    torch.testing.assert_close(one, by_hand, rtol=1e-6, atol=0)
+    parameters = list(network.parameters())
+    for mine, theirs in zip(torch.autograd.grad(one, parameters), torch.autograd.grad(by_hand, parameters)):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_yopo_with_one_of_each_is_fast_training():
+    network, x, y = drawn()
+    one = yopo.loss(yopo.Params(m=1, n=1, step=1.25), network, x, y, small.BALL, seeded())
+    torch.testing.assert_close(one, fast.loss(fast.Params(step=1.25), network, x, y, small.BALL, seeded()), rtol=1e-6, atol=0)
+
+
+def test_yopo_holds_the_co_state():
+    """f_0 = A x, g = C tanh: p = C^T (softmax - y) tanh' by hand, and every inner step is along A^T p with p of the outer loop's start."""
+    draw = seeded()
+    A, C = nn.Linear(64, 20, bias=False), nn.Linear(20, 10, bias=False)
+    _, x, y = drawn()
+
+    def network(x):
+        return C(torch.tanh(A(x.flatten(1))))
+
+    x_j, losses = L2.random_point(x, draw), []
+    for _ in range(2):
+        h = torch.tanh(A(x_j.flatten(1)))
+        p = ((C(h).softmax(1) - nn.functional.one_hot(y, 10)) @ C.weight) * (1 - h**2)
+        for _ in range(3):
+            x_j = L2.project(x_j + 0.2 * L2.eps * L2.steepest((p @ A.weight).view_as(x)), x)
+        losses.append(cross_entropy(network(x_j), y))
+    one = yopo.loss(yopo.Params(m=2, n=3, step=0.2), network, x, y, L2, seeded())
+    torch.testing.assert_close(one, torch.stack(losses).mean(), rtol=1e-5, atol=0)
+
+
+def test_yopo_runs_the_whole_network_m_and_one_times(digits):
+    network, x, y = drawn()
+    calls = {"first": 0, "last": 0}
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for name, layer in (("first", layers[0]), ("last", layers[-1])):
+        layer.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    before = {**nn.modules.module._global_forward_hooks}
+    yopo.loss(yopo.Params(m=2, n=5), network, x, y, small.BALL, seeded())
+    assert calls["last"] == 2 + 1
+    assert nn.modules.module._global_forward_hooks == before
+
+
+# Every method, whatever is trained --------------------------------------------------------------------------------------------------------
+
+
+def test_an_ode_head_is_trained_end_to_end_by_every_method():
+    """Finite gradients for every part of backbone and head, through the solver."""
+    _, x, y = drawn()
+    for kind in lookup.kinds("training"):
+        model = small.classifier(head={"kind": "ode", "width": 16})
+        for one in optimise.each(small.method(kind)(model, x, y, seeded())):
+            model.zero_grad()
+            one.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters()), kind
+
+
+def test_every_method_trains_a_head_on_a_frozen_backbone_and_through_a_plain_function():
+    _, x, y = drawn()
+    for kind in lookup.kinds("training"):
+        model = small.classifier(head=small.SODEF)
+        model.backbone.requires_grad_(False)
+        for one in optimise.each(small.method(kind)(lambda x: model.head.state(model.features(x)) @ model.head.V.T, x, y, seeded())):
+            one.backward()
+        assert model.head.projection.weight.grad.abs().max() > 0, kind
+        assert all(p.grad is None for p in model.backbone.parameters()), kind
