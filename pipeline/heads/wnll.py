@@ -46,8 +46,12 @@ BATCH = 1024  # images a pass where the template is computed
 class Params(Settings):
     width: int = Field(64, ge=1, description="the positive width of the buffer layer (released: 64)")
     k: int = Field(15, ge=1, description="the positive number of neighbours of a point (released: 15, 30, 45, 60)")
-    rank: int = Field(8, ge=1, description="which neighbour's distance is sigma, from 1 to k (released: 8, 15, 23, 30)")
-    template: int = Field(1000, ge=1, description="how many training images are kept, k or more (released: 500 to 2,000)")
+    rank: int = Field(
+        8, ge=1, validate_default=True, description="which neighbour's distance is sigma, from 1 to k (released: 8, 15, 23, 30)"
+    )
+    template: int = Field(
+        1000, ge=1, validate_default=True, description="how many training images are kept, k or more (released: 500 to 2,000)"
+    )
     gradient: Literal["exact", "surrogate", "soft"] = Field(
         "exact", description="the gradient in training: exact, surrogate (of the linear layer, the paper's) or soft"
     )
