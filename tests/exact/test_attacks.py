@@ -14,10 +14,11 @@ from pipeline.threat import TOLERANCE, ThreatModel
 BALL = ThreatModel(norm="linf", eps=0.08)
 LONGER = {"pgd": {"steps": 25}, "apgd": {"steps": 20}}
 FORMS = {"apgd": [{"loss": "ce"}, {"loss": "dlr"}, {"loss": "dlr_targeted"}], "pgd": [{}, {"random_start": False}]}
+REFERENCE = ("autoattack", "cw", "fab")  # tests/exact/test_reference_attacks.py
 GRADIENT_ATTACKS = [
     (kind, LONGER.get(kind, {}) | form)
     for kind in lookup.kinds("attacks")
-    if not getattr(lookup.find("attacks", kind), "BLACK_BOX", False)
+    if not getattr(lookup.find("attacks", kind), "BLACK_BOX", False) and kind not in REFERENCE
     for form in FORMS.get(kind, [{}])
 ]
 

@@ -1,0 +1,61 @@
+"""Calling attacks that others wrote: of the call nothing remains but its result.
+
+Such code draws from the global generators, back-propagates into parameters, and writes into logits.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.types import Images, Logits, Network
+
+NORM = {"linf": "Linf", "l2": "L2"}  # a threat model's norm, as pyautoattack spells it
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[int]:
+    """Seed the global generators of torch, NumPy and Python by a draw from `generator` (yielded); put them back, whatever happens."""
+    seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+            yield seed
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
+
+
+class _Pass(torch.autograd.Function):
+    """One pass whose gradient reaches the images and nothing else; an entry that is not finite counts as zero (pipeline/attacks)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, network: Network) -> Tensor:
+        with torch.enable_grad():
+            ctx.x = x.detach().requires_grad_()
+            ctx.logits = network(ctx.x)
+        return ctx.logits.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (grad,) = torch.autograd.grad(ctx.logits, ctx.x, g, retain_graph=True)
+        return torch.nan_to_num(grad, 0.0, 0.0, 0.0), None
+
+
+def sealed(network: Network) -> Network:
+    """The network as images -> logits alone: no parameter gets a gradient, and logits may be written into."""
+
+    def call(x: Images) -> Logits:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Pass.apply(x, network)
+        with torch.no_grad():
+            return network(x).clone()
+
+    return call
