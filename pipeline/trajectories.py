@@ -28,7 +28,7 @@ from pipeline.types import Images
 IMAGES = 64  # of a suite on which flows are measured
 TIMES = 16  # intervals of [0, T], at most
 WIDEST = 256  # of the states whose Jacobian is written down at each of these times; that of others is left to power iteration
-EIGENVALUES = 1024  # of all images together that are kept, at most
+EIGENVALUES = 512  # of all images together that are kept, at most
 OF_LIPSCHITZ_1 = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
 
@@ -150,8 +150,8 @@ def _lists(curves: dict[str, Tensor]) -> dict[str, list[float]]:
 
 
 def _thinned(spectrum: Tensor) -> list[list[float]]:
-    """Evenly spaced in the order of their real parts, so that the leftmost and the rightmost are among them."""
-    ordered = sorted([_rounded(value.real), _rounded(value.imag)] for value in spectrum.flatten().tolist())
+    """The upper half, as J is real; evenly spaced in the order of real parts, so that the leftmost and the rightmost are among them."""
+    ordered = sorted([_rounded(value.real), _rounded(value.imag)] for value in spectrum.flatten().tolist() if value.imag >= 0)
     kept = torch.linspace(0, len(ordered) - 1, min(len(ordered), EIGENVALUES), dtype=torch.float64).round().int().tolist()
     return [ordered[i] for i in kept]
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline import artifact, diagnostics, evaluation, ode
+from pipeline import artifact, diagnostics, evaluation, ode, trajectories
 from pipeline.data import load_about, load_split
 from stages import entry
 
@@ -30,7 +30,8 @@ def main(model: str, suite_name: str) -> None:
         outcomes = evaluated.run(labels.new_tensor(range(n)), images, labels, suite.attacks, masked, curve)
         about = describe(model, suite_name, classifier.recipe) | {"flags": diagnostics.flags(classifier, outcomes, suite.attacks)}
         summary = evaluation.write(entry.OUTCOMES / model / suite_name, outcomes, stage.config.threat, about)
-        stage.run.metrics(numbers(summary))
+        stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, outcomes.images, outcomes.points)
+        stage.run.metrics(numbers(summary) | stability)
         stage.run.artifact(entry.OUTCOMES / model / suite_name / "outcomes.csv")
 
 

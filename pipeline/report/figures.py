@@ -80,6 +80,7 @@ class Chart:
     spans: list[tuple[float, str]] = field(default_factory=list)  # where a phase begins, and its name
     label: str = ""  # of the vertical axis
     note: str = ""
+    dots: bool = False  # a path is of points, not a line
 
 
 def path(points: Iterable[Point]) -> str:

@@ -54,9 +54,9 @@ def read(outcomes: Path, model: str, suite: str) -> Outcome:
     Raises: Mistake naming the file that is missing, damaged, or at odds with its neighbours.
     """
     folder = outcomes / model / suite
-    summary = _opened(folder / "summary.json", _summary)
-    table = _opened(folder / "outcomes.csv", _rows)
-    images = _opened(folder / "adversarial.safetensors", _images)
+    summary = opened(folder / "summary.json", _summary)
+    table = opened(folder / "outcomes.csv", _rows)
+    images = opened(folder / "adversarial.safetensors", _images)
     if (summary.model, summary.suite) != (model, suite):
         raise _damaged(folder / "summary.json", "describes another measurement", f"{summary.model}, {summary.suite}")
     order = np.argsort(table["image"], kind="stable")
@@ -103,7 +103,7 @@ def _short(got: tuple, usual: tuple) -> str:
     return f"{' '.join(map(str, got))} against {' '.join(map(str, usual))}"
 
 
-def _opened(path: Path, read: Callable[[Path], T]) -> T:
+def opened(path: Path, read: Callable[[Path], T]) -> T:
     if not path.is_file():
         raise Mistake(f"{path}: the file is missing. Run `{rerun(path.parent)}`.")
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.report import figures, wording
+from pipeline.report import figures, stability, wording
 from pipeline.report.pictures import gallery
 from pipeline.report.table import ByModel, Table
 from pipeline.report.tidy import History
@@ -25,6 +25,8 @@ def page(table: Table, everything: ByModel, epochs: History) -> str:
         looks={model: figures.Look(position) for model, position in positions.items()},
         curves=figures.curves(table, everything),
         cascades=[(suite, *cascade(suite, table, everything)) for suite in table.suites],
+        flows=stability.section(everything, positions),
+        measures=stability.MEASURES,
         training=figures.training(epochs, positions),
         untold=[model for model in positions if not epochs.get(model)],
         gallery=gallery(everything),
