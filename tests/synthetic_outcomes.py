@@ -105,6 +105,25 @@ def write_suite(outcomes: Path, made: Made, suite: str, attacks: dict, margins: 
         "training": made.training, "head": made.head, "backbone": "convnet",
     }  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary | made.more))
+    if made.head == "sodef":
+        (folder / "stability.json").write_text(json.dumps({"flows": [stability(draws)]}))
+
+
+def stability(draws: np.random.Generator, rate: float = 0.3, L: float = 2.0) -> dict:
+    """A flow of T = 5 in which distances grow by e^(rate t), give or take a fifth."""
+    times = np.linspace(0, 5, 17)
+    growth = np.exp(rate * times)
+    eigenvalues = np.c_[draws.standard_normal(100) - 0.5, np.abs(draws.standard_normal(100))].round(4)
+    numbers = {"nfe": 64.0, "stiffness": 0.4, "left_half_plane": 0.25, "rightmost_median": 0.5, "rightmost_max": 1.5}
+    numbers |= {"growth_median": float(growth[-1]), "growth_max": 6.0, "growth_peak": 6.5, "lipschitz": L, "lipschitz_met": 1.9}
+    exponents = {"lipschitz": L * times, "lipschitz_met": 1.9 * times, "log_norm": 0.5 * times}
+    curves = {"times": times, "lower": growth * 0.8 ** (times > 0), "median": growth, "upper": growth * 1.2 ** (times > 0)}
+    trajectories = {"pairs": 60, **_lists(curves), "exponents": _lists(exponents)}
+    return {"flow": "head.flow", "T": 5.0, "images": 64, "numbers": numbers, "spectrum": eigenvalues.tolist(), "trajectories": trajectories}
+
+
+def _lists(curves: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in curves.items()}
 
 
 def _share(robust: np.ndarray) -> dict:

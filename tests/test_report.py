@@ -16,7 +16,7 @@ from synthetic_outcomes import RUN, SUITES, Made, write_run
 
 from pipeline import evaluation, report
 from pipeline.errors import Mistake
-from pipeline.report import figures, pictures, wording
+from pipeline.report import figures, pictures, stability, wording
 from pipeline.report.outcomes import read
 from pipeline.threat import ThreatModel
 
@@ -193,6 +193,8 @@ def test_hostile_names_are_text(own):
             attacks={HOSTILE: 0.5},
             curve={"attack": HOSTILE, "points": [[0.1, 0.5]]},
         )
+    for path in own.glob("outcomes/*/*/*/stability.json"):
+        edit_flow(path, flow=HOSTILE)
     for path in own.glob("history/*/*.csv"):
         path.write_text(f'phase,epoch,loss,accuracy\n"{HOSTILE.replace(chr(34), chr(34) * 2)}",1,0.5,0.9\n')
     text = (reported(own)[1] / "index.html").read_text()
@@ -243,6 +245,95 @@ def test_report_reads_what_the_evaluation_writes(tmp_path):
     evaluation.write(tmp_path / "outcomes/head/tiny/quick", outcomes, ThreatModel(norm="linf", eps=0.1), about)
     numbers = reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics()["head/tiny"]
     assert (numbers["clean"], numbers["worst_case"], numbers["masked"]) == (0.833333, 0.5, 0.833333)
+
+
+# Stability
+
+FLOW = "outcomes/head/sodef_natural/standard/stability.json"
+
+
+def edit_flow(path: Path, **changes) -> None:
+    edit(path, flows=[json.loads(path.read_text())["flows"][0] | changes])
+
+
+def flows(root: Path) -> dict[str, stability.Flow]:
+    everything = {model: {suite: read(root / "outcomes", model, suite) for suite in SUITES} for model in MODELS}
+    return {flow.model: flow for flow in stability.section(everything, {model: i for i, model in enumerate(MODELS)})}
+
+
+def test_models_with_a_flow_have_a_row_of_cells_and_two_charts(run, written):
+    found = flows(run)
+    assert list(found) == ["head/sodef_natural", "head/sodef_robust"]
+    cells = found["head/sodef_natural"].cells
+    assert (cells["left half-plane"], cells["rightmost"], cells["growth"], cells["log norm"]) == ("25.0", "0.5, 1.5", "4.48, 6", "–")
+    page = Page((written[1] / "index.html").read_text())
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg" and "aria-label" in attributes]
+    assert sum(label.startswith("Eigenvalues of J of head/sodef_") for label in labels) == 2
+    assert sum(label.startswith("Distance of adversarial from clean trajectories of head/sodef_") for label in labels) == 2
+    assert any("the real part 0.5, 1.5 (median, maximum)" in label for label in labels)
+
+
+def test_without_a_flow_nothing_is_shown(own):
+    for path in own.glob("outcomes/*/*/*/stability.json"):
+        path.unlink()
+    text = (reported(own)[1] / "index.html").read_text()
+    assert 'id="stability"' not in text and "#stability" not in text and "Eigenvalues" not in text
+
+
+def test_the_last_suite_that_measured_a_flow_is_shown(own):
+    edit_flow(own / FLOW, numbers={"nfe": 1})
+    assert flows(own)["head/sodef_natural"].cells["NFE"] == "1"
+    (own / FLOW).unlink()
+    assert flows(own)["head/sodef_natural"].cells["NFE"] == "64"
+
+
+def test_the_spectrum_is_drawn_around_the_imaginary_axis(own):
+    edit_flow(own / FLOW, spectrum=[[-3.0, 0.0], [-1.0, 2.0]])
+    chart = flows(own)["head/sodef_natural"].spectrum
+    dots = [tuple(map(float, dot.removesuffix("h0").split(","))) for dot in chart.lines[0].path.split("M")[1:]]
+    at = dict(zip([-3, "above", "below"], dots, strict=True))
+    assert at["above"][0] == at["below"][0] and at["above"][1] < at[-3][1] < at["below"][1]
+    zero, _ = chart.rule
+    assert (zero - at["above"][0]) * 3 == pytest.approx(zero - at[-3][0], abs=0.05) and zero < chart.right
+
+
+def test_distances_are_drawn_in_decades_and_bounds_end_where_they_leave(own):
+    path = own / FLOW
+    ways = json.loads(path.read_text())["flows"][0]["trajectories"] | {"times": [0, 1, 2]}
+    ways |= {"lower": [1, 5, 50], "median": [1, 10, 100], "upper": [1, 20, 200]}
+    edit_flow(path, trajectories=ways | {"exponents": {"lipschitz": [0, 5000, 10000], "log_norm": [0, 3, 6]}})
+    flow = flows(own)["head/sodef_natural"]
+    bound, log_norm, measured = ([tuple(map(float, p.split(","))) for p in line.path[1:].split("L")] for line in flow.growth.lines)
+    ticks = {text: y for y, text in flow.growth.y_ticks}
+    assert [y for _, y in measured] == pytest.approx([ticks["1"], (ticks["1"] + ticks["100"]) / 2, ticks["100"]], abs=0.02)
+    assert len(log_norm) == 3 and len(bound) == 2 and bound[1][1] < ticks["100"] and bound[1][0] - bound[0][0] < 1
+    assert dict(flow.curves)["bound exp(L t)"] == ["1", stability.power(5000), stability.power(10000)]
+
+
+def test_powers_of_e_do_not_overflow():
+    assert [stability.power(x) for x in (0, 3, -3, 23, 5000)] == ["1", "20.1", "0.0498", "9.74e+09", "2.97e+2171"]
+
+
+def test_a_flow_whose_points_moved_nothing_is_said_to_have_no_trajectories(own):
+    edit_flow(own / FLOW, trajectories=None, spectrum=[])
+    text = (reported(own)[1] / "index.html").read_text()
+    assert "No point of suite standard moves z(0)" in text and Page(text)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"T": 0}, "flows.0.T: Input should be greater than 0 (got 0)"),
+        ({"spectrum": [[1.0]]}, "flows.0.spectrum.0"),
+        ({"numbers": {"nfe": "many"}}, "flows.0.numbers.nfe: Input should be a valid number"),
+        ({"trajectories": dict(pairs=1, times=[0, 1], lower=[1], median=[1, 1], upper=[1, 1], exponents={})}, "as many points"),
+    ],
+)
+def test_a_damaged_measurement_of_stability_is_refused(own, changes, said):
+    edit_flow(own / FLOW, **changes)
+    text = mistake(own)
+    again = "Delete stability.json and run `dvc repro attack@head/sodef_natural-standard`."
+    assert text.startswith(str(own / FLOW)) and said in text and text.endswith(again)
 
 
 # Words, charts, pictures, terminal
