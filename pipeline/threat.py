@@ -4,10 +4,10 @@ L1 is left out: its ball cut with the pixel range is no ball cut and then clampe
 (Croce & Hein 2021, arXiv 2103.01208).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticKnownError
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class ThreatModel(Settings):
 
     @field_validator("eps")
     @classmethod
-    def _a_pixel_moves_by_one_at_most(cls, eps: float, others: ValidationInfo) -> float:
+    def _a_pixel_moves_by_one_at_most(cls, eps: float, others: Any) -> float:
         if others.data.get("norm") == "linf" and eps > HIGH - LOW:
             raise PydanticKnownError("less_than_equal", {"le": 1})
         return eps
@@ -73,6 +73,10 @@ class ThreatModel(Settings):
     def of_radius(self, eps: float) -> "ThreatModel":
         """The same norm with another radius."""
         return self.model_copy(update={"eps": eps})
+
+    def whole_range(self, images: Images) -> "ThreatModel":
+        """The same norm with a radius that leads from any image of this shape to any other."""
+        return self.of_radius((HIGH - LOW) * (1.0 if self.norm == "linf" else images[0].numel() ** 0.5))
 
     def __str__(self) -> str:
         return f"{self.norm}-{self.eps:.4g}"

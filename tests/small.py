@@ -50,7 +50,7 @@ def few(split: Split, n: int) -> tuple[Tensor, Tensor]:
 
 
 class Linear(nn.Module):
-    """logits = W x + b over the pixels: an image is robust in the L-infinity ball iff its margin exceeds the radius."""
+    """logits = W x + b over the pixels: an image inside the pixel range is robust in a ball iff its margin exceeds the radius."""
 
     def __init__(self, W: Tensor, b: Tensor):
         super().__init__()
@@ -59,11 +59,11 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.W.T + self.b
 
-    def margin(self, x: Tensor, y: Tensor) -> Tensor:
-        """min over j of (z_y - z_j) / ||w_y - w_j||_1, the distance to the nearest other class."""
+    def margin(self, x: Tensor, y: Tensor, norm: str = "linf") -> Tensor:
+        """min over j of (z_y - z_j) / ||w_y - w_j||_*, the distance to the nearest other class; * is the dual norm."""
         z = self(x)
         gaps = z.gather(1, y[:, None]) - z
-        widths = (self.W[y][:, None] - self.W[None]).abs().sum(2)
+        widths = (self.W[y][:, None] - self.W[None]).norm({"linf": 1, "l2": 2}[norm], dim=2)
         return (gaps / widths).scatter(1, y[:, None], torch.inf).amin(1)
 
 

@@ -20,7 +20,7 @@ NEEDS_FEATURES = True
 
 class Params(Settings):
     steps: int = Field(50, ge=1, description="a positive number of gradient steps a guide")
-    step: float = Field(0.5, gt=0, description="positive first step length as a share of the radius; it falls to 0 over the steps")
+    step: float = Field(2.0, gt=0, description="positive first step length as a share of the radius; it falls to 0 over the steps")
     guides: int = Field(4, ge=1, description="a positive number of guides an image, each with a start of its own (the authors' code: 4)")
 
 

@@ -1,24 +1,29 @@
 """Attacks on classifiers whose robustness is known, and what their papers say of them."""
 
-import numpy as np
 import pytest
 import torch
 from small import Linear, two_of_five
 
 from pipeline import lookup
-from pipeline.attacks import Incumbent, Target, apgd, fgsm, gradient, pgd, square
+from pipeline.attacks import Incumbent, Target, apgd, di2fgsm, features, fgsm, gradient, pgd, spsa, square
+from pipeline.errors import Mistake
 from pipeline.lookup import choose
 from pipeline.randomness import generator
-from pipeline.threat import TOLERANCE, ThreatModel
+from pipeline.threat import ThreatModel
 
-BALL = ThreatModel(norm="linf", eps=0.08)
-LONGER = {"pgd": {"steps": 25}, "apgd": {"steps": 20}}
-FORMS = {"apgd": [{"loss": "ce"}, {"loss": "dlr"}, {"loss": "dlr_targeted"}], "pgd": [{}, {"random_start": False}]}
-REFERENCE = ("autoattack", "cw", "fab")  # tests/exact/test_reference_attacks.py
+BALL, L2 = ThreatModel(norm="linf", eps=0.08), ThreatModel(norm="l2", eps=0.25)
+balls = pytest.mark.parametrize("ball", [BALL, L2], ids=str)
+LONGER = {"pgd": {"steps": 60}, "apgd": {"steps": 20}}  # from a random start in L2, PGD turns towards the gradient step by step
+FORMS = {
+    "apgd": [{"loss": "ce"}, {"loss": "dlr"}, {"loss": "dlr_targeted"}],
+    "pgd": [{}, {"random_start": False}, {"random_start": False, "momentum": 1.0}],
+    "di2fgsm": [{"p": 0.0}, {"p": 0.0, "momentum": 1.0}],
+}
+ELSEWHERE = ("autoattack", "cw", "fab", "features")  # the first three: tests/exact/test_reference_attacks.py
 GRADIENT_ATTACKS = [
     (kind, LONGER.get(kind, {}) | form)
     for kind in lookup.kinds("attacks")
-    if not getattr(lookup.find("attacks", kind), "BLACK_BOX", False) and kind not in REFERENCE
+    if not getattr(lookup.find("attacks", kind), "BLACK_BOX", False) and kind not in ELSEWHERE
     for form in FORMS.get(kind, [{}])
 ]
 
@@ -33,33 +38,62 @@ def linear():
     return model, x, model(x).argmax(1)
 
 
-def broken(kind: str, settings: dict, model: Linear, x, y):
+@pytest.fixture
+def few(digits):
+    return digits["test"].floats(slice(0, 64)), digits["test"].labels[:64]
+
+
+def broken(kind: str, settings: dict, model: Linear, ball: ThreatModel, x, y):
     choice = choose("attacks", {"kind": kind, **settings})
-    found = choice.module.perturb(choice.params, Target(model, BALL), x, y, generator(0, "attack"))
-    return model(BALL.project(found, x)).argmax(1) != y
+    found = choice.module.perturb(choice.params, Target(model, ball), x, y, generator(0, "attack"))
+    return model(ball.project(found, x)).argmax(1) != y
 
 
+@balls
 @pytest.mark.parametrize(("kind", "settings"), GRADIENT_ATTACKS, ids=str)
-def test_a_gradient_attack_breaks_exactly_the_images_within_their_margin(kind, settings, linear):
+def test_a_gradient_attack_breaks_exactly_the_images_within_their_margin(kind, settings, ball, linear):
     model, x, y = linear
-    margin = model.margin(x, y)
-    clear = (margin - BALL.eps).abs() > 1e-5  # of the rounding of float32
-    assert clear.sum() > 390 and 0.2 < (margin < BALL.eps).float().mean() < 0.95
-    assert torch.equal(broken(kind, settings, model, x, y)[clear], (margin < BALL.eps)[clear])
+    margin = model.margin(x, y, ball.norm)
+    clear = (margin - ball.eps).abs() > 1e-5  # of the rounding of float32
+    assert clear.sum() > 390 and 0.2 < (margin < ball.eps).float().mean() < 0.95
+    assert torch.equal(broken(kind, settings, model, ball, x, y)[clear], (margin < ball.eps)[clear])
 
 
-def test_square_breaks_none_beyond_the_margin_and_most_well_within_it(linear):
+@balls
+@pytest.mark.parametrize(("kind", "settings"), [("square", {"queries": 400}), ("spsa", {"steps": 30, "samples": 64})])
+def test_a_score_attack_breaks_none_beyond_the_margin_and_most_well_within_it(kind, settings, ball, linear):
     model, x, y = linear
-    margin, fell = model.margin(x, y), broken("square", {"queries": 400}, model, x, y)
-    assert not fell[margin > BALL.eps + 1e-5].any()
-    assert fell[margin < 0.7 * BALL.eps].float().mean() > 0.9
+    margin, fell = model.margin(x, y, ball.norm), broken(kind, settings, model, ball, x, y)
+    assert not fell[margin > ball.eps + 1e-5].any()
+    assert fell[margin < 0.7 * ball.eps].float().mean() > 0.9
 
 
-def test_fgsm_is_one_step_of_pgd(trained, digits):
-    x, y = digits["test"].floats(slice(0, 64)), digits["test"].labels[:64]
-    target = Target(trained, BALL)
-    one_step = pgd.ascend(pgd.Params(steps=1, step=1.0, random_start=False), target, x, y, generator(0, "a"))
-    assert torch.equal(fgsm.perturb(fgsm.Params(), target, x, y, generator(0, "a")), one_step)
+@balls
+def test_fgsm_is_one_step_of_pgd(ball, trained, few):
+    target = Target(trained, ball)
+    one_step = pgd.ascend(pgd.Params(steps=1, step=1.0, random_start=False), target, *few, generator(0, "a"))
+    assert torch.equal(fgsm.perturb(fgsm.Params(), target, *few, generator(0, "a")), one_step)
+
+
+def test_momentum_is_the_published_sum(trained, few):
+    """Equations 6 and 7 of Dong et al. written out; with mu = 0 the signs are those of PGD."""
+    x, y = few
+    for mu in (0.0, 1.0):
+        point, v = x, 0
+        for _ in range(4):
+            g, _, _ = gradient(trained, point, y)
+            v = mu * v + g / g.abs().sum((1, 2, 3), keepdim=True)
+            point = BALL.project(point + 0.1 * BALL.eps * v.sign(), x)
+        settings = pgd.Params(steps=4, random_start=False, momentum=mu)
+        assert torch.equal(pgd.ascend(settings, Target(trained, BALL), x, y, generator(0, "a")), point)
+
+
+def test_a_gradient_of_zero_or_of_any_size_does_not_spoil_the_momentum():
+    from pipeline.attacks import accumulate
+
+    g = torch.tensor([0.0, 1e-42, 1e-30, 1.0, 1e30]).view(5, 1, 1, 1).expand(5, 1, 2, 2)
+    v = accumulate(0.5, torch.ones_like(g), g)
+    assert v.isfinite().all() and v[0].eq(0.5).all() and v[2:].eq(1.5).all()
 
 
 def test_the_gradient_is_that_of_finite_differences():
@@ -126,8 +160,6 @@ def test_dlr_by_hand():
 
 
 def test_dlr_needs_its_classes(trained):
-    from pipeline.errors import Mistake
-
     x, y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
     for loss, needed in (("dlr", 3), ("dlr_targeted", 4)):
         with pytest.raises(Mistake, match=rf"attack apgd: the {loss} loss needs {needed} classes \(got 2\)\. Use loss: ce\."):
@@ -141,6 +173,114 @@ def test_more_steps_of_auto_pgd_do_not_lose_what_fewer_found(trained, digits):
         found = apgd.perturb(apgd.Params(steps=steps), Target(trained, BALL), x, y, generator(0, "a"))
         held.append((trained(found).argmax(1) == y).float().mean().item())
     assert held[0] >= held[1] >= held[2]
+
+
+# DI2-FGSM ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@balls
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+@pytest.mark.parametrize("unchanged", [{"p": 0.0}, {"p": 1.0, "smallest": 1.0}], ids=str)
+def test_with_unchanged_views_di2fgsm_is_its_base(ball, momentum, unchanged, trained, few):
+    target = Target(trained, ball)
+    base = pgd.perturb(pgd.Params(steps=5, random_start=False, momentum=momentum), target, *few, generator(0, "a"))
+    assert torch.equal(di2fgsm.perturb(di2fgsm.Params(steps=5, momentum=momentum, **unchanged), target, *few, generator(0, "b")), base)
+
+
+def test_a_view_is_the_image_shrunk_to_its_nearest_pixels_and_padded():
+    """Each is one of all the ways to resize and to pad, and many ways come up."""
+    x = torch.rand(1, 2, 6, 5, generator=torch.Generator().manual_seed(0)) + 0.1
+    ways = [
+        torch.nn.functional.pad(torch.nn.functional.interpolate(x, (h, w)), (left, 5 - w - left, top, 6 - h - top))
+        for h in range(3, 7) for w in range(2, 6) for top in range(7 - h) for left in range(6 - w)
+    ]  # fmt: skip
+    R, C = di2fgsm.views(di2fgsm.Params(p=0.75, smallest=0.5), x.expand(1000, -1, -1, -1), generator(0, "a"))
+    found = (R @ x @ C)[:, None].eq(torch.cat(ways)).flatten(2).all(2)
+    assert (found.sum(1) == 1).all()
+    assert found.any(0).sum() == 16 + 9 + 4 + 1  # places of the four sizes; height and width shrink together
+    assert found[:, -1].float().mean() == pytest.approx(0.25 + 0.75 / 4, abs=0.05)  # unchanged, or by chance of full size
+
+
+# SPSA -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_estimate_of_a_linear_functions_gradient_points_along_it(linear):
+    model, x, y = linear
+    other = 1 - y
+    g = spsa.estimate(spsa.Params(samples=4096), Target(model, BALL), x[:8], y[:8], generator(0, "a")).flatten(1)
+    true = model.W[y[:8]] - model.W[other[:8]]
+    assert torch.nn.functional.cosine_similarity(g, true).min() > 0.99
+    torch.testing.assert_close(g.norm(dim=1), true.norm(dim=1), rtol=0.05, atol=0)
+
+
+def test_spsa_asks_what_it_says_in_large_passes_and_none_of_a_broken_image(linear):
+    model, x, y = linear
+    asked = []
+
+    def counted(images):
+        asked.append(len(images))
+        return model(images)
+
+    spsa.perturb(spsa.Params(steps=3, samples=10), Target(counted, ThreatModel(norm="linf", eps=1e-6)), x[:50], y[:50], generator(0, "a"))
+    assert asked == [50, 1000, 50, 1000, 50, 1000, 50]
+    asked.clear()
+    spsa.perturb(spsa.Params(steps=30, samples=10), Target(counted, BALL), x, y, generator(0, "a"))
+    assert max(asked) <= spsa.PASS and asked[-1] < len(x)
+
+
+# Features ---------------------------------------------------------------------------------------------------------------------------------
+
+
+@balls
+@pytest.mark.parametrize("reach", [True, False])
+def test_the_features_of_the_guide_are_reached_where_the_ball_allows_it(ball, reach):
+    """h = A x: how far the nearest x' with h(x') = h(x_g) lies is known, and a head without a gradient does not hide it."""
+    draw = torch.Generator().manual_seed(0)
+    A = torch.linalg.qr(torch.randn(16, 3, generator=draw)).Q
+    place = 0.5 * A.sum(0) + torch.tensor([0.2, -0.1, 0.15])
+
+    def h(x):
+        return x.flatten(1) @ A
+
+    def network(x):
+        """Class 1 at one place of feature space, class 0 elsewhere; no gradient says where."""
+        near = (h(x) - place).abs().sum(1) < 0.05
+        return torch.stack([~near, near], 1) + 0 * h(x).sum(1, keepdim=True)
+
+    x = 0.5 + 0.05 * torch.randn(12, 16, generator=draw)
+    x[0] += A @ (place - h(x[:1])[0])  # the guide
+    delta = (place - h(x)) @ A.T  # the shortest way in L2, and a way in L-infinity
+    norms = delta.norm(dim=1) if ball.norm == "l2" else delta.abs().amax(1)
+    eps = 1.1 * norms.max().item() if reach else 0.3 * norms[1:].min().item()
+    x, y = x.view(12, 1, 4, 4), torch.tensor([1] + 11 * [0])
+    target = Target(network, ball.of_radius(eps), features=h)
+    assert torch.equal(network(x).argmax(1), y)
+    fell = network(features.perturb(features.Params(steps=100), target, x, y, generator(0, "a"))).argmax(1) != y
+    assert fell[1:].all() if reach else not fell[1:].any()
+    assert not (network(pgd.perturb(pgd.Params(), target, x, y, generator(0, "a"))).argmax(1) != y)[1:].any()
+
+
+def test_guides_by_hand():
+    h = torch.tensor([[0.0], [1.0], [5.0], [-2.0], [0.1]])
+    prediction = torch.tensor([0, 1, 2, 1, 0])
+    z = torch.nn.functional.one_hot(prediction, 3) * 9.0
+    z[0, 2], z[1, 0] = 1.0, 1.0  # runners-up: 2 for the first image, 0 for the second
+    order, usable = features.guides(h, z, prediction)
+    assert order[0, :3].tolist() == [2, 1, 3] and usable[0].tolist() == [True, True, True, False, False]
+    assert order[1, :3].tolist() == [4, 0, 2] and usable[1].tolist() == [True, True, True, False, False]
+
+
+def test_images_without_a_guide_are_left_alone(trained, few):
+    x, y = few
+    target = Target(trained, BALL, features=trained.features)
+    same = trained(x).argmax(1) == 3
+    for rows in (same, torch.arange(64) == 0):
+        assert torch.equal(features.perturb(features.Params(), target, x[rows], trained(x[rows]).argmax(1), generator(0, "a")), x[rows])
+
+
+def test_the_feature_attack_says_what_it_needs(trained, few):
+    with pytest.raises(Mistake, match=r"attack features: it needs the features of the attacked model \(got none\)\. Attack a classifier"):
+        features.perturb(features.Params(), Target(trained, BALL), *few, generator(0, "a"))
 
 
 # Square -----------------------------------------------------------------------------------------------------------------------------------
@@ -166,22 +306,30 @@ def test_square_asks_no_more_than_its_queries_and_none_of_a_broken_image(linear)
     assert asked == sorted(asked, reverse=True) and asked[-1] < len(x)
 
 
-# The ball ---------------------------------------------------------------------------------------------------------------------------------
+def test_bumps_are_those_of_equation_2():
+    """eta^(5, 5) is a bump of 2 x 5 above one of 3 x 5; entries by hand, up to the scale that makes each of unit norm."""
+    eta, turned = square.bumps(5, torch.zeros(()))
+    assert eta.norm().item() == pytest.approx(1) and torch.equal(turned, eta.T)
+    far, mid, near = 1 / 9, 1 / 9 + 1 / 4, 1 / 9 + 1 / 4 + 1
+    upper = torch.tensor([[far, mid, mid, mid, far], [far, mid, near, mid, far]])
+    lower = torch.tensor([[far, mid, mid, mid, far], [far, mid, near, mid, far], [far, mid, mid, mid, far]])
+    torch.testing.assert_close(eta[:2], upper / upper.norm() / 2**0.5)
+    torch.testing.assert_close(eta[2:], -lower / lower.norm() / 2**0.5)
 
 
-def test_projection_is_the_nearest_point_of_ball_and_pixel_range():
-    draw = np.random.default_rng(0)
-    clean = draw.random((50, 1, 2, 2), dtype=np.float32)
-    x = (clean + draw.normal(0, 0.3, clean.shape)).astype(np.float32)
-    nearest = np.clip(x, np.maximum(clean - np.float32(BALL.eps), 0), np.minimum(clean + np.float32(BALL.eps), 1))
-    projected = BALL.project(torch.from_numpy(x), torch.from_numpy(clean))
-    np.testing.assert_allclose(projected.numpy(), nearest, atol=1e-7)
-    assert torch.equal(BALL.project(projected, torch.from_numpy(clean)), projected)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 10), (2, 3, 3), (1, 2, 2)], ids=str)
+def test_square_spends_the_whole_l2_radius_and_no_more(shape):
+    """Every query of it, away from the pixel range's ends."""
+    clean, asked = torch.full((20, *shape), 0.5), []
+    y = torch.zeros(20, dtype=torch.int64)
+    draw = torch.Generator().manual_seed(0)
+    W = torch.randn(clean[0].numel(), 2, generator=draw)
 
+    def network(x):
+        asked.append(x)
+        return x.flatten(1) @ W + torch.tensor([1e3, 0.0])
 
-def test_random_points_fill_the_ball():
-    clean = torch.full((4000, 1, 1, 2), 0.5)
-    delta = BALL.random_point(clean, generator(0, "a")) - clean
-    assert delta.abs().max() <= BALL.eps + TOLERANCE
-    quarters = torch.histc(delta, 4, -BALL.eps, BALL.eps) / delta.numel()
-    assert (quarters - 0.25).abs().max() < 0.03
+    square.perturb(square.Params(queries=60), Target(network, L2), clean, y, generator(0, "a"))
+    assert len(asked) == 60
+    for x in asked:
+        torch.testing.assert_close(L2.distance(x, clean), torch.full((20,), L2.eps), rtol=1e-5, atol=0)
