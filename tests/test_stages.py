@@ -122,6 +122,7 @@ def test_every_stage_writes_its_files_and_no_others(whole):
         + [f"models/{name}/{file}" for name in ("adversarial/pgd", "head/sodef") for file in model + twin]
         + [f"history/{name}.csv" for name in ("backbone/natural", "adversarial/pgd", "head/sodef")]
         + [f"outcomes/{name}/tiny/{file}" for name in ("backbone/natural", "head/sodef") for file in outcome]
+        + ["outcomes/head/sodef/tiny/stability.json"]
         + [f"report/{name}" for name in ("curves.csv", "history.csv", "index.html", "metrics.json", "table.csv")]
     )
     assert not list(whole.glob(".basin/checkpoints/**/*.safetensors"))  # a finished stage needs none
