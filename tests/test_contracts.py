@@ -20,7 +20,7 @@ from pipeline.distribution import mean_network
 from pipeline.lookup import Choice, choose
 from pipeline.ode import Solver, flows, solving_with
 from pipeline.randomness import drawing, generator
-from pipeline.threat import TOLERANCE
+from pipeline.threat import TOLERANCE, ThreatModel
 
 # Settings of kinds that need some, or whose defaults take long. A new kind with defaults needs no line here.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
@@ -28,8 +28,11 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("attacks", "autoattack"): {"version": "custom", "attacks": ["apgd-ce"]},
     ("attacks", "boundary"): {"queries": 300, "draws": 20},
     ("attacks", "cw"): {"steps": 20, "searches": 4, "rate": 0.2},
+    ("attacks", "di2fgsm"): {"steps": 5},
     ("attacks", "fab"): {"steps": 10, "targets": 3},
+    ("attacks", "features"): {"steps": 10},
     ("attacks", "pgd"): {"steps": 5},
+    ("attacks", "spsa"): {"steps": 4, "samples": 16},
     ("attacks", "square"): {"queries": 40},
     ("attacks", "transfer"): {"attacks": [{"kind": "pgd", "steps": 5}]},
     ("backbones", "distribution"): {"of": small.CONVNET},
@@ -40,7 +43,12 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("training", "yopo"): {"m": 2, "n": 2},
     ("heads", "wnll"): {"width": 16, "template": 60},  # fewer than the images that the tests train on
 }
-FORMS = {"apgd": [{}, {"loss": "dlr"}, {"loss": "dlr_targeted", "targets": 2}], "pgd": [{}, {"random_start": False}, {"restarts": 2}]}
+FORMS = {
+    "apgd": [{}, {"loss": "dlr"}, {"loss": "dlr_targeted", "targets": 2}],
+    "di2fgsm": [{}, {"momentum": 1.0}],
+    "pgd": [{}, {"random_start": False, "momentum": 1.0}, {"restarts": 2}],
+}
+FORMS["sodef"] = [{}, {"form": "paper", "drift": "two_layers", "bound": 1.0}]
 
 
 def every(family: str):
@@ -51,9 +59,9 @@ def chosen(family: str, kind: str, **more: Any) -> Choice:
     return choose(family, {"kind": kind, **SETTINGS.get((family, kind), {}), **more})
 
 
-def built(family: str, kind: str, seed: int = 0) -> Classifier:
+def built(family: str, kind: str, seed: int = 0, **form: Any) -> Classifier:
     """A classifier with this backbone or this head, fresh weights."""
-    choice = chosen(family, kind)
+    choice = chosen(family, kind, **form)
     if family == "heads":
         return small.classifier(head=choice.tree(), seed=seed)
     own_head = choice.module.head(choice.params) if hasattr(choice.module, "head") else None
@@ -61,9 +69,11 @@ def built(family: str, kind: str, seed: int = 0) -> Classifier:
 
 
 PARTS = [(family, kind) for family in ("backbones", "heads") for kind in lookup.kinds(family)]
+HEADS = [(kind, form) for kind in lookup.kinds("heads") for form in FORMS.get(kind, [{}])]
 ATTACKS = [(kind, form) for kind in lookup.kinds("attacks") for form in FORMS.get(kind, [{}])]
 parts = pytest.mark.parametrize(("family", "kind"), PARTS)
 attacks = pytest.mark.parametrize(("kind", "form"), ATTACKS, ids=[f"{kind}-{form}" for kind, form in ATTACKS])
+balls = pytest.mark.parametrize("ball", [BALL, ThreatModel(norm="l2", eps=0.6)], ids=str)
 
 
 @pytest.fixture
@@ -85,7 +95,7 @@ def tables(model: type[BaseModel]):
 
 def test_every_setting_says_what_it_is():
     kinds = [lookup.find(family, kind) for family in lookup.FAMILIES for kind in lookup.kinds(family)]
-    schedules = [module.Schedules for module in kinds if hasattr(module, "Schedules")]
+    schedules = [config.schedules(chosen("heads", kind, **form)) for kind, form in HEADS]
     all_tables = itertools.chain.from_iterable(map(tables, [module.Params for module in kinds] + schedules + [config.Config]))
     silent = {
         f"{table.__module__}.{table.__name__}.{name}" for table in all_tables for name, f in table.model_fields.items() if not f.description
@@ -212,18 +222,19 @@ def test_fixed_steps_keep_images_apart_and_adaptive_ones_do_not(digits):
     assert change(Solver(method="dopri5", tolerance=1e-3)) > 1e-6
 
 
-@every("heads")
-def test_a_heads_phases_train_all_of_it_and_nothing_else(kind, digits, tmp_path):
-    model = built("heads", kind)
-    schedules = lookup.find("heads", kind).Schedules
-    plan = schedules.model_validate({name: {"epochs": 1, "rate": 0.01} for name in schedules.model_fields})
+@pytest.mark.parametrize(("kind", "form"), HEADS, ids=[f"{kind}-{form}" for kind, form in HEADS])
+def test_a_heads_phases_train_all_of_it_and_nothing_else(kind, form, digits, tmp_path):
+    model = built("heads", kind, **form)
+    schedules = config.schedules(chosen("heads", kind, **form))
+    short = {"epochs": 2, "rate": 0.01}
+    plan = schedules.model_validate(short if "epochs" in schedules.model_fields else dict.fromkeys(schedules.model_fields, short))
     phases = lookup.find("heads", kind).phases(plan, model, method("natural"), digits["validation"])
     x, y = few(digits["train"], 32)
     for phase in phases:
         model.eval().requires_grad_(False)
         for module in phase.trained:
             module.requires_grad_(True)
-        for g in torch.autograd.grad(phase.loss(x, y, generator(0, "x")), phase.parameters()):
+        for g in torch.autograd.grad(next(optimise.each(phase.loss(x, y, generator(0, "x")))), phase.parameters()):
             assert g.isfinite().all() and g.abs().max() > 0
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimise.run(model, phases, digits["validation"], lambda: 0.0, (0, "x"), tmp_path / "c.safetensors")
@@ -257,25 +268,31 @@ def test_a_training_method_learns(kind, digits):
 # Attacks ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def attacked(kind: str, form: dict, model: Any, twin: Any, x, y, seed: int = 0):
+def attacked(kind: str, form: dict, model: Any, twin: Any, x, y, seed: int = 0, ball: ThreatModel = BALL):
+    """The features of a network that has none are its logits."""
     choice = chosen("attacks", kind, **form)
-    return choice.module.perturb(choice.params, Target(model, BALL, twin), x, y, generator(seed, "attack"))
+    target = Target(model, ball, twin, getattr(model, "features", model))
+    return choice.module.perturb(choice.params, target, x, y, generator(seed, "attack"))
 
 
+@balls
 @attacks
-def test_an_attack_stays_in_its_ball(kind, form, trained, twin, images):
+def test_an_attack_stays_in_its_ball(kind, form, ball, trained, twin, images):
+    """Of images that were misclassified before, too."""
     x, y = images
-    found = attacked(kind, form, trained, twin, x, y)
+    y = torch.where(torch.arange(len(y)) % 4 == 0, (y + 1) % small.CLASSES, y)
+    found = attacked(kind, form, trained, twin, x, y, ball=ball)
     assert found.shape == x.shape and found.dtype == x.dtype and not found.requires_grad
-    assert BALL.distance(found, x).max() <= BALL.eps + TOLERANCE
+    assert ball.distance(found, x).max() <= ball.eps + TOLERANCE
     assert found.min() >= 0 and found.max() <= 1
 
 
+@balls
 @attacks
-def test_an_attack_does_something(kind, form, trained, twin, images):
+def test_an_attack_does_something(kind, form, ball, trained, twin, images):
     x, y = images
     ce = torch.nn.functional.cross_entropy
-    assert ce(trained(attacked(kind, form, trained, twin, x, y)), y) > ce(trained(x), y)
+    assert ce(trained(attacked(kind, form, trained, twin, x, y, ball=ball)), y) > ce(trained(x), y)
 
 
 @attacks
