@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, create_model, field_validator
-from pydantic_core import PydanticCustomError, ValidationError
+from pydantic_core import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.data import SplitSettings
 from pipeline.errors import Mistake, did_you_mean
-from pipeline.lookup import AttackChoice, BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, find, kinds
-from pipeline.ode import Solver
+from pipeline.lookup import BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, find, kinds
 from pipeline.optimise import Schedule
+from pipeline.suite import Suite
 from pipeline.threat import ThreatModel
-from pipeline.types import Radius, Settings
+from pipeline.types import Settings
 
 STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
 NAME = r"^[A-Za-z0-9_]+$"
@@ -70,35 +70,6 @@ class Adversarial(Model):
 
     from_: str = Field(alias="from", description="the model to go on from, as STAGE/NAME")
     schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
-
-
-class Curve(Settings):
-    """Robust accuracy against radius."""
-
-    attack: AttackChoice = Field(description="the attack that is run at each radius")
-    radii: list[Radius] = Field(min_length=1, description="a rising list of radii in pixels scaled to [0, 1]")
-
-    @field_validator("radii")
-    @classmethod
-    def _rise(cls, radii: list[float]) -> list[float]:
-        if radii != sorted(set(radii)):
-            raise PydanticCustomError("order", "should rise. Order them from small to large, each once.")
-        return radii
-
-
-class Masked(Settings):
-    """What a wrong gradient would have reported, for models that solve an ODE."""
-
-    attack: AttackChoice = Field(description="the attack that is given the wrong gradient")
-    solver: Solver = Field(description="the solver whose gradient is taken")
-
-
-class Suite(Settings):
-    """Attacks in the order in which they run; an image that one broke is not given to the next."""
-
-    attacks: dict[str, AttackChoice] = Field(min_length=1, description="a table of attacks, each a table with its kind")
-    curve: Curve | None = Field(None, description="the robust-accuracy curve, or null for none")
-    masked: Masked | None = Field(None, description="the wrong-gradient column, or null for none")
 
 
 class Attack(Settings):

@@ -1,40 +1,168 @@
-"""Is this number believable? Each flag is a sign that an attack was blind; docs/flags.md says what to do about it."""
+"""Is this number believable? Each flag is a sign that an attack was blind; docs/flags.md says what to do about it.
+
+Some flags are read off a suite's outcomes. The others come from probes: small experiments on the first images, whose figures are kept.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from pipeline.classifier import Classifier
-from pipeline.evaluation import Outcomes
-from pipeline.lookup import Choice
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from pipeline.attacks import gradient, margin
+from pipeline.declaration import Declaration
+from pipeline.evaluation import RISING, Evaluation
+from pipeline.lookup import choose
+from pipeline.ode import Solver, flows
+from pipeline.outcomes import Outcomes, mean
 from pipeline.stability import is_unstable, starts, stiffness
+from pipeline.threat import ThreatModel
+from pipeline.types import Images, Labels
+from pipeline.ways import Attempt, Way
 
-BLACK_BOX_SHARE = 0.01  # of all images, broken by an attack without gradients after every gradient attack had failed on them
-MASKED_GAP = 0.05  # robust accuracy under the wrong gradient less that under the suite
+PROBED = 64  # images
+TAKEN = 0.01  # of all images, by attacks that follow no gradient, after those that do had failed
+MASKED_GAP = 0.05  # robust accuracy under the naive gradient less that under the suite
+HOLDS = 0.05  # robust accuracy at a radius that covers the whole pixel range
+FEWER_BREAK = 0.05  # robust accuracy under many steps less that under one
+NOISE = 0.5  # of what PGD breaks, by as many random points
+VANISHED = 0.1  # of the probed images, whose gradient is zero
+WRONG = 0.5  # median relative error of the gradient against finite differences
+AGREES = 0.9  # median cosine between adjoint and exact gradient
+SIGNAL = 1.0  # median signal-to-noise ratio of the gradients that the suite averaged
+STEP = 1e-3  # of a finite difference, in L2
+ADJOINT = Solver(method="dopri5", gradient="adjoint")
 
 
-def flags(classifier: Classifier, outcomes: Outcomes, attacks: Mapping[str, Choice]) -> list[str]:
-    """The flags that a suite's outcomes raise, by name."""
+@dataclass
+class Diagnosis:
+    """The flags raised, by name, and the figures of the probes."""
+
+    flags: list[str]
+    probes: dict[str, float] = field(default_factory=dict)
+
+
+def diagnose(evaluation: Evaluation, outcomes: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration) -> Diagnosis:
+    """Probe the model on a few images and read the outcomes."""
+    probes = probe(evaluation, outcomes, attempts, declared)
+    o = outcomes
     raised = {
-        "black-box-beats-white-box": _black_box_share(outcomes, attacks) > BLACK_BOX_SHARE,
-        "gradient-masked": outcomes.masked is not None and _gap(outcomes) > MASKED_GAP,
-        "stiff-solve": _is_stiff(classifier, outcomes),
+        "black-box-beats-white-box": _taken_late(o, attempts, "BLACK_BOX", but="NEEDS_TWIN") > TAKEN,
+        "transfer-beats-white-box": _taken_late(o, attempts, "NEEDS_TWIN") > TAKEN,
+        "more-steps-help": _last_doubling(o, attempts) >= RISING,
+        "gradient-masked": o.masked is not None and mean(o.masked) - o.robust > MASKED_GAP,
+        "stiff-solve": _is_stiff(evaluation.classifier, o.images[:PROBED].to(evaluation.device)),
+        "large-radius-holds": probes["large_radius"] > HOLDS,
+        "one-step-beats-many": probes["many_steps"] - probes["one_step"] > FEWER_BREAK,
+        "noise-as-strong": probes["clean"] - probes["noise"] > NOISE * max(probes["clean"] - probes["many_steps"], FEWER_BREAK),
+        "vanishing-gradient": probes["vanished"] > VANISHED,
+        "wrong-gradient": probes.get("gradient_error", 0.0) > WRONG,
+        "adjoint-disagrees": probes.get("adjoint_cosine", 1.0) < AGREES,
+        "too-few-draws": probes.get("signal_to_noise", SIGNAL) < SIGNAL,
+        "batch-dependent": declared.batch_dependent,
+        "probabilities": probes["probabilities"] > 0,
     }
-    return [name for name, is_raised in raised.items() if is_raised]
+    return Diagnosis([name for name, is_raised in raised.items() if is_raised], probes)
 
 
-def _black_box_share(outcomes: Outcomes, attacks: Mapping[str, Choice]) -> float:
-    blind = [name for name, attack in attacks.items() if getattr(attack.module, "BLACK_BOX", False)]
-    seeing = [name for name in attacks if name not in blind]
-    order = list(attacks)
-    last_seeing = max((order.index(name) for name in seeing), default=len(order))
-    late = {name for name in blind if order.index(name) > last_seeing}
-    return sum(name in late for name in outcomes.attack) / len(outcomes)
+def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration) -> dict[str, float]:
+    """The figures, on the first images. Accuracies are of one attack with the gradient that the reported function has."""
+    x, y = o.images[:PROBED], o.labels[:PROBED]
+
+    def accuracy(attack: dict[str, object] | None, threat: ThreatModel = evaluation.threat) -> float:
+        part = Evaluation(evaluation.classifier, None, threat, (evaluation.seed[0], "probe"), PROBED, randomised=declared.randomised)
+        if attack is None:
+            return mean(part.judge(evaluation.threat.random_point(x, _draws(evaluation)), y)[1])
+        tried = {"probe": Attempt(choose("attacks", attack))}
+        return part.run(o.index[:PROBED], x, y, tried).after["probe"]
+
+    whole = evaluation.threat.whole_range(x)
+    pgd = {"kind": "pgd", "steps": 20, "step": 0.1}
+    figures = {
+        "clean": mean(o.clean_share[:PROBED]),
+        "noise": accuracy(None),
+        "one_step": accuracy({"kind": "fgsm"}),
+        "many_steps": accuracy(pgd | {"random_start": False}),
+        "large_radius": accuracy(pgd, whole),
+    }
+    x, y = x.to(evaluation.device), y.to(evaluation.device)
+    with evaluation.seeded("probe", 0):
+        return figures | _gradients(evaluation.classifier, x, y, attempts, declared)
 
 
-def _gap(outcomes: Outcomes) -> float:
-    assert outcomes.masked is not None
-    return (outcomes.masked.float().mean() - outcomes.robust.float().mean()).item()
+def _gradients(model: nn.Module, x: Images, y: Labels, attempts: Mapping[str, Attempt], declared: Declaration) -> dict[str, float]:
+    """What is wrong with the gradient at the clean images."""
+    g, _, logits = gradient(model, x, y)
+    figures = {
+        "vanished": mean((g.flatten(1).abs().amax(1) == 0).float()),
+        "probabilities": float(bool((logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-3)),
+    }
+    if declared.randomised:
+        draws = max((attempt.way.draws or 1 for attempt in attempts.values()), default=1)
+        return figures | {"signal_to_noise": signal_to_noise(model, x, y) * draws**0.5}
+    figures["gradient_error"] = difference_error(model, x, y)
+    if flows(model):
+        with Way(solver=ADJOINT).through(model):
+            adjoint, _, _ = gradient(model, x, y)
+        figures["adjoint_cosine"] = cosine_similarity(g.flatten(1), adjoint.flatten(1)).median().item()
+    return figures
 
 
-def _is_stiff(classifier: Classifier, outcomes: Outcomes) -> bool:
-    images = outcomes.images[:64].to(next(classifier.parameters()).device)
+def difference_error(model: nn.Module, x: Images, y: Labels) -> float:
+    """Median over images of | d - D | / max(|d|, |D|): d what the gradient of the margin says of a small step along itself, D what
+    a central difference says. Along a random direction where the gradient is zero."""
+    g, _, _ = gradient(model, x, y, margin)
+    flat = g.flatten(1)
+    fallback = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
+    direction = torch.where(flat.abs().amax(1, keepdim=True) > 0, flat, fallback)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    step = STEP * direction.view_as(x)
+    with torch.no_grad():
+        differences = (margin(model(x + step), y) - margin(model(x - step), y)) / (2 * STEP)
+    claimed = (flat * direction).sum(1)
+    size = torch.maximum(claimed.abs(), differences.abs())
+    return torch.where(size > 0, (claimed - differences).abs() / size, 0.0).median().item()
+
+
+def signal_to_noise(model: nn.Module, x: Images, y: Labels, draws: int = 20) -> float:
+    """Median over images of ||E g|| / (E ||g - E g||^2)^(1/2) for the gradient g of one draw, both estimated without bias."""
+    with Way(draws=1).through(model):
+        g = torch.stack([gradient(model, x, y)[0].flatten(1) for _ in range(draws)])
+    noise = g.var(0).sum(1)
+    signal = (g.mean(0).square().sum(1) - noise / draws).clamp_min(0)
+    return (signal / noise.clamp_min(torch.finfo(g.dtype).tiny)).sqrt().median().item()
+
+
+def _draws(evaluation: Evaluation) -> torch.Generator:
+    return torch.Generator().manual_seed(evaluation.seed[0])
+
+
+def _taken_late(o: Outcomes, attempts: Mapping[str, Attempt], mark: str, but: str | None = None) -> float:
+    """The share of all images that attacks with this mark broke after the last attack with the model's own gradient before them."""
+    order = list(attempts)
+
+    def marked(name: str) -> bool:
+        module = attempts[name].attack.module
+        return getattr(module, mark, False) and not (but and getattr(module, but, False))
+
+    def own_gradient(name: str) -> bool:
+        return not getattr(attempts[name].attack.module, "BLACK_BOX", False)
+
+    first = next((i for i, name in enumerate(order) if own_gradient(name)), len(order))
+    late = {name for i, name in enumerate(order) if marked(name) and i > first}
+    return sum(name in late for name in o.attack) / len(o)
+
+
+def _last_doubling(o: Outcomes, attempts: Mapping[str, Attempt]) -> float:
+    """The share of all images that the last doubling of steps and restarts took."""
+    taken, before = 0.0, mean(o.clean_share)
+    for name, after in o.after.items():
+        if name in attempts and attempts[name].doubling:
+            taken = before - after
+        before = after
+    return taken
+
+
+def _is_stiff(classifier: nn.Module, images: Tensor) -> bool:
     return any(is_unstable(flow, stiffness(flow, z0)) for flow, z0 in starts(classifier, images))

@@ -2,45 +2,39 @@
 
 The suite runs as a cascade: an image that one attack broke is not given to the next. Every candidate is projected into the ball and
 judged here, by the reported function, whatever the attack says of it.
+
+A random model is judged over draws: an image counts with the share of them in which it is read rightly, the worst point is that of the
+lowest share, and when all attacks are done the stored points are judged again over fresh draws, because the lowest of many noisy shares
+is lower than the truth.
 """
 
-import csv
-import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from pipeline import files
-from pipeline.attacks import Target, cross_entropy_each
-from pipeline.lookup import Choice
-from pipeline.ode import Solver, solving_with
-from pipeline.randomness import generator
+from pipeline.attacks import Target
+from pipeline.outcomes import Outcomes, mean, pack, unpack
+from pipeline.randomness import drawing, generator, seed_for
 from pipeline.threat import TOLERANCE, ThreatModel
-from pipeline.types import Images, Labels, Logits, Network
+from pipeline.types import Images, Labels, Logits, Network, PerImage
+from pipeline.ways import Attempt
 
 log = logging.getLogger(__name__)
-Z95 = 1.959963984540054
-FIELDS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked")
-
-
-def wilson(k: int, n: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a share k/n (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = k / n, Z95**2
-    centre, half = p + z2 / (2 * n), Z95 * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
-    return 0.0 if k == 0 else (centre - half) / (1 + z2 / n), 1.0 if k == n else (centre + half) / (1 + z2 / n)
+JUDGED = 20  # draws over which a candidate of a random model is judged, and the size of the ensembles that are reported
+RISING = 0.005  # of all images: a doubling of steps and restarts that takes less than this is the last
+FRESH = 100  # draws over which its stored points are judged in the end
 
 
 class Counted:
@@ -50,49 +44,16 @@ class Counted:
         self.network, self.passes = network, 0
 
     def __call__(self, x: Images) -> Logits:
-        self.passes += len(x)
+        self.passes += len(x) * getattr(self.network, "draws", 1)
         return self.network(x)
 
 
 @dataclass
-class Outcomes:
-    """One row an image. `points` are the breaking ones, else those of highest loss found; `attack` is "" where the image held."""
-
-    index: Labels
-    labels: Labels
-    images: Images
-    clean: Labels
-    points: Images
-    loss: Tensor
-    attack: list[str]
-    adversarial: Labels
-    masked: Tensor | None = None  # robust under the wrong gradient alone
-    after: dict[str, float] = field(default_factory=dict)  # attack -> robust accuracy after it
-    curve: list[tuple[float, float]] = field(default_factory=list)
-    under: dict[str, str] = field(default_factory=dict)  # "masked", "curve" -> the attack behind it, in words
-    passes: int = 0
-
-    @property
-    def robust(self) -> Tensor:
-        return torch.tensor([name == "" for name in self.attack])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def record(self, name: str, rows: Tensor, x: Images, logits: Logits) -> Tensor:
-        """Take the candidates that break their image, or that have a higher loss than the stored point; the rows that are broken."""
-        loss, prediction = cross_entropy_each(logits, self.labels[rows]), logits.argmax(1)
-        broken = prediction != self.labels[rows]
-        taken = broken | (loss > self.loss[rows])
-        self.points[rows[taken]], self.loss[rows[taken]], self.adversarial[rows[taken]] = x[taken], loss[taken], prediction[taken]
-        for row in rows[broken].tolist():
-            self.attack[row] = name
-        return rows[broken]
-
-
-@dataclass
 class Evaluation:
-    """A suite on a model. `classifier` is in evaluation mode, its parameters frozen; images are in [0, 1]."""
+    """A suite on a model. `classifier` is in evaluation mode, its parameters frozen; images are in [0, 1].
+
+    `randomised` says whether two passes over an image may differ; `seed` is (seed, name) of everything that is drawn.
+    """
 
     classifier: Module
     twin: Module | None
@@ -100,150 +61,143 @@ class Evaluation:
     seed: tuple[int, str]
     batch: int
     checkpoint: Path | None = None
+    randomised: bool = False
 
     def run(
         self,
         index: Labels,
         images: Images,
         labels: Labels,
-        attacks: Mapping[str, Choice],
-        masked: tuple[Choice, Solver] | None,
-        curve: tuple[Choice, list[float]] | None,
+        attempts: Mapping[str, Attempt],
+        masked: Attempt | None = None,
+        curve: tuple[Attempt, list[float]] | None = None,
     ) -> Outcomes:
-        """Clean pass, wrong-gradient pass, cascade, curve. An interrupted run goes on after the last finished attack."""
+        """Clean pass, naive pass, cascade, curve. An interrupted run goes on after the last finished attack."""
         outcomes, finished = self._resume(index, images, labels)
-        steps: list[Callable[[], None]] = [partial(self._masked, outcomes, *masked)] if masked else []
-        for name, attack in attacks.items():
-            if self.twin is not None or not getattr(attack.module, "NEEDS_TWIN", False):
-                steps.append(partial(self._cascade, outcomes, name, attack))
+        steps: list[Callable[[], None]] = [partial(self._masked, outcomes, masked)] if masked else []
+        steps += [partial(self._cascade, outcomes, name, attempt) for name, attempt in attempts.items() if self.can(attempt)]
+        if self.randomised:
+            steps.append(partial(self._judge_again, outcomes))
         if curve:
             steps.append(partial(self._curve, outcomes, *curve))
         for position, step in enumerate(steps[finished:], start=finished):
             step()
-            self._save(outcomes, position + 1)
+            if self.checkpoint:
+                files.write(self.checkpoint, pack(outcomes, position + 1))
         if self.checkpoint:
             self.checkpoint.unlink(missing_ok=True)
         return outcomes
 
-    def _cascade(self, o: Outcomes, name: str, attack: Choice) -> None:
+    def can(self, attempt: Attempt) -> bool:
+        """Whether the model has what the attack cannot do without."""
+        module = attempt.attack.module
+        has_twin = self.twin is not None or not getattr(module, "NEEDS_TWIN", False)
+        return has_twin and (hasattr(self.classifier, "features") or not getattr(module, "NEEDS_FEATURES", False))
+
+    def _cascade(self, o: Outcomes, name: str, attempt: Attempt) -> None:
         """One attack on the images that still hold."""
-        alive = o.robust.nonzero().flatten()
-        for candidates in self._candidates(o, alive, name, attack, self.threat):
+        if attempt.doubling > 1 and o.last_taken < RISING:
+            return
+        for candidates in self._candidates(o, o.alive, name, attempt, self.threat):
             o.record(name, *candidates)
-        o.after[name] = int(o.robust.sum()) / len(o)
+        o.after[name] = o.robust
 
-    def _masked(self, o: Outcomes, attack: Choice, solver: Solver) -> None:
-        """The attack with another solver's gradient, alone, judged by the reported function; what it breaks counts like any other break."""
-        o.masked = o.clean == o.labels
-        o.under["masked"] = f"{attack}, {solver.gradient} gradient of {solver.method}"
-        name = f"{attack.kind} ({solver.gradient} gradient)"
-        alive = o.masked.nonzero().flatten()
-        for candidates in self._candidates(o, alive, name, attack, self.threat, lambda: solving_with(self.classifier, solver)):
-            o.masked[o.record(name, *candidates)] = False
+    def _masked(self, o: Outcomes, attempt: Attempt) -> None:
+        """A naive attempt, alone, judged by the reported function; what it breaks counts like any other break."""
+        o.masked, o.under["masked"] = o.share.clone(), str(attempt)
+        for rows, x, logits, share in self._candidates(o, o.alive, "naive", attempt, self.threat):
+            o.record(f"{attempt.attack.kind} ({attempt.way})", rows, x, logits, share)
+            o.masked[rows] = share
 
-    def _curve(self, o: Outcomes, attack: Choice, radii: list[float]) -> None:
+    def _curve(self, o: Outcomes, attempt: Attempt, radii: list[float]) -> None:
         """Robust accuracy at rising radii; an image broken at one is broken at all larger ones, whose balls contain the point."""
-        alive = (o.clean == o.labels).nonzero().flatten()
-        o.under["curve"] = str(attack)
-        o.curve = [(0.0, len(alive) / len(o))]
+        share = o.clean_share.clone()
+        o.under["curve"] = str(attempt)
+        o.curve = [(0.0, mean(share))]
         for eps in radii:
-            held = [
-                rows[logits.argmax(1) == o.labels[rows]]
-                for rows, _, logits in self._candidates(o, alive, f"curve {eps}", attack, self.threat.of_radius(eps))
-            ]
-            alive = torch.cat(held) if held else alive
-            o.curve.append((eps, len(alive) / len(o)))
+            alive = (share > 0).nonzero().flatten()
+            for rows, _, _, held in self._candidates(o, alive, f"curve {eps}", attempt, self.threat.of_radius(eps)):
+                share[rows] = torch.minimum(share[rows], held)
+            o.curve.append((eps, mean(share)))
+
+    def _judge_again(self, o: Outcomes) -> None:
+        """The stored points of a random model over fresh draws, alone and in ensembles."""
+        ensembles = []
+        for b, rows in enumerate(torch.arange(len(o)).split(self.batch)):
+            with self.seeded("fresh draws", b):
+                clean = self._passes(o.images[rows], FRESH)
+                passes = self._passes(o.points[rows], FRESH)
+            right = passes.argmax(2) == o.labels[rows]
+            o.share[rows], o.loss[rows] = right.float().mean(0), -_averaged(passes)[torch.arange(len(rows)), o.labels[rows]]
+            o.clean_share[rows] = (clean.argmax(2) == o.labels[rows]).float().mean(0)
+            ensembles.append(torch.stack([_ensembles(one, o.labels[rows]) for one in (clean, passes)], 1))
+            o.passes += 2 * FRESH * len(rows)
+        o.ensemble = torch.cat(ensembles)
 
     def _candidates(
-        self,
-        o: Outcomes,
-        rows: Tensor,
-        name: str,
-        attack: Choice,
-        threat: ThreatModel,
-        gradient: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> Iterator[tuple[Tensor, Images, Logits]]:
-        """(rows, projected candidates, the reported function's logits there), batch by batch."""
-        device = next(self.classifier.parameters()).device
+        self, o: Outcomes, rows: Tensor, name: str, attempt: Attempt, threat: ThreatModel
+    ) -> Iterator[tuple[Tensor, Images, Logits, PerImage]]:
+        """(rows, projected candidates, the reported function's logits there, the share of draws that read them rightly), in batches."""
         batches = rows.split(self.batch) if len(rows) else ()  # of no rows torch makes one batch
         for b, chosen in enumerate(tqdm(batches, desc=f"{self.seed[1]}: {name}", unit="batch", mininterval=2, delay=2)):
-            clean, labels = o.images[chosen].to(device), o.labels[chosen].to(device)
+            clean, labels = o.images[chosen].to(self.device), o.labels[chosen].to(self.device)
             counted = Counted(self.classifier)
-            draws = generator(*self.seed, name, b, device=device)
-            with gradient():
-                x = attack.module.perturb(attack.params, Target(counted, threat, self.twin), clean, labels, draws)
-            x = threat.project(x.detach(), clean)
-            assert bool((threat.distance(x, clean) <= threat.eps + TOLERANCE).all()), f"{name} left the ball"
-            with torch.no_grad():
-                logits = counted(x)
-            o.passes += counted.passes
-            yield chosen, x.cpu(), logits.cpu()
+            target = Target(counted, threat, self.twin, getattr(self.classifier, "features", None))
+            with self.seeded(name, b):
+                with attempt.way.through(self.classifier):
+                    draws = generator(*self.seed, name, b, device=self.device)
+                    x = attempt.attack.module.perturb(attempt.attack.params, target, clean, labels, draws)
+                x = threat.project(x.detach(), clean)
+                assert bool((threat.distance(x, clean) <= threat.eps + TOLERANCE).all()), f"{name} left the ball"
+                logits, share = self.judge(x, o.labels[chosen])
+            o.passes += counted.passes + len(chosen) * (JUDGED if self.randomised else 1)
+            yield chosen, x.cpu(), logits, share
+
+    def judge(self, x: Images, labels: Labels) -> tuple[Logits, PerImage]:
+        """The reported function's logits, and the share of draws in which each image is read rightly."""
+        passes = self._passes(x, JUDGED if self.randomised else 1)
+        return (_averaged(passes) if self.randomised else passes[0]), (passes.argmax(2) == labels).float().mean(0)
+
+    @torch.no_grad()
+    def _passes(self, x: Images, draws: int) -> Tensor:
+        """[draws, n, classes]: the logits of single passes."""
+        single = getattr(self.classifier, "single", self.classifier) if self.randomised else self.classifier
+        return torch.stack([single(x.to(self.device)).cpu() for _ in range(draws)])
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.classifier.parameters()), torch.device("cpu"))
+
+    @contextmanager
+    def seeded(self, name: str, batch: int) -> Iterator[None]:
+        """Seed whatever the model draws: our layers by their generator, anything else by torch's global one, which is put back."""
+        purpose = (*self.seed, name, batch, "model")
+        devices = [self.device] if self.device.type == "cuda" else []
+        with drawing(self.classifier, generator(*purpose, device=self.device)), torch.random.fork_rng(devices, enabled=self.randomised):
+            if self.randomised:
+                torch.manual_seed(seed_for(*purpose))
+            yield
 
     def _resume(self, index: Labels, images: Images, labels: Labels) -> tuple[Outcomes, int]:
         """The state at the checkpoint, or after the clean pass alone."""
         if self.checkpoint and self.checkpoint.exists():
             try:
-                return _unpack(load_file(self.checkpoint), index, images, labels)
-            except (SafetensorError, KeyError, ValueError) as error:
+                return unpack(self.checkpoint, index, images, labels)
+            except (SafetensorError, KeyError, ValueError, TypeError) as error:
                 log.warning("%s: unreadable checkpoint (%s); starting from the beginning", self.checkpoint, error)
-        device = next(self.classifier.parameters()).device
-        with torch.no_grad():
-            logits = torch.cat([self.classifier(images[rows].to(device)).cpu() for rows in torch.arange(len(images)).split(self.batch)])
-        clean = logits.argmax(1)
-        attack = ["" if right else "clean" for right in (clean == labels).tolist()]
-        return Outcomes(
-            index, labels, images, clean, images.clone(), cross_entropy_each(logits, labels), attack, clean.clone(), passes=len(images)
-        ), 0
-
-    def _save(self, o: Outcomes, finished: int) -> None:
-        if self.checkpoint:
-            files.write(self.checkpoint, save(_pack(o, finished)))
+        judged = []
+        for b, rows in enumerate(torch.arange(len(images)).split(self.batch)):
+            with self.seeded("clean", b):
+                judged.append(self.judge(images[rows], labels[rows]))
+        logits, share = (torch.cat(parts) for parts in zip(*judged))
+        return Outcomes.untouched(index, images, labels, logits, share, len(images) * (JUDGED if self.randomised else 1)), 0
 
 
-def _pack(o: Outcomes, finished: int) -> dict[str, Tensor]:
-    about = {"attack": o.attack, "after": o.after, "curve": o.curve, "under": o.under, "passes": o.passes, "finished": finished}
-    tensors = {"clean": o.clean, "points": o.points, "loss": o.loss, "adversarial": o.adversarial}
-    tensors |= {"about": torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)}
-    return tensors | ({} if o.masked is None else {"masked": o.masked})
+def _averaged(passes: Tensor) -> Logits:
+    """The logarithm of the mean probabilities of [draws, n, classes] logits."""
+    return log_softmax(passes, 2).logsumexp(0) - math.log(len(passes))
 
 
-def _unpack(tensors: dict[str, Tensor], index: Labels, images: Images, labels: Labels) -> tuple[Outcomes, int]:
-    about = json.loads(bytes(tensors["about"].tolist()))
-    curve = [(eps, robust) for eps, robust in about["curve"]]
-    outcomes = Outcomes(
-        index, labels, images, tensors["clean"], tensors["points"], tensors["loss"], about["attack"], tensors["adversarial"],
-        tensors.get("masked"), about["after"], curve, about["under"], about["passes"],
-    )  # fmt: skip
-    return outcomes, about["finished"]
-
-
-def write(folder: Path, o: Outcomes, threat: ThreatModel, about: dict[str, Any]) -> dict[str, Any]:
-    """outcomes.csv, adversarial.safetensors and summary.json, from which every table can be made without a model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    distance = threat.distance(o.points, o.images)
-    with (folder / "outcomes.csv").open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(FIELDS)
-        for i, held in enumerate(o.robust.tolist()):
-            masked = "" if o.masked is None else int(o.masked[i])
-            row = (o.index[i], o.labels[i], o.clean[i], o.adversarial[i])
-            rows.writerow([*map(int, row), int(held), o.attack[i], f"{distance[i]:.6f}", f"{o.loss[i]:.6f}", masked])
-    files.write(folder / "adversarial.safetensors", save({"images": o.points.contiguous(), "clean": o.images.contiguous()}))
-    summary = about | measures(o) | {"threat": threat.model_dump()}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    return summary
-
-
-def measures(o: Outcomes) -> dict[str, Any]:
-    """The numbers of a suite; accuracies are shares in [0, 1]."""
-    n, held = len(o), int(o.robust.sum())
-    numbers: dict[str, Any] = {
-        "n": n, "clean": int((o.clean == o.labels).sum()) / n, "robust": held / n, "interval": wilson(held, n),
-        "attacks": o.after, "masked": None, "curve": None, "passes": o.passes,
-    }  # fmt: skip
-    if o.masked is not None:
-        k = int(o.masked.sum())
-        numbers["masked"] = {"attack": o.under["masked"], "robust": k / n, "interval": wilson(k, n)}
-    if o.curve:
-        numbers["curve"] = {"attack": o.under["curve"], "points": o.curve}
-    return numbers
+def _ensembles(passes: Tensor, labels: Labels) -> PerImage:
+    """The share of ensembles of JUDGED draws that read each image rightly."""
+    return torch.stack([_averaged(part).argmax(1) == labels for part in passes.split(JUDGED)]).float().mean(0)

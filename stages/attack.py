@@ -1,8 +1,9 @@
 """attack@MODEL-SUITE: a suite of attacks on a model, image by image -> outcomes/MODEL/SUITE. The only reader of the test split."""
 
+from dataclasses import asdict
 from typing import Any
 
-from pipeline import artifact, diagnostics, evaluation, ode, trajectories
+from pipeline import artifact, outcomes, robustness, trajectories
 from pipeline.data import load_about, load_split
 from stages import entry
 
@@ -17,20 +18,13 @@ def main(model: str, suite_name: str) -> None:
         n = min(settings.images, len(test))
         images, labels = test.floats(slice(0, n)), test.labels[:n]
         asked = suite.model_dump(mode="json"), settings.model_dump(mode="json"), stage.config.threat.model_dump()
-        evaluated = evaluation.Evaluation(
-            classifier,
-            twin and twin.requires_grad_(False),
-            stage.config.threat,
-            (stage.config.seed, name),
-            settings.batch,
-            stage.checkpoint(*asked, classifier.recipe, artifact.weights_digest(entry.MODELS / model)),
-        )
-        masked = (suite.masked.attack, suite.masked.solver) if suite.masked and ode.flows(classifier) else None
-        curve = (suite.curve.attack, list(suite.curve.radii)) if suite.curve else None
-        outcomes = evaluated.run(labels.new_tensor(range(n)), images, labels, suite.attacks, masked, curve)
-        about = describe(model, suite_name, classifier.recipe) | {"flags": diagnostics.flags(classifier, outcomes, suite.attacks)}
-        summary = evaluation.write(entry.OUTCOMES / model / suite_name, outcomes, stage.config.threat, about)
-        stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, outcomes.images, outcomes.points)
+        checkpoint = stage.checkpoint(*asked, classifier.recipe, artifact.weights_digest(entry.MODELS / model))
+        twin = twin and twin.requires_grad_(False)
+        seed = stage.config.seed, name
+        result = robustness.evaluate(classifier, twin, images, labels, stage.config.threat, suite, seed, settings.batch, checkpoint)
+        about = describe(model, suite_name, classifier.recipe) | vars(result.diagnosis) | {"declared": asdict(result.declared)}
+        summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, stage.config.threat, about)
+        stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
         stage.run.metrics(numbers(summary) | stability)
         stage.run.artifact(entry.OUTCOMES / model / suite_name / "outcomes.csv")
 

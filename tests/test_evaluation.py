@@ -14,12 +14,15 @@ from safetensors.torch import load_file
 from small import BALL, SODEF, classifier, few, fit
 from torch.nn.functional import cross_entropy
 
-from pipeline import diagnostics, evaluation
-from pipeline.evaluation import Evaluation, wilson
+from pipeline import diagnostics, outcomes
+from pipeline.declaration import declare
+from pipeline.evaluation import Evaluation
 from pipeline.lookup import Choice, choose
 from pipeline.ode import Solver
+from pipeline.outcomes import wilson
 from pipeline.threat import TOLERANCE
 from pipeline.types import Settings
+from pipeline.ways import Attempt, Way
 
 ATTACKS = {
     "fgsm": {"kind": "fgsm"},
@@ -54,6 +57,10 @@ def attacks(**more) -> dict[str, Choice]:
     return {name: choose("attacks", settings) for name, settings in ATTACKS.items()} | more
 
 
+def attempts(suite=None) -> dict[str, Attempt]:
+    return {name: Attempt(attack) for name, attack in (attacks() if suite is None else suite).items()}
+
+
 @pytest.fixture(scope="module")
 def sodef(digits):
     """A classifier that solves an ODE."""
@@ -67,15 +74,15 @@ def run(sodef, twin, digits):
     def evaluate(model=sodef, twin=twin, checkpoint=None, batch=20, suite=None, masked=WRONG, curve=CURVE, n=50, seed=0):
         x, y = few(digits["test"], n)
         evaluator = Evaluation(model, twin, BALL, (seed, "attack/x"), batch, checkpoint)
-        wrong = masked and (choose("attacks", masked[0]), masked[1])
-        radii = curve and (choose("attacks", curve[0]), curve[1])
-        return evaluator.run(torch.arange(n), x, y, attacks() if suite is None else suite, wrong, radii)
+        wrong = masked and Attempt(choose("attacks", masked[0]), Way(solver=masked[1]))
+        radii = curve and (Attempt(choose("attacks", curve[0])), curve[1])
+        return evaluator.run(torch.arange(n), x, y, attempts(suite), wrong, radii)
 
     return evaluate
 
 
-def files(folder, outcomes) -> dict[str, bytes]:
-    evaluation.write(folder, outcomes, BALL, {"model": "head/x"})
+def files(folder, found) -> dict[str, bytes]:
+    outcomes.write(folder, found, BALL, {"model": "head/x"})
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -107,7 +114,7 @@ def test_what_is_written_is_what_the_reported_function_says(run, sodef, digits, 
     assert summary["clean"] == pytest.approx((column("clean") == y).float().mean().item())
     assert summary["masked"]["robust"] == pytest.approx(column("masked").float().mean().item())
     assert summary["threat"] == {"norm": "linf", "eps": 0.1} and summary["n"] == 50
-    held = 50 - sum(row["attack"] in ("clean", "pgd (adjoint gradient)") for row in rows)
+    held = 50 - sum(row["attack"] in ("clean", "pgd (adjoint gradient of dopri5)") for row in rows)
     for name, after in summary["attacks"].items():  # each takes from what the one before it left
         held -= sum(row["attack"] == name for row in rows)
         assert after == pytest.approx(held / 50)
@@ -124,7 +131,7 @@ def test_the_curve_falls_and_begins_with_the_clean_accuracy(run):
 
 def test_where_nothing_breaks_the_point_of_highest_loss_is_kept(run, sodef):
     outcomes = run(masked=None, curve=None)
-    held = outcomes.robust
+    held = outcomes.share > 0
     clean = cross_entropy(sodef(outcomes.images), outcomes.labels, reduction="none")
     assert held.any() and (outcomes.loss[held] >= clean[held]).all() and (outcomes.loss[held] > clean[held]).any()
 
@@ -147,8 +154,8 @@ def test_a_broken_image_is_not_attacked_again(run):
         return images
 
     outcomes = run(suite=attacks(recorder=own(recorder)), masked=None, curve=None)
-    assert len(torch.cat(given)) == int(outcomes.robust.sum())
-    assert torch.equal(torch.cat(given), outcomes.images[outcomes.robust])
+    assert len(torch.cat(given)) == int(outcomes.share.sum())
+    assert torch.equal(torch.cat(given), outcomes.images[outcomes.alive])
 
 
 def test_a_point_outside_the_ball_is_projected_before_it_counts(run):
@@ -160,7 +167,7 @@ def test_a_point_outside_the_ball_is_projected_before_it_counts(run):
 
 def test_an_attack_that_claims_much_and_does_nothing_breaks_nothing(run):
     outcomes = run(suite={"idle": own(lambda params, target, x, y, g: x)}, masked=None, curve=None)
-    assert torch.equal(outcomes.robust, outcomes.clean == outcomes.labels)
+    assert torch.equal(outcomes.share > 0, outcomes.clean == outcomes.labels)
 
 
 def test_an_attack_whose_points_are_not_numbers_is_found_out(run):
@@ -174,8 +181,9 @@ def test_what_needs_a_twin_is_left_out_where_there_is_none(run):
 
 def test_where_no_image_is_read_rightly_there_is_nothing_to_attack(run, sodef, twin, digits):
     x, y = few(digits["test"], 30)
-    suite, wrong, radii = attacks(), (choose("attacks", WRONG[0]), WRONG[1]), (choose("attacks", CURVE[0]), CURVE[1])
-    outcomes = Evaluation(sodef, twin, BALL, (0, "x"), 20).run(torch.arange(30), x, (sodef(x).argmax(1) + 1) % 10, suite, wrong, radii)
+    wrong, radii = Attempt(choose("attacks", WRONG[0]), Way(solver=WRONG[1])), (Attempt(choose("attacks", CURVE[0])), CURVE[1])
+    labels = (sodef(x).argmax(1) + 1) % 10
+    outcomes = Evaluation(sodef, twin, BALL, (0, "x"), 20).run(torch.arange(30), x, labels, attempts(), wrong, radii)
     assert set(outcomes.attack) == {"clean"} and outcomes.passes == 30
     assert set(outcomes.after.values()) == {0.0} and {robust for _, robust in outcomes.curve} == {0.0}
 
@@ -302,37 +310,41 @@ def test_wilson_covers_the_truth_nineteen_times_in_twenty(p):
 # Flags ------------------------------------------------------------------------------------------------------------------------------------
 
 
-def flags(model, outcomes, suite):
-    return set(diagnostics.flags(model, outcomes, suite))
+def diagnosed(model, found, suite, twin=None) -> set[str]:
+    """The flags of outcomes that a test made up."""
+    evaluation = Evaluation(model, twin, BALL, (0, "attack/x"), 50)
+    declared = declare(model, twin, found.images[:8])
+    return set(diagnostics.diagnose(evaluation, found, attempts(suite), declared).flags)
 
 
 def test_an_honest_suite_raises_no_flag(run, trained):
-    outcomes = run(model=trained, masked=None, curve=None)
-    assert flags(trained, outcomes, attacks()) <= {"black-box-beats-white-box"}
-    outcomes.attack = ["pgd" if name in ("square", "transfer") else name for name in outcomes.attack]
-    assert flags(trained, outcomes, attacks()) == set()
+    found = run(model=trained, masked=None, curve=None)
+    assert diagnosed(trained, found, attacks()) <= {"black-box-beats-white-box", "transfer-beats-white-box"}
+    found.attack = ["pgd" if name in ("square", "transfer") else name for name in found.attack]
+    assert diagnosed(trained, found, attacks()) == set()
 
 
-def test_a_black_box_attack_that_breaks_what_gradients_could_not_raises_a_flag(run, trained):
-    outcomes = run(model=trained, masked=None, curve=None)
-    outcomes.attack = ["square"] + [""] * 49
-    assert flags(trained, outcomes, attacks()) == {"black-box-beats-white-box"}
-    first = {"square": attacks()["square"], "pgd": attacks()["pgd"]}  # what ran before the gradients says nothing against them
-    assert flags(trained, outcomes, first) == set()
+@pytest.mark.parametrize(("name", "flag"), [("square", "black-box-beats-white-box"), ("transfer", "transfer-beats-white-box")])
+def test_what_follows_no_gradient_and_breaks_what_gradients_could_not_raises_a_flag(name, flag, run, trained):
+    found = run(model=trained, masked=None, curve=None)
+    found.attack = [name] + [""] * 49
+    assert diagnosed(trained, found, attacks()) == {flag}
+    first = {name: attacks()[name], "pgd": attacks()["pgd"]}  # what ran before the gradients says nothing against them
+    assert diagnosed(trained, found, first) == set()
 
 
-def test_a_wrong_gradient_that_hides_much_raises_a_flag(run, sodef):
-    outcomes = run(curve=None)
-    outcomes.masked, outcomes.attack = torch.ones(50, dtype=torch.bool), ["pgd"] * 3 + [""] * 47
-    assert "gradient-masked" in flags(sodef, outcomes, attacks())
-    outcomes.attack = ["pgd"] * 2 + [""] * 48
-    assert "gradient-masked" not in flags(sodef, outcomes, attacks())
+def test_a_naive_gradient_that_hides_much_raises_a_flag(run, sodef):
+    found = run(curve=None)
+    found.masked, found.share = torch.ones(50), torch.tensor([0.0] * 3 + [1.0] * 47)
+    assert "gradient-masked" in diagnosed(sodef, found, attacks())
+    found.share = torch.tensor([0.0] * 2 + [1.0] * 48)
+    assert "gradient-masked" not in diagnosed(sodef, found, attacks())
 
 
 def test_a_step_too_long_for_its_flow_raises_a_flag(run, digits):
     stiff = classifier(head=SODEF | {"T": 5.0, "solver": {"method": "euler", "steps": 2}}).eval().requires_grad_(False)
     stiff.head.flow.drift.linear.weight.mul_(0).add_(4 * torch.eye(16))
-    outcomes = run(model=stiff, masked=None, curve=None, suite={"fgsm": choose("attacks", {"kind": "fgsm"})})
-    assert "stiff-solve" in flags(stiff, outcomes, {})
+    found = run(model=stiff, masked=None, curve=None, suite={"fgsm": choose("attacks", {"kind": "fgsm"})})
+    assert "stiff-solve" in diagnosed(stiff, found, {})
     stiff.head.flow.solver = Solver(method="rk4", steps=64)
-    assert "stiff-solve" not in flags(stiff, outcomes, {})
+    assert "stiff-solve" not in diagnosed(stiff, found, {})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import artifact, config, data, evaluation, registry
+from pipeline import artifact, config, data, outcomes, registry
 from pipeline.classifier import Classifier
 from pipeline.errors import Mistake
 from pipeline.randomness import construct
@@ -63,14 +63,15 @@ def measure(settings: config.Config, model: str, held: int) -> None:
     """Outcomes of the real form in which the first `held` of 40 images hold and all are classified right without an attack."""
     test, about = data.load_split(Path("data/prepared"), "test"), data.load_about(Path("data/prepared"))
     n = len(test)
-    outcomes = evaluation.Outcomes(
-        torch.arange(n), test.labels, test.floats(), test.labels.clone(), test.floats(), torch.zeros(n),
-        ["" if i < held else "fgsm" for i in range(n)], test.labels.clone(), after={"fgsm": held / n}, passes=n,
+    found = outcomes.Outcomes(
+        torch.arange(n), test.labels, test.floats(), test.labels.clone(), torch.ones(n), test.floats(), torch.zeros(n),
+        ["" if i < held else "fgsm" for i in range(n)], test.labels.clone(), (torch.arange(n) < held).float(),
+        after={"fgsm": held / n}, passes=n,
     )  # fmt: skip
     below = None if model.startswith("backbone") else "backbone/natural"
     kinds = {"backbone": "convnet", "head": model.split("/")[1].replace("natural", "linear"), "training": "natural", "from": below}
     described = {"model": model, "suite": "quick", "data": about.name, "data_digest": about.digest, "seed": 0, "flags": [], **kinds}
-    evaluation.write(Path("outcomes") / model / "quick", outcomes, settings.threat, described)
+    outcomes.write(Path("outcomes") / model / "quick", found, settings.threat, described)
 
 
 @pytest.fixture(scope="module")

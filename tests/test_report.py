@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from synthetic_outcomes import RUN, SUITES, Made, write_run
 
-from pipeline import evaluation, report
+from pipeline import outcomes, report
 from pipeline.errors import Mistake
 from pipeline.report import figures, pictures, stability, wording
 from pipeline.report.outcomes import read
@@ -93,7 +93,7 @@ def mistake(root: Path, **keywords) -> str:
 
 def test_worst_case_is_below_every_suite_and_the_masked_attack(written):
     for row in written[0].metrics().values():
-        low, high = evaluation.wilson(round(row["worst_case"] * row["n"]), int(row["n"]))
+        low, high = outcomes.wilson(round(row["worst_case"] * row["n"]), int(row["n"]))
         assert row["worst_case"] <= min(row[name] for name in ("clean", *SUITES, "masked") if name in row)
         assert (row["interval_low"], row["interval_high"]) == (round(low, 6), round(high, 6))
         assert row["interval_low"] <= row["worst_case"] <= row["interval_high"]
@@ -237,12 +237,13 @@ def test_report_reads_what_the_evaluation_writes(tmp_path):
     attack = ["", "", "", "pgd", "pgd", "clean"]
     points = (images + 0.1 * torch.tensor([0, 0, 1, 1, 1, 0]).view(6, 1, 1, 1)).clamp(0, 1)
     adversarial, masked = torch.tensor([0, 1, 2, 9, 9, 0]), clean == labels
-    outcomes = evaluation.Outcomes(labels, labels, images, clean, points, torch.ones(6), attack, adversarial, masked)
-    outcomes.after, outcomes.curve, outcomes.passes = {"pgd": 0.5}, [(0.0, 5 / 6), (0.1, 0.5)], 66
-    outcomes.under = {"masked": "pgd, adjoint gradient of dopri5", "curve": "pgd"}
+    right, held = (clean == labels).float(), torch.tensor([name == "" for name in attack]).float()
+    found = outcomes.Outcomes(labels, labels, images, clean, right, points, torch.ones(6), attack, adversarial, held, masked.float())
+    found.after, found.curve, found.passes = {"pgd": 0.5}, [(0.0, 5 / 6), (0.1, 0.5)], 66
+    found.under = {"masked": "pgd, adjoint gradient of dopri5", "curve": "pgd"}
     about = {"model": "head/tiny", "suite": "quick", "data": "digits", "data_digest": "0" * 64, "seed": 0, "from": None}
     about |= {"backbone": "convnet", "head": "ode", "training": "natural", "flags": []}
-    evaluation.write(tmp_path / "outcomes/head/tiny/quick", outcomes, ThreatModel(norm="linf", eps=0.1), about)
+    outcomes.write(tmp_path / "outcomes/head/tiny/quick", found, ThreatModel(norm="linf", eps=0.1), about)
     numbers = reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics()["head/tiny"]
     assert (numbers["clean"], numbers["worst_case"], numbers["masked"]) == (0.833333, 0.5, 0.833333)
 
@@ -300,8 +301,13 @@ def test_the_spectrum_is_drawn_around_the_imaginary_axis(own):
 def test_distances_are_drawn_in_decades_and_bounds_end_where_they_leave(own):
     path = own / FLOW
     ways = json.loads(path.read_text())["flows"][0]["trajectories"] | {"times": [0, 1, 2]}
-    ways |= {"lower": [1, 5, 50], "median": [1, 10, 100], "upper": [1, 20, 200]}
-    edit_flow(path, trajectories=ways | {"exponents": {"lipschitz": [0, 5000, 10000], "log_norm": [0, 3, 6]}})
+    ways |= {
+        "lower": [1, 5, 50],
+        "median": [1, 10, 100],
+        "upper": [1, 20, 200],
+        "exponents": {"lipschitz": [0, 5000, 10000], "log_norm": [0, 3, 6]},
+    }
+    edit_flow(path, trajectories=ways)
     flow = flows(own)["head/sodef_natural"]
     bound, log_norm, measured = ([tuple(map(float, p.split(","))) for p in line.path[1:].split("L")] for line in flow.growth.lines)
     ticks = {text: y for y, text in flow.growth.y_ticks}
@@ -326,7 +332,10 @@ def test_a_flow_whose_points_moved_nothing_is_said_to_have_no_trajectories(own):
         ({"T": 0}, "flows.0.T: Input should be greater than 0 (got 0)"),
         ({"spectrum": [[1.0]]}, "flows.0.spectrum.0"),
         ({"numbers": {"nfe": "many"}}, "flows.0.numbers.nfe: Input should be a valid number"),
-        ({"trajectories": dict(pairs=1, times=[0, 1], lower=[1], median=[1, 1], upper=[1, 1], exponents={})}, "as many points"),
+        (
+            {"trajectories": {"pairs": 1, "times": [0, 1], "lower": [1], "median": [1, 1], "upper": [1, 1], "exponents": {}}},
+            "as many points",
+        ),
     ],
 )
 def test_a_damaged_measurement_of_stability_is_refused(own, changes, said):

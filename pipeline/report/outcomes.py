@@ -29,10 +29,10 @@ class Outcome:
     label: np.ndarray
     clean: np.ndarray
     adversarial: np.ndarray
-    robust: np.ndarray  # bool
+    robust: np.ndarray  # share of draws in which the image holds: 0. or 1. where nothing is random
     attack: np.ndarray
     distance: np.ndarray
-    masked: np.ndarray  # 1., 0., or nan where not measured
+    masked: np.ndarray  # the same under the naive gradient alone, or nan where not measured
     row: np.ndarray  # position of each image in adversarial.safetensors
 
     def points(self, position: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,17 +134,17 @@ def _rows(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"line {short} has not {len(reader.fieldnames or ())} cells")
     table = {name: np.array([int(row[name]) for row in rows]) for name in ("image", "label", "clean", "adversarial")}
     return table | {
-        "robust": np.array([_bit(row["robust"]) for row in rows], dtype=bool),
+        "robust": np.array([_share(row["robust"]) for row in rows]),
         "attack": np.array([row["attack"] for row in rows]),
         "distance": np.array([float(row["distance"]) for row in rows]),
-        "masked": np.array([_bit(row["masked"]) if row["masked"] else math.nan for row in rows]),
+        "masked": np.array([_share(row["masked"]) if row["masked"] else math.nan for row in rows]),
     }
 
 
-def _bit(text: str) -> int:
-    if text not in ("0", "1"):
-        raise ValueError(f"{text!r} where 0 or 1 is expected")
-    return int(text)
+def _share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError(f"{text!r} where a share in [0, 1] is expected")
+    return float(text)
 
 
 def _images(path: Path) -> tuple[int, ...]:
@@ -163,8 +163,10 @@ def _check(outcome: Outcome, images: tuple[int, ...]) -> None:
         raise _damaged(where, "rows, summary.json and adversarial.safetensors disagree", f"{n}, {summary.n} and {images[0]} images")
     if len(np.unique(outcome.image)) != n:
         raise _damaged(where, "an image occurs twice", f"{n - len(np.unique(outcome.image))} repeated")
-    for name, rows in {"robust": outcome.robust.mean(), "clean": (outcome.clean == outcome.label).mean()}.items():
+    certain = not summary.ensemble  # nothing is drawn: one prediction an image
+    shares = {"robust": outcome.robust.mean()} | ({"clean": (outcome.clean == outcome.label).mean()} if certain else {})
+    for name, rows in shares.items():
         if abs(getattr(summary, name) - rows) > 0.5 / n:
             raise _damaged(where, f"{name} is not what summary.json says", f"{rows:.4f} against {getattr(summary, name):.4f}")
-    if (outcome.robust & (outcome.clean != outcome.label)).any():
+    if certain and ((outcome.robust > 0) & (outcome.clean != outcome.label)).any():
         raise _damaged(where, "an image counts as robust though its clean prediction is wrong", "robust 1, clean != label")

@@ -57,7 +57,7 @@ def choose(everything: ByModel, count: int) -> list[int]:
     models = [list(outcomes.values()) for outcomes in everything.values()]
     label = models[0][0].label
     wrong = np.sum([suites[0].clean != suites[0].label for suites in models], 0)
-    broken = np.sum([~np.logical_and.reduce([one.robust for one in suites]) for suites in models], 0)
+    broken = np.sum([np.minimum.reduce([one.robust for one in suites]) < 0.5 for suites in models], 0)
     lost = np.lexsort((-broken, wrong))  # lexsort is stable and sorts by its last key first
     telling = np.lexsort((np.abs(2 * broken - len(models) - 1), wrong))
     chosen: list[int] = []
@@ -72,11 +72,11 @@ def choose(everything: ByModel, count: int) -> list[int]:
 def example(model: str, outcomes: Mapping[str, Outcome], position: int) -> Example:
     """The stored point of the last suite that broke the image, else the last suite's strongest one."""
     suites = list(outcomes.values())[::-1]
-    one = next((suite for suite in suites if not suite.robust[position]), suites[0])
+    one = min(suites, key=lambda suite: suite.robust[position])
     clean, adversarial = one.points(position)
     delta = adversarial - clean
     largest = float(np.abs(delta).max())
-    fate = "robust" if one.robust[position] else "wrong" if one.attack[position] == "clean" else "broken"
+    fate = "robust" if one.robust[position] >= 0.5 else "wrong" if one.attack[position] == "clean" else "broken"
     read = class_name(one, one.adversarial[position])
     factor = 0.5 / largest if largest else 0.0
     which = f"image {one.image[position]} attacked on {model}"

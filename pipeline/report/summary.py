@@ -14,7 +14,7 @@ class Threat(BaseModel):
 
 
 class Masked(BaseModel):
-    """What an attack with the wrong, adjoint, gradient would have reported."""
+    """What an attack with the naive gradient would have reported."""
 
     attack: str
     robust: Accuracy
@@ -27,6 +27,14 @@ class Undefended(BaseModel):
     model: str
     clean: Accuracy
     robust: Accuracy
+
+
+class Ensemble(BaseModel):
+    """A random model's accuracies when the predictions of several draws are averaged; those of the summary are of single draws."""
+
+    clean: Accuracy
+    robust: Accuracy
+    interval: Interval
 
 
 class Curve(BaseModel):
@@ -51,6 +59,7 @@ class Summary(BaseModel):
     attacks: dict[str, Accuracy]
     alone: dict[str, Accuracy | None] = {}
     masked: Masked | None = None
+    ensemble: Ensemble | None = None
     twin: Undefended | None = None
     curve: Curve | None = None
     flags: list[str] = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import Mistake
-from pipeline.evaluation import wilson
+from pipeline.outcomes import wilson
 from pipeline.report.outcomes import Outcome
 from pipeline.report.summary import Threat
 
@@ -17,9 +17,9 @@ MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "twin", "tw
 
 @dataclass(frozen=True)
 class Share:
-    """k of n images, with the Wilson 95% interval of the fraction."""
+    """k of n images, with the Wilson 95% interval of the fraction. Of a random model k is a sum of shares of draws."""
 
-    k: int
+    k: float
     n: int
 
     @property
@@ -110,8 +110,8 @@ class Table:
 
 def worst_case(suites: Mapping[str, Outcome]) -> Share:
     """The per-image worst case over suites whose outcomes are on the same images."""
-    robust = np.logical_and.reduce([one.robust & (one.masked != 0) for one in suites.values()])  # nan != 0: not measured
-    return Share(int(robust.sum()), robust.size)
+    robust = np.minimum.reduce([np.fmin(one.robust, one.masked) for one in suites.values()])  # of a number and nan the number
+    return Share(float(robust.sum()), robust.size)
 
 
 def tabulate(everything: ByModel, suites: Sequence[str]) -> Table:
@@ -135,8 +135,8 @@ def _row(model: str, position: int, everything: ByModel) -> Row:
         backbone=first.summary.backbone or "",
         head=first.summary.head or "",
         training=first.summary.training or "",
-        clean=Share(int((first.clean == first.label).sum()), first.summary.n),
-        suites={suite: Share(int(one.robust.sum()), one.summary.n) for suite, one in outcomes.items()},
+        clean=Share(first.summary.clean * first.summary.n, first.summary.n),
+        suites={suite: Share(float(one.robust.sum()), one.summary.n) for suite, one in outcomes.items()},
         worst=worst_case(outcomes),
         masked=_masked(masked[-1]) if masked else None,
         masked_attack=masked[-1].summary.masked.attack if masked and masked[-1].summary.masked else "",
@@ -146,7 +146,7 @@ def _row(model: str, position: int, everything: ByModel) -> Row:
 
 
 def _masked(outcome: Outcome) -> Share:
-    return Share(int(np.nansum(outcome.masked)), int((~np.isnan(outcome.masked)).sum()))
+    return Share(float(np.nansum(outcome.masked)), int((~np.isnan(outcome.masked)).sum()))
 
 
 def _twin(outcomes: Mapping[str, Outcome], everything: ByModel) -> Twin | None:

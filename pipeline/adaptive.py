@@ -1,0 +1,96 @@
+"""The suite that a model's declaration asks for: each property through which a published defence was overestimated has its attempts.
+
+| the model | attempts |
+|---|---|
+| any | FGSM, PGD, Auto-PGD with two losses, FAB, Square; more steps and restarts until they take nothing more |
+| has a twin | Auto-PGD on the twin, transferred |
+| solves an ODE | gradients of finer, coarser and adaptive solves of the same flow, and of a shortened one |
+| has layers with several gradients | each of them (BPDA and its like) |
+| has a purifier | gradients of the model without it |
+| is random | gradients averaged over draws (EOT), and those of the mean weights |
+| has features | towards the features of an image of another class |
+
+Weak and cheap attempts go first: what they break costs the others nothing.
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from pipeline.declaration import Declaration
+from pipeline.lookup import Choice, choose
+from pipeline.ode import Solver, flows
+from pipeline.suite import Adaptive
+from pipeline.ways import Attempt, Way
+
+FEW = 3  # target classes, with a gradient that is not the model's own
+SHARES = (0.2, 0.5)  # of a flow's integration time
+TOLERANCES = (1e-1, 1e-3, 1e-5)  # of an adaptive solve
+
+
+def attempts(declared: Declaration, settings: Adaptive, model: nn.Module) -> dict[str, Attempt]:
+    """The suite, in the order in which it runs."""
+    return dict(_attempts(declared, settings, model))
+
+
+def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[tuple[str, Attempt]]:
+    own = Way(draws=s.draws) if declared.randomised else Way()
+    yield "fgsm", Attempt(_attack("fgsm"), own)
+    yield "pgd", Attempt(_attack("pgd", steps=20, step=0.1), own)
+    yield "apgd_ce", Attempt(_apgd("ce", s.steps), own)
+    targeted = "dlr_targeted" if declared.classes > 3 else "ce"
+    if declared.twin:
+        both = [_apgd("ce", s.steps).tree(), _apgd(targeted, s.steps, s.targets).tree()]
+        yield "transfer", Attempt(_attack("transfer", attacks=both))
+    for name, way in _ways(declared, s, model):
+        yield f"apgd_ce: {name}", Attempt(_apgd("ce", s.steps), way)
+        yield f"apgd_targeted: {name}", Attempt(_apgd(targeted, s.steps, FEW), way)
+    yield "features", Attempt(_attack("features"), own)
+    if declared.randomised:
+        yield "pgd_eot", Attempt(_attack("pgd", steps=s.steps, step=0.1), own)
+    else:
+        yield "apgd_targeted", Attempt(_apgd(targeted, s.steps, s.targets), own)
+        yield "fab", Attempt(_attack("fab", targets=s.targets), own)
+    yield "square", Attempt(_attack("square", queries=max(s.queries // (s.draws if declared.randomised else 1), 1)), own)
+    for k in range(1, s.doublings + 1):
+        longer = _attack("apgd", loss="ce", steps=s.steps * 2**k, restarts=2**k)
+        yield f"apgd_ce x{2**k}", Attempt(longer, own, doubling=k)
+
+
+def _ways(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[tuple[str, Way]]:
+    """The gradients besides the reported function's own that the declaration asks for."""
+    draws = s.draws if declared.randomised else None
+    if declared.flows:
+        steps = max(flow.solver.steps for flow in flows(model))
+        fine = Solver(method="rk4", steps=4 * steps)
+        yield "finer steps", Way(solver=fine, draws=draws)
+        yield "euler", Way(solver=Solver(method="euler", steps=2 * steps), draws=draws)
+        for tolerance in TOLERANCES:
+            yield f"dopri5 {tolerance:g}", Way(solver=Solver(method="dopri5", tolerance=tolerance), draws=draws)
+        for share in SHARES:
+            yield f"{share:g} T", Way(solver=fine, share=share, draws=draws)
+    for gradient in declared.gradients:
+        yield f"{gradient} gradient", Way(gradient=gradient, draws=draws)
+    if declared.purifier:
+        yield "no purifier", Way(bare=True, draws=draws)
+    if declared.distributions:
+        yield "mean weights", Way(mean=True)
+
+
+def naive(declared: Declaration, solver: Solver | None) -> Way | None:
+    """The way in which the defence's own paper was, or invites to be, evaluated; None where it invites to none but its own gradient."""
+    if declared.flows and solver:
+        return Way(solver=solver)
+    if "surrogate" in declared.gradients:
+        return Way(gradient="surrogate")
+    if declared.purifier:
+        return Way(bare=True)
+    return Way(draws=1) if declared.randomised else None
+
+
+def _attack(kind: str, **settings: object) -> Choice:
+    return choose("attacks", {"kind": kind, **settings})
+
+
+def _apgd(loss: str, steps: int, targets: int = 1) -> Choice:
+    return _attack("apgd", loss=loss, steps=steps, targets=targets)

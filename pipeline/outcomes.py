@@ -1,0 +1,149 @@
+"""What became of each image under a suite of attacks, and the files it is kept in, from which every table can be made without a model."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from pipeline import files
+from pipeline.attacks import cross_entropy_each
+from pipeline.threat import ThreatModel
+from pipeline.types import Images, Labels, Logits, PerImage
+
+Z95 = 1.959963984540054
+FIELDS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked")
+TENSORS = ("clean", "clean_share", "points", "loss", "adversarial", "share", "masked", "ensemble")
+
+
+def wilson(k: float, n: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a share k/n (Wilson 1927); of a mean of n shares, k their sum, it is a wide one."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = k / n, Z95**2
+    centre, half = p + z2 / (2 * n), Z95 * (p * (1 - p) / n + z2 / (4 * n * n)) ** 0.5
+    return 0.0 if k == 0 else (centre - half) / (1 + z2 / n), 1.0 if k == n else (centre + half) / (1 + z2 / n)
+
+
+@dataclass
+class Outcomes:
+    """One row an image. `share` is the share of draws in which it is read rightly at its stored point: 0 or 1 where nothing is random.
+
+    `points` are the worst found: of lowest share, then of highest loss. `attack` is the first that brought the share below one half,
+    "clean" where none was needed and "" where none did.
+    """
+
+    index: Labels
+    labels: Labels
+    images: Images
+    clean: Labels  # prediction
+    clean_share: PerImage
+    points: Images
+    loss: PerImage
+    attack: list[str]
+    adversarial: Labels
+    share: PerImage
+    masked: PerImage | None = None  # the share under the naive gradient alone
+    ensemble: Tensor | None = None  # [n, 2]: shares of ensembles that read the clean image and the stored point rightly
+    after: dict[str, float] = field(default_factory=dict)  # attack -> robust accuracy after it
+    curve: list[tuple[float, float]] = field(default_factory=list)
+    under: dict[str, str] = field(default_factory=dict)  # "masked", "curve" -> the attack behind it, in words
+    passes: int = 0
+
+    @classmethod
+    def untouched(cls, index: Labels, images: Images, labels: Labels, logits: Logits, share: PerImage, passes: int) -> "Outcomes":
+        """Before any attack."""
+        clean = logits.argmax(1)
+        attack = ["" if kept else "clean" for kept in (share >= 0.5).tolist()]
+        loss = cross_entropy_each(logits, labels)
+        return cls(index, labels, images, clean, share.clone(), images.clone(), loss, attack, clean.clone(), share, passes=passes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def alive(self) -> Tensor:
+        """Rows that an attack can still take something from."""
+        return (self.share > 0).nonzero().flatten()
+
+    @property
+    def robust(self) -> float:
+        """Robust accuracy so far: expected over draws where something is random."""
+        return mean(self.share)
+
+    @property
+    def last_taken(self) -> float:
+        """What the last attack took from the robust accuracy."""
+        before, after = [mean(self.clean_share), *self.after.values()][-2:]
+        return before - after
+
+    def record(self, name: str, rows: Tensor, x: Images, logits: Logits, share: PerImage) -> None:
+        """Take the candidates that are worse than the stored points."""
+        loss = cross_entropy_each(logits, self.labels[rows])
+        worse = (share < self.share[rows]) | ((share == self.share[rows]) & (loss > self.loss[rows]))
+        taken = rows[worse]
+        self.points[taken], self.loss[taken], self.share[taken] = x[worse], loss[worse], share[worse]
+        self.adversarial[taken] = logits.argmax(1)[worse]
+        for row in rows[share < 0.5].tolist():
+            self.attack[row] = self.attack[row] or name
+
+
+def mean(shares: Tensor) -> float:
+    return float(shares.double().sum()) / len(shares)
+
+
+def pack(o: Outcomes, finished: int) -> bytes:
+    """A checkpoint after `finished` steps."""
+    about = {"attack": o.attack, "after": o.after, "curve": o.curve, "under": o.under, "passes": o.passes, "finished": finished}
+    tensors = {name: value.contiguous() for name in TENSORS if (value := getattr(o, name)) is not None}
+    return save(tensors | {"about": torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)})
+
+
+def unpack(path: Path, index: Labels, images: Images, labels: Labels) -> tuple[Outcomes, int]:
+    """The outcomes of a checkpoint, and how many steps they are after."""
+    tensors: dict[str, Any] = load_file(path)
+    about = json.loads(bytes(tensors.pop("about").tolist()))
+    finished = about.pop("finished")
+    about["curve"] = [(eps, robust) for eps, robust in about["curve"]]
+    return Outcomes(index=index, images=images, labels=labels, **tensors, **about), finished
+
+
+def write(folder: Path, o: Outcomes, threat: ThreatModel, about: dict[str, Any]) -> dict[str, Any]:
+    """outcomes.csv, adversarial.safetensors and summary.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    distance = threat.distance(o.points, o.images)
+    with (folder / "outcomes.csv").open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(FIELDS)
+        for i, share in enumerate(o.share.tolist()):
+            masked = "" if o.masked is None else f"{o.masked[i]:.4g}"
+            row = (o.index[i], o.labels[i], o.clean[i], o.adversarial[i])
+            rows.writerow([*map(int, row), f"{share:.4g}", o.attack[i], f"{distance[i]:.6f}", f"{o.loss[i]:.6f}", masked])
+    files.write(folder / "adversarial.safetensors", save({"images": o.points.contiguous(), "clean": o.images.contiguous()}))
+    summary = about | measures(o) | {"threat": threat.model_dump()}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def measures(o: Outcomes) -> dict[str, Any]:
+    """The numbers of a suite; accuracies are shares in [0, 1]."""
+    numbers: dict[str, Any] = {
+        "n": len(o), "clean": mean(o.clean_share), "robust": o.robust, "interval": interval(o.share),
+        "attacks": o.after, "masked": None, "curve": None, "ensemble": None, "passes": o.passes,
+    }  # fmt: skip
+    if o.masked is not None:
+        numbers["masked"] = {"attack": o.under["masked"], "robust": mean(o.masked), "interval": interval(o.masked)}
+    if o.ensemble is not None:
+        clean, robust = o.ensemble.unbind(1)
+        numbers["ensemble"] = {"clean": mean(clean), "robust": mean(robust), "interval": interval(robust)}
+    if o.curve:
+        numbers["curve"] = {"attack": o.under["curve"], "points": o.curve}
+    return numbers
+
+
+def interval(shares: Tensor) -> tuple[float, float]:
+    return wilson(float(shares.double().sum()), len(shares))

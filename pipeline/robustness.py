@@ -1,0 +1,78 @@
+"""One call from a model and a suite to a robust accuracy: declare, attack, judge, diagnose."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.adaptive import attempts, naive
+from pipeline.declaration import Declaration, declare
+from pipeline.diagnostics import Diagnosis, diagnose
+from pipeline.errors import Mistake
+from pipeline.evaluation import Evaluation
+from pipeline.outcomes import Outcomes
+from pipeline.suite import Suite
+from pipeline.threat import HIGH, LOW, ThreatModel
+from pipeline.types import Images, Labels
+from pipeline.ways import Attempt
+
+LOOKED_AT = 16  # images on which a model's declaration is measured
+
+
+@dataclass
+class Result:
+    """What was found, and what the model is."""
+
+    outcomes: Outcomes
+    diagnosis: Diagnosis
+    declared: Declaration
+
+
+def evaluate(
+    model: nn.Module,
+    twin: nn.Module | None,
+    images: Images,
+    labels: Labels,
+    threat: ThreatModel,
+    suite: Suite,
+    seed: tuple[int, str],
+    batch: int = 256,
+    checkpoint: Path | None = None,
+) -> Result:
+    """The outcome of every image under a suite. `model` is in evaluation mode and maps images in [0, 1] to logits [n, classes].
+
+    Raises Mistake where images, labels or model cannot be evaluated.
+    """
+    check(model, images, labels)
+    declared = declare(model, twin, images[:LOOKED_AT].to(device_of(model)))
+    tried = {name: Attempt(attack) for name, attack in suite.attacks.items()}
+    if suite.adaptive:
+        tried |= attempts(declared, suite.adaptive, model)
+    way = suite.masked and naive(declared, suite.masked.solver)
+    masked = Attempt(suite.masked.attack, way) if suite.masked and way else None
+    curve = (Attempt(suite.curve.attack), list(suite.curve.radii)) if suite.curve else None
+    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
+    outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
+    return Result(outcomes, diagnose(evaluation, outcomes, tried, declared), declared)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@torch.no_grad()
+def check(model: nn.Module, images: Images, labels: Labels) -> None:
+    """Raise Mistake on what cannot be evaluated."""
+    if model.training:
+        raise Mistake("model: is in training mode (got model.training = True). Call model.eval() first.")
+    low, high = images.min().item(), images.max().item()
+    if not LOW <= low <= high <= HIGH:
+        raise Mistake(f"images: should be in [0, 1] (got {low:.3g} to {high:.3g}). Scale them; normalisation belongs into the model.")
+    logits = model(images[:2].to(device_of(model)))
+    if logits.ndim != 2 or not logits.isfinite().all():
+        what = f"shape {list(logits.shape)}" if logits.ndim != 2 else "values that are not finite"
+        raise Mistake(f"model: should give finite logits [n, classes] (got {what}). Mend its forward pass.")
+    first, last = int(labels.min()), int(labels.max())
+    if first < 0 or last >= logits.shape[1]:
+        raise Mistake(f"labels: should be in 0..{logits.shape[1] - 1} (got {first if first < 0 else last}). Check the data's classes.")

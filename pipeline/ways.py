@@ -1,0 +1,112 @@
+"""From which function of the same weights an attack takes its gradient.
+
+The point found is judged by the reported function whatever the way, so a way can only lower a robust accuracy. The reported function's
+own gradient is one way; where it is wrong, masked or of one draw, another is the better one: that is what an adaptive attack tries.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline.distribution import mean_network
+from pipeline.lookup import Choice
+from pipeline.ode import Solver, flows, solving_with
+from pipeline.randomness import random_layers
+from pipeline.substitutes import differentiating
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is changed in a model while an attack looks at it; nothing by default.
+
+    `solver` solves every flow, `share` of its integration time; `gradient` names that of the layers that have several
+    (pipeline/substitutes.py); `draws` passes are averaged where something is random (EOT); `mean` takes the means of all
+    distributions; `bare` leaves the purifier out.
+    """
+
+    solver: Solver | None = None
+    share: float = 1.0
+    gradient: str | None = None
+    draws: int | None = None
+    mean: bool = False
+    bare: bool = False
+
+    @contextmanager
+    def through(self, model: nn.Module) -> Iterator[None]:
+        """Change the model, and put everything back."""
+        with ExitStack() as stack:
+            if self.solver:
+                stack.enter_context(solving_with(model, self.solver))
+            if self.share != 1:
+                stack.enter_context(_shortened(model, self.share))
+            if self.gradient:
+                stack.enter_context(differentiating(model, self.gradient))
+            if self.draws:
+                stack.enter_context(_averaging(model, self.draws))
+            if self.mean:
+                stack.enter_context(mean_network(model))
+            if self.bare:
+                stack.enter_context(_bare(model))
+            yield
+
+    def __str__(self) -> str:
+        words = [
+            f"{self.solver.gradient} gradient of {self.solver.method}" if self.solver else "",
+            f"{self.share:g} of the integration time" if self.share != 1 else "",
+            f"{self.gradient} gradient" if self.gradient else "",
+            f"{self.draws} draws a gradient" if self.draws else "",
+            "mean weights" if self.mean else "",
+            "without the purifier" if self.bare else "",
+        ]
+        return ", ".join(filter(None, words))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attack and the way in which it sees the model.
+
+    `doubling` counts from 1 in a series of ever longer attempts, which ends with the first that takes next to nothing.
+    """
+
+    attack: Choice
+    way: Way = Way()
+    doubling: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, [str(self.attack), str(self.way)]))
+
+
+@contextmanager
+def _shortened(model: nn.Module, share: float) -> Iterator[None]:
+    own = [(flow, flow.T) for flow in flows(model)]
+    for flow, T in own:
+        flow.T = share * T
+    try:
+        yield
+    finally:
+        for flow, T in own:
+            flow.T = T
+
+
+@contextmanager
+def _averaging(model: nn.Module, draws: int) -> Iterator[None]:
+    own = [(layer, layer.inference_draws) for layer in random_layers(model)]
+    for layer, _ in own:
+        layer.inference_draws = draws
+    try:
+        yield
+    finally:
+        for layer, theirs in own:
+            layer.inference_draws = theirs
+
+
+@contextmanager
+def _bare(model: nn.Module) -> Iterator[None]:
+    own = model.purifier
+    model.purifier = nn.Identity()
+    try:
+        yield
+    finally:
+        model.purifier = own
