@@ -2,24 +2,26 @@
 
 A stage is a list of phases run in order (a SODEF head has three). After every epoch the state goes to a checkpoint, and a run
 that was killed goes on from there with the same result as if it had not been: what is drawn in an epoch depends on the epoch alone.
+
+A phase ends with its last weights, with their mean (pipeline/averaging.py), or with those of its best epoch on the validation images.
 """
 
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import files
+from pipeline import checkpoint
+from pipeline.averaging import Average, Mean, copied, measure_statistics
+from pipeline.checkpoint import Groups
 from pipeline.data import Split
 from pipeline.errors import Mistake
 from pipeline.randomness import drawing, generator
@@ -27,7 +29,15 @@ from pipeline.types import Images, Labels, Losses, Settings
 
 log = logging.getLogger(__name__)
 Loss = Callable[[Images, Labels, torch.Generator], Losses]
-Row = dict[str, Any]  # one epoch of the history: phase, epoch, loss, accuracy
+Row = dict[str, Any]  # one epoch of the history: phase, epoch, loss, accuracy, and robust if a phase watches it
+
+
+class Stopping(Settings):
+    """When a phase ends early. It ends with the weights of its best epoch on the validation images (Rice et al. 2020, arXiv 2002.11569)."""
+
+    watch: Literal["accuracy", "robust"] = Field(description="accuracy, or robust (accuracy under ten steps of PGD)")
+    patience: int = Field(ge=1, description="a positive number of epochs without a better one, after which the phase ends")
+    images: int = Field(500, ge=1, description="a positive number of validation images that are attacked; robust alone uses it")
 
 
 class Schedule(Settings):
@@ -43,6 +53,8 @@ class Schedule(Settings):
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty, 0 for none")
     epsilon: float = Field(1e-8, gt=0, description="Adam's positive denominator term")
     amsgrad: bool = Field(False, description="whether Adam keeps the running maximum of its second moment")
+    average: Average | None = Field(None, description="the mean of the weights to end with, a table with its kind; null: the last weights")
+    stopping: Stopping | None = Field(None, description="when to end early, a table with what to watch; null: with the last epoch")
 
     def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         if self.optimiser == "adam":
@@ -79,9 +91,43 @@ class Phase:
 class Progress:
     """Where a run of phases stands: what a checkpoint holds beside the tensors."""
 
-    phase: int
-    epoch: int
-    history: list[Row]
+    phase: int = 0
+    epoch: int = 0
+    history: list[Row] = field(default_factory=list)
+
+    def since_best(self, phase: Phase) -> int:
+        """How many epochs came after the best of a phase that watches something; 0 of any other."""
+        stopping = phase.schedule.stopping
+        values = [row[stopping.watch] for row in self.history if row["phase"] == phase.name] if stopping else []
+        return len(values) - 1 - values.index(max(values)) if values else 0
+
+    def exhausted(self, phase: Phase) -> bool:
+        """Whether a phase has no patience left."""
+        return phase.schedule.stopping is not None and self.since_best(phase) >= phase.schedule.stopping.patience
+
+
+class Work:
+    """A phase under way: its optimiser, the mean of its weights, and the weights to end with where they are not the last."""
+
+    def __init__(self, phase: Phase, saved: Groups):
+        """`saved` is what `state` was, or nothing."""
+        self.phase, self.best = phase, saved.get("best", {})
+        self.optimiser = phase.schedule.build(phase.parameters())
+        self.mean = Mean(phase.schedule.average, phase.parameters())
+        if saved:
+            _load_optimiser(self.optimiser, saved["optimiser"])
+            self.mean.load(saved["mean"])
+
+    def state(self) -> Groups:
+        moments = self.optimiser.state_dict()["state"].items()
+        of_the_optimiser = {f"{i}/{key}": value for i, state in moments for key, value in state.items() if value is not None}
+        return {"optimiser": of_the_optimiser, "mean": self.mean.state(), "best": self.best}
+
+    def settle(self, model: nn.Module, train: Split) -> None:
+        """What weights that were put in place ask for: the constraint, statistics, and what is kept of training images."""
+        self.phase.after_step()
+        measure_statistics(model, self.phase.trained, train, self.phase.schedule.batch)
+        refresh(model, train)
 
 
 def each(losses: Losses) -> Iterator[Tensor]:
@@ -93,37 +139,55 @@ def run(
     model: nn.Module,
     phases: Sequence[Phase],
     train: Split,
-    accuracy: Callable[[], float],
+    accuracy: Callable[..., float],
     purpose: tuple[int, str],
-    checkpoint: Path,
+    path: Path,
     watch: Callable[[int, Row], None] = lambda step, row: None,
 ) -> list[Row]:
     """Run the phases on `model` in place and return the history, one row an epoch.
 
-    `accuracy` measures the model on held-out images after each epoch; `purpose` = (seed, model name) seeds every draw;
-    `checkpoint` is read if it is there and removed at the end; `watch` sees each new row and its
-    number in the history, from 1.
+    `accuracy()` measures the model on held-out images after each epoch, `accuracy(n)` on n of them under attack where a phase watches
+    that; `purpose` = (seed, model name) seeds every draw; the checkpoint at `path` is read if it is there and removed at the end; `watch`
+    sees each new row and its number in the history, from 1.
     Raises Mistake on a loss that is not finite; the checkpoint of the last good epoch stays.
     """
-    done = _restore(checkpoint, model, phases)
+    done, saved = _restore(path, model, phases)
     refresh(model, train)
     for i, phase in enumerate(phases[done.phase :], start=done.phase):
-        optimiser = phase.schedule.build(phase.parameters())
-        if i == done.phase and done.epoch:
-            _restore_optimiser(checkpoint, optimiser)
-        first = done.epoch if i == done.phase else 0
-        epochs = range(first, phase.schedule.epochs)
-        for epoch in tqdm(
-            epochs, desc=f"{purpose[1]}: {phase.name}", initial=first, total=phase.schedule.epochs, unit="epoch", mininterval=2, delay=2
-        ):
-            row = _epoch(model, phase, optimiser, epoch, train, purpose)
+        work, saved = Work(phase, saved), {}
+        for epoch in _bar(f"{purpose[1]}: {phase.name}", done.epoch, phase.schedule.epochs):
+            if done.exhausted(phase):
+                log.info("%s, phase %s: ends after %d epochs, with the best of them", purpose[1], phase.name, epoch)
+                break
+            row = _epoch(model, work, epoch, train, purpose)
             refresh(model, train)
-            row["accuracy"] = accuracy()
-            done.history.append(row)
-            _save(checkpoint, model, optimiser, Progress(i, epoch + 1, done.history))
+            with work.mean.in_place(model, partial(work.settle, model, train)):
+                row |= _measure(phase, phases, accuracy)
+                done.history.append(row)
+                if (phase.schedule.average or phase.schedule.stopping) and not done.since_best(phase):
+                    work.best = copied(model)
+            done.phase, done.epoch = i, epoch + 1
+            checkpoint.write(path, {"model": model.state_dict()} | work.state(), vars(done))
             watch(len(done.history), row)
-    checkpoint.unlink(missing_ok=True)
+        if work.best:
+            model.load_state_dict(work.best)
+        done.epoch = 0
+    path.unlink(missing_ok=True)
     return done.history
+
+
+def _bar(name: str, first: int, epochs: int) -> Iterable[int]:
+    return tqdm(range(first, epochs), desc=name, initial=first, total=epochs, unit="epoch", mininterval=2, delay=2)
+
+
+def _measure(phase: Phase, phases: Sequence[Phase], accuracy: Callable[..., float]) -> Row:
+    """The columns of held-out images: all rows of a run have the same, and where a phase does not watch what another does, it is empty."""
+    row: Row = {"accuracy": accuracy()}
+    watching = [phase.schedule.stopping for phase in phases if phase.schedule.stopping and phase.schedule.stopping.watch == "robust"]
+    if watching:
+        mine = phase.schedule.stopping
+        row["robust"] = accuracy(mine.images) if mine in watching and mine else ""
+    return row
 
 
 @torch.no_grad()
@@ -140,7 +204,8 @@ def penalty(phase: Phase) -> Tensor | float:
     return sum((term() for layer in layers if callable(term := getattr(layer, "penalty", None))), 0.0)
 
 
-def _epoch(model: nn.Module, phase: Phase, optimiser: torch.optim.Optimizer, epoch: int, train: Split, purpose: tuple[int, str]) -> Row:
+def _epoch(model: nn.Module, work: Work, epoch: int, train: Split, purpose: tuple[int, str]) -> Row:
+    phase, optimiser = work.phase, work.optimiser
     model.eval().requires_grad_(False)
     model.training = True  # the whole, whose parts are in the mode that the phase gives them
     for module in phase.trained:
@@ -170,40 +235,27 @@ def _epoch(model: nn.Module, phase: Phase, optimiser: torch.optim.Optimizer, epo
                     )
                 optimiser.step()
                 phase.after_step()
+                work.mean.after_step()
                 total, seen = total + loss.item() * len(index), seen + len(index)
+    work.mean.after_epoch(epoch, phase.schedule.epochs)
     optimiser.zero_grad()
     model.eval()
     return {"phase": phase.name, "epoch": epoch + 1, "loss": round(total / seen, 6)}
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-    tensors = {f"model/{name}": tensor.cpu() for name, tensor in model.state_dict().items()}
-    for i, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser/{i}/{key}": value.cpu() for key, value in state.items() if value is not None}
-    files.write(path, save(tensors, {"progress": json.dumps(vars(progress))}))
+def _restore(path: Path, model: nn.Module, phases: Sequence[Phase]) -> tuple[Progress, Groups]:
+    """Where the last checkpoint stood, with the model's state in place: the beginning where there is none."""
+    saved, progress = checkpoint.read(path)
+    done = Progress(**progress)
+    if saved:
+        model.load_state_dict(saved["model"])
+        log.info("resuming at phase %s, epoch %d", phases[done.phase].name, done.epoch)
+    return done, saved
 
 
-def _restore(path: Path, model: nn.Module, phases: Sequence[Phase]) -> Progress:
-    """The state at the last checkpoint; the beginning where there is none or it cannot be read."""
-    try:
-        with safe_open(path, "pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-            state = {name.removeprefix("model/"): file.get_tensor(name) for name in file.keys() if name.startswith("model/")}
-    except FileNotFoundError:
-        return Progress(0, 0, [])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        log.warning("%s: unreadable checkpoint (%s); starting from the beginning", path, error)
-        return Progress(0, 0, [])
-    model.load_state_dict(state)
-    log.info("resuming at phase %s, epoch %d", phases[progress.phase].name, progress.epoch)
-    return progress
-
-
-def _restore_optimiser(path: Path, optimiser: torch.optim.Optimizer) -> None:
+def _load_optimiser(optimiser: torch.optim.Optimizer, moments: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    with safe_open(path, "pt") as file:
-        for name in file.keys():
-            if name.startswith("optimiser/"):
-                _, i, key = name.split("/")
-                state.setdefault(int(i), {})[key] = file.get_tensor(name)
+    for name, value in moments.items():
+        i, key = name.split("/")
+        state.setdefault(int(i), {})[key] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -168,23 +168,30 @@ def test_yopo_runs_the_whole_network_m_and_one_times(digits):
 # Every method, whatever is trained --------------------------------------------------------------------------------------------------------
 
 
-def test_an_ode_head_is_trained_end_to_end_by_every_method():
+every = pytest.mark.parametrize("kind", lookup.kinds("training"))
+
+
+@every
+def test_an_ode_head_is_trained_end_to_end(kind):
     """Finite gradients for every part of backbone and head, through the solver."""
     _, x, y = drawn()
-    for kind in lookup.kinds("training"):
-        model = small.classifier(head={"kind": "ode", "width": 16})
-        for one in optimise.each(small.method(kind)(model, x, y, seeded())):
-            model.zero_grad()
-            one.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters()), kind
+    model = small.classifier(head={"kind": "ode", "width": 16})
+    for one in optimise.each(small.method(kind)(model, x, y, seeded())):
+        model.zero_grad()
+        one.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters())
 
 
-def test_every_method_trains_a_head_on_a_frozen_backbone_and_through_a_plain_function():
+@every
+def test_a_head_is_trained_alone_and_through_a_plain_function(kind):
     _, x, y = drawn()
-    for kind in lookup.kinds("training"):
-        model = small.classifier(head=small.SODEF)
-        model.backbone.requires_grad_(False)
-        for one in optimise.each(small.method(kind)(lambda x: model.head.state(model.features(x)) @ model.head.V.T, x, y, seeded())):
-            one.backward()
-        assert model.head.projection.weight.grad.abs().max() > 0, kind
-        assert all(p.grad is None for p in model.backbone.parameters()), kind
+    model = small.classifier(head=small.SODEF)
+    model.backbone.requires_grad_(False)
+
+    def separated(x):
+        return model.head.state(model.features(x)) @ model.head.V.T
+
+    for one in optimise.each(small.method(kind)(separated, x, y, seeded())):
+        one.backward()
+    assert model.head.projection.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in model.backbone.parameters())

@@ -1,0 +1,37 @@
+"""Where a run that can be killed goes on from: tensors in named groups and a JSON text, in one file that is whole or not there."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pipeline import files
+
+log = logging.getLogger(__name__)
+Groups = dict[str, dict[str, Tensor]]
+
+
+def write(path: Path, groups: Groups, progress: dict[str, Any]) -> None:
+    """Group names hold no slash."""
+    tensors = {f"{group}/{name}": tensor.cpu() for group, named in groups.items() for name, tensor in named.items()}
+    files.write(path, save(tensors, {"progress": json.dumps(progress), "groups": json.dumps([*groups])}))
+
+
+def read(path: Path) -> tuple[Groups, dict[str, Any]]:
+    """What was written; nothing where there is no file, and, with a warning, where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            groups: Groups = {group: {} for group in json.loads(file.metadata()["groups"])}
+            for key in file.keys():
+                group, _, name = key.partition("/")
+                groups[group][name] = file.get_tensor(key)
+            return groups, json.loads(file.metadata()["progress"])
+    except FileNotFoundError:
+        return {}, {}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s: unreadable checkpoint (%s); starting from the beginning", path, error)
+        return {}, {}
