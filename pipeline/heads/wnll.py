@@ -38,9 +38,10 @@ from pipeline.types import Features, Images, Labels, Logits, Losses, NetworkLoss
 
 FLOOR = 1e-4  # f: the share of the uniform distribution in the probabilities
 ISOLATED = 1e-6  # conductance to the mean label, so that a cluster that no template image is near to has a solution
-SOFT = 0.3  # the squared width of `soft`, as a share of the mean squared distance
+SOFT = 0.1  # the squared width of `soft`, as a share of the mean squared distance
 TINY = 1e-12  # the least sigma^2: rank template images on the same spot
 BATCH = 1024  # images a pass where the template is computed
+Neighbours = tuple[Tensor, Tensor]
 
 
 class Params(Settings):
@@ -95,20 +96,22 @@ def weights(d2: Tensor, sigma2: Tensor) -> Tensor:
     return (-d2 / sigma2.clamp_min(TINY)).exp()
 
 
-def neighbours(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def neighbours(x: Tensor, k: int) -> Neighbours:
     """Distances and numbers [n, k] of the k nearest other points of x [n, d], rising; infinite where there are only k points."""
     distances, index = torch.cdist(x, x).fill_diagonal_(torch.inf).topk(k, largest=False)
     return distances, index
 
 
-def alone(x: Tensor, t: Tensor, g: Tensor, k: int, rank: int) -> Tensor:
-    """u [n, classes] of each point of x [n, d] alone beside the template t [M, d] with labels g [M, classes].
+def alone(x: Tensor, t: Tensor, g: Tensor, rank: int, within: Neighbours) -> Tensor:
+    """u [n, classes] of each point of x [n, d] alone beside the template t [M, d] with labels g [M, classes] and `neighbours` of its own.
 
     Beside x, a template image y keeps its neighbours but for the k-th if x is nearer, and x may take the place of its rank-th.
     """
+    own, near = within
     with torch.no_grad():  # who is whose neighbour is constant between two jumps
-        distances, (own, near) = torch.cdist(x, t), neighbours(t, k)
-        to = distances.topk(k, largest=False).indices
+        distances = torch.cdist(x, t)
+        to = distances.topk(own.shape[1], largest=False).indices
         i, j = (distances < own[:, -1]).nonzero(as_tuple=True)
     d2 = squared_distances(x[:, None], t[to])
     c = (weights(d2, d2[:, rank - 1, None])[..., None] * g[to]).sum(1)
@@ -122,8 +125,7 @@ def alone(x: Tensor, t: Tensor, g: Tensor, k: int, rank: int) -> Tensor:
 
 def graph(x: Tensor, k: int, rank: int) -> Tensor:
     """[N, d] -> [N, N]: w(x, y), from row to column."""
-    with torch.no_grad():
-        to = neighbours(x, k)[1]
+    to = neighbours(x, k)[1]
     d2 = squared_distances(x[:, None], x[to])
     return x.new_zeros(len(x), len(x)).scatter(1, to, weights(d2, d2[:, rank - 1, None]))
 
@@ -169,6 +171,7 @@ class Head(Substitutable):
             raise Mistake(f"head.template: smaller than the number of classes (got {M}). Give {classes} or more.")
         self.k, self.rank, self.classes, self.gradient = params.k, params.rank, classes, params.gradient
         self.batch_dependent = params.transductive
+        self.kept: tuple[Tensor, Neighbours] | None = None
         self.buffer = nn.Sequential(nn.Linear(width, params.width), nn.ReLU())
         self.linear = nn.Linear(params.width, classes)
         self.register_buffer("features", torch.randn(M, width))
@@ -187,12 +190,23 @@ class Head(Substitutable):
         y, g = self.buffer(z), one_hot(labels, self.classes).double()
         x, t = y.double(), self.buffer(known).double()  # far from the origin, distances are differences of large numbers
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "exact"):
-            u = harmonic(graph(torch.cat([t, x]), self.k, self.rank), g) if self.batch_dependent else alone(x, t, g, self.k, self.rank)
+            u = (
+                harmonic(graph(torch.cat([t, x]), self.k, self.rank), g)
+                if self.batch_dependent
+                else alone(x, t, g, self.rank, self.within(t))
+            )
             logits = log_probabilities(u).to(z.dtype)
         if self.gradient == "exact":
             return logits
         path = self.linear(y) if self.gradient == "surrogate" else log_probabilities(dense(x, t, g)).to(z.dtype)
         return logits + (path - path.detach())  # the value is that of logits to the last bit
+
+    def within(self, t: Tensor) -> Neighbours:
+        """The template's neighbours, kept while it stays where it is: through an attack, and from image to image."""
+        if self.kept is None or self.kept[0].device != t.device or not torch.equal(self.kept[0], t):
+            with torch.inference_mode(False):  # or nothing could be differentiated through them later
+                self.kept = t.detach().clone(), neighbours(t, self.k)
+        return self.kept[1]
 
     @torch.no_grad()
     def refresh(self, model: Any, train: Split) -> None:

@@ -28,6 +28,11 @@ def cloud(n: int, seed: int = 0, d: int = 3) -> tuple[torch.Tensor, torch.Tensor
     return x, centres[labels] + torch.randn(M, d, generator=draw, dtype=torch.float64), one_hot(labels, C).double()
 
 
+def apart(x: torch.Tensor, t: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """u of each point of x alone."""
+    return wnll.alone(x, t, g, RANK, wnll.neighbours(t, K))
+
+
 def solved(x: torch.Tensor, t: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """u of all points of x in one graph."""
     return wnll.harmonic(wnll.graph(torch.cat([t, x]), K, RANK), g)
@@ -61,7 +66,7 @@ def test_an_image_alone_is_the_one_equation_of_the_system(k, rank, size):
     """Image by image, with neighbours found again in a graph that it is part of; k of all the template included."""
     x, t, g = cloud(50)
     single = torch.cat([wnll.harmonic(wnll.graph(torch.cat([t, one]), k, rank), g) for one in x.split(1)])
-    torch.testing.assert_close(wnll.alone(x, t, g, k, rank), single, atol=1e-5, rtol=0)
+    torch.testing.assert_close(wnll.alone(x, t, g, rank, wnll.neighbours(t, k)), single, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 30])
@@ -77,12 +82,12 @@ def test_a_path_between_two_labels_is_a_chain_of_resistances(n):
     torch.testing.assert_close(u[:, 0], 1 - wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("u", [lambda x, t, g: wnll.alone(x, t, g, K, RANK), solved, wnll.dense])
-@pytest.mark.parametrize("state", ["apart", "on the template", "on one spot", "far away"])
+@pytest.mark.parametrize("u", [apart, solved, wnll.dense])
+@pytest.mark.parametrize("state", ["in general", "on the template", "on one spot", "far away"])
 def test_the_maximum_principle(u, state):
     """Rows sum to one and stay between the labels, where points coincide or no template image is near, too."""
     x, t, g = cloud(30)
-    x, t = {"apart": (x, t), "on the template": (t, t), "on one spot": (0 * x, 0 * t), "far away": (x + 1e3, t)}[state]
+    x, t = {"in general": (x, t), "on the template": (t, t), "on one spot": (0 * x, 0 * t), "far away": (x + 1e3, t)}[state]
     found = u(x, t, g)
     assert (found.sum(1) - 1).abs().max() < 1e-9
     assert found.min() >= -1e-12 and found.max() <= 1 + 1e-12
@@ -98,7 +103,7 @@ def test_the_logits_are_finite_log_probabilities(digits):
 # Gradients --------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("u", [lambda x, t, g: wnll.alone(x, t, g, K, RANK), solved, wnll.dense], ids=["alone", "joint", "soft"])
+@pytest.mark.parametrize("u", [apart, solved, wnll.dense], ids=["alone", "joint", "soft"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_gradient_is_that_of_differences(u, seed):
     """In the points and in the template, sigma included."""
@@ -162,6 +167,21 @@ def test_a_batch_of_one_is_the_same_in_both_modes(digits):
     x, _ = few(digits["test"], 1)
     one, other = (classifier(head=WNLL | {"transductive": transductive}).eval() for transductive in (False, True))
     torch.testing.assert_close(one(x), other(x), atol=1e-4, rtol=0)
+
+
+def test_what_is_kept_of_the_template_follows_it(digits):
+    """In inference mode or not, and after the template or the buffer has moved."""
+    model, (x, _) = classifier(head=WNLL).eval(), few(digits["test"], 5)
+    head = model.head
+    with torch.inference_mode():
+        model(x)
+    for change in (lambda: None, lambda: head.features.neg_(), lambda: head.buffer[0].weight.mul_(2)):
+        with torch.no_grad():
+            change()
+        kept = model(x)
+        head.kept = None
+        assert torch.equal(model(x), kept) and kept.requires_grad
+        kept.sum().backward()
 
 
 def prepared(digits, **settings):
