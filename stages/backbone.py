@@ -16,7 +16,7 @@ def main(name: str) -> None:
         tree = {"normalise": train.normalise(load_about(entry.PREPARED)), "backbone": asked.backbone.tree(), "head": head}
         with construct(stage.config.seed, model):
             classifier = artifact.build(train.recipe(stage, model, asked, tree, None)).to(stage.device)
-        images = train.training_images(asked)
+        images = train.training_images(stage, asked)
         train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], images, None)
 
 

@@ -16,7 +16,7 @@ def main(name: str) -> None:
         with construct(stage.config.seed, model):
             classifier = artifact.build(train.recipe(stage, model, asked, tree, parent.recipe)).to(stage.device)
         classifier.backbone.load_state_dict(parent.backbone.state_dict())
-        images = train.training_images(asked)
+        images = train.training_images(stage, asked)
         phases = asked.head.module.phases(asked.schedules, classifier, train.method_loss(stage, asked.training), images)
         train.fit(stage, model, classifier, phases, images, below)
 

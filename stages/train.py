@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from pipeline import artifact, optimise, stability
 from pipeline.attacks import Target, pgd
@@ -53,17 +54,19 @@ def method_loss(stage: entry.Stage, training: Choice) -> NetworkLoss:
     return loss
 
 
-def training_images(asked: Backbone | Head | Adversarial) -> Split:
+def training_images(stage: entry.Stage, asked: Backbone | Head | Adversarial) -> Split:
     """The training split, with purified copies of its images after it where the model asks for them."""
     train = load_split(entry.PREPARED, "train")
-    return purified_copies(train, asked.augmentation) if asked.augmentation else train
+    return purified_copies(stage, train, asked.augmentation) if asked.augmentation else train
 
 
 @torch.no_grad()
-def purified_copies(split: Split, purifier: Choice) -> Split:
-    """The split followed by a copy of it that the purifier cleaned, in the stored 256 grey levels."""
+def purified_copies(stage: entry.Stage, split: Split, purifier: Choice) -> Split:
+    """The split followed by a copy of it that the purifier cleaned, in the stored 256 grey levels. Masks are drawn once, by the seed."""
     purify = purifier.module.Purifier(purifier.params)
-    cleaned = [(purify(split.floats(rows)) * 255).round().byte() for rows in torch.arange(len(split)).split(BATCH)]
+    batches = tqdm(torch.arange(len(split)).split(BATCH), desc=f"{stage.name}: purified copies", unit="batch", mininterval=2, delay=2)
+    with drawing(purify, generator(stage.config.seed, stage.name, "purified copies", device=stage.device)):
+        cleaned = [(purify(split.floats(rows).to(stage.device)) * 255).round().byte().cpu() for rows in batches]
     return Split(torch.cat([split.images, *cleaned]), torch.cat([split.labels, split.labels]))
 
 
