@@ -66,7 +66,7 @@ CASES = {
     ),
     "missing key": (
         ("  eps: 0.15", ""),
-        "threat.eps: field required (got nothing). It is radius in pixels scaled to [0, 1], above 0 and at most 1; "
+        "threat.eps: field required (got nothing). It is radius in pixels scaled to [0, 1], above 0 and, in linf, at most 1; "
         "eight grey levels are written 8/255.",
     ),
     "wrong type": (
@@ -90,17 +90,17 @@ CASES = {
     ),
     "radius above 1": (
         ("eps: 0.15", "eps: 1.5"),
-        "threat.eps: input should be less than or equal to 1 (got 1.5). It is radius in pixels scaled to [0, 1], above 0 and at most 1; "
-        "eight grey levels are written 8/255.",
+        "threat.eps: input should be less than or equal to 1 (got 1.5). It is radius in pixels scaled to [0, 1], above 0 and, in linf, "
+        "at most 1; eight grey levels are written 8/255.",
     ),
     "a radius of grey levels": (
         ("eps: 0.15", "eps: 8/0"),
-        "threat.eps: input should be a valid number (got '8/0'). It is radius in pixels scaled to [0, 1], above 0 and at most 1; "
-        "eight grey levels are written 8/255.",
+        "threat.eps: input should be a valid number (got '8/0'). It is radius in pixels scaled to [0, 1], above 0 and, in linf, "
+        "at most 1; eight grey levels are written 8/255.",
     ),
     "unknown norm": (
-        ("norm: linf\n", "norm: l2\n"),
-        "threat.norm: input should be 'linf' (got 'l2'). It is norm of the perturbation; linf is the only one so far.",
+        ("norm: linf\n", "norm: l3\n"),
+        "threat.norm: input should be 'linf' or 'l2' (got 'l3'). It is norm of the perturbation, linf or l2.",
     ),
     "unknown solver": (
         ("method: rk4", "method: rk5"),
@@ -183,7 +183,7 @@ def test_one_mistake_is_one_message(name, errors):
 
 def test_all_mistakes_are_reported_at_once(errors):
     names = [
-        "unknown kind", "unknown key", "unknown key of a kind inside a kind", "negative epochs", "radius above 1", "unknown norm",
+        "unknown kind", "unknown key", "unknown key of a kind inside a kind", "negative epochs", "a radius of grey levels", "unknown norm",
         "unknown device", "from names nothing", "unknown model attacked", "unknown suite", "radii that do not rise",
         "misspelt key of the split", "misspelt key of a phase",
     ]  # fmt: skip
