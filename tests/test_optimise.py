@@ -12,11 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import save
 from small import BALL, CONVNET, SODEF, classifier, few, fit, method
 
-from pipeline import lookup, optimise
+from pipeline import checkpoint, lookup, optimise
+from pipeline.attacks import Target
+from pipeline.attacks import pgd as attack
+from pipeline.averaging import Average, Mean, measure_statistics
 from pipeline.errors import Mistake
-from pipeline.optimise import Phase, Schedule
+from pipeline.optimise import Phase, Schedule, Stopping
 from pipeline.randomness import generator
 from pipeline.training import natural, pgd
+from stages import train as train_stage
 
 
 class Killed(BaseException):
@@ -41,9 +45,38 @@ def resnet_phases(model, train):
     return [Phase("natural", schedule, [model.backbone, model.head], lambda x, y, g: loss(model, x, y, g))]
 
 
+def averaged_phases(model, train):
+    """An exponential mean that goes back onto a constraint, then an equal one of weights with running statistics."""
+    plan = {"features": {"epochs": 2, "rate": 0.01, "average": {"kind": "ema", "decay": 0.9}}} | dict.fromkeys(
+        ("stability", "classifier"), {"epochs": 1}
+    )
+    head = lookup.find("heads", "sodef")
+    features, *_ = head.phases(head.Schedules.model_validate(plan), model, method("free", replays=2), train)
+    return [features, whole(model, "whole", epochs=3, average=Average(kind="swa", start=0.4))]
+
+
+def stopped_phases(model, train):
+    """What `run` says of robustness is best at the second epoch of the first phase, and always the same for a mean of weights."""
+    stopping = Stopping(watch="robust", patience=2, images=30)
+    return [
+        whole(model, "stopped", epochs=6, stopping=stopping),
+        whole(model, "both", epochs=6, stopping=stopping, average=Average(kind="ema", decay=0.5)),
+        whole(model, "after", epochs=1),
+    ]
+
+
+def whole(model, name, **schedule):
+    """A phase of all of a model, in three steps an epoch."""
+    loss = method("natural")
+    return Phase(name, Schedule(batch=50, rate=0.01, **schedule), [model.backbone, model.head], lambda x, y, g: loss(model, x, y, g))
+
+
+RESNET = {"kind": "resnet", "depth": 8, "width": 4}
 RUNS = {
     "sodef": (lambda: classifier(head=SODEF), sodef_phases, 6),
-    "resnet": (lambda: classifier({"kind": "resnet", "depth": 8, "width": 4}), resnet_phases, 3),
+    "resnet": (lambda: classifier(RESNET), resnet_phases, 3),
+    "averaged": (lambda: classifier(RESNET, SODEF), averaged_phases, 5),
+    "stopped": (lambda: classifier(RESNET), stopped_phases, 4 + 3 + 1),
 }
 
 
@@ -62,7 +95,12 @@ def run(name, train, checkpoint, watch=lambda step, row: None, phases=None):
         watch(step, row)
 
     x, y = few(train, 50)
-    accuracy = lambda: (model(x).argmax(1) == y).float().mean().item()  # noqa: E731
+
+    def accuracy(attacked=0):
+        if attacked:  # a number that overfits, and is a function of the model: it is highest after two epochs of three steps
+            return -float(abs(model.backbone.stem[1].num_batches_tracked - 6))
+        return (model(x).argmax(1) == y).float().mean().item()
+
     history = optimise.run(model, phases or its_phases(model, train), train, accuracy, (0, name), checkpoint, see)
     return save(model.state_dict()), history, seen
 
@@ -237,3 +275,129 @@ def test_the_history_is_one_table(train, tmp_path):
     text = io.StringIO()
     csv.DictWriter(text, list(history[0])).writerows(history)
     assert len(text.getvalue().splitlines()) == 6
+
+
+# What a phase ends with -------------------------------------------------------------------------------------------------------------------
+
+
+def weights(phases_of, train, folder, backbone=None, accuracy=lambda attacked=0: 0.0):
+    """The tensors that phases leave, the history, and the tensors at the end of every epoch as `watch` saw them."""
+    model, seen = classifier(backbone or CONVNET), []
+
+    def see(step, row):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    history = optimise.run(model, phases_of(model), train, accuracy, (0, "x"), folder / "c.safetensors", see)
+    return model.state_dict(), history, seen
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("average", [Average(kind="ema", decay=0.0), Average(kind="swa", start=0.99)], ids=["ema", "swa"])
+def test_a_mean_of_one_is_no_mean(average, train, tmp_path):
+    """An exponential one that forgets all, and an equal one of the last epoch alone, are plain training bit for bit."""
+    plain, mean = (weights(lambda model, a=a: [whole(model, "a", epochs=3, average=a)], train, tmp_path)[0] for a in (None, average))
+    assert same(plain, mean)
+
+
+def test_swa_is_the_mean_of_the_ends_of_the_last_epochs(train, tmp_path):
+    ends, _, seen = weights(lambda model: [whole(model, "a", epochs=4, average=Average(kind="swa", start=0.5))], train, tmp_path)
+    for name, tensor in ends.items():
+        torch.testing.assert_close(tensor, (seen[2][name] + seen[3][name]) / 2)
+    assert not same(ends, seen[3])
+
+
+def test_ema_is_its_weighted_sum():
+    """sum_t (1 - beta) beta^{n - t} theta_t over 1 - beta^n."""
+    theta, beta, n = torch.nn.Parameter(torch.zeros(3)), 0.8, 6
+    mean, values = Mean(Average(kind="ema", decay=beta), [theta]), torch.randn(n, 3, generator=generator(0, "theta"))
+    for value in values:
+        theta.data.copy_(value)
+        mean.after_step()
+    shares = (1 - beta) * beta ** torch.arange(n - 1.0, -1, -1) / (1 - beta**n)
+    assert shares.sum().item() == pytest.approx(1)
+    torch.testing.assert_close(mean.weights[0], shares @ values)
+
+
+def test_a_mean_obeys_the_constraint_of_its_phase(train, tmp_path):
+    model = classifier(RESNET, SODEF)
+    optimise.run(model, averaged_phases(model, train)[:1], train, lambda: 0.0, (0, "x"), tmp_path / "c.safetensors")
+    W = model.head.projection.weight
+    torch.testing.assert_close(W @ W.T, torch.eye(len(W)), atol=1e-5, rtol=0)
+
+
+def test_the_history_is_of_the_weights_that_a_phase_would_end_with(train, tmp_path):
+    model = classifier(RESNET)
+    x, y = few(train, 120)
+    accuracy = lambda: (model(x).argmax(1) == y).float().mean().item()  # noqa: E731
+    phases = [whole(model, "a", epochs=3, average=Average(kind="ema", decay=0.9))]
+    history = optimise.run(model, phases, train, accuracy, (0, "x"), tmp_path / "c.safetensors")
+    assert history[-1]["accuracy"] == accuracy()
+
+
+def test_statistics_are_those_of_the_training_images_and_only_of_what_was_trained(train):
+    model = classifier(RESNET).eval()
+    norm, frozen = model.backbone.stem[1], model.backbone.blocks[0].residual[1]
+    before, momentum = frozen.running_mean.clone(), norm.momentum
+    measure_statistics(model, [model.backbone.stem], train, 60)
+    with torch.no_grad():
+        z = model.backbone.stem[0](model.normalise(train.floats()))
+    torch.testing.assert_close(norm.running_mean, z.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, torch.stack([half.var((0, 2, 3)) for half in z.split(60)]).mean(0))
+    assert torch.equal(frozen.running_mean, before) and norm.momentum == momentum and not norm.training
+
+
+@pytest.mark.parametrize(("values", "patience", "epochs", "best"), [
+    ([0.1, 0.5, 0.4, 0.4, 0.9], 2, 4, 2),  # what would come later is not seen
+    ([0.1, 0.5, 0.4, 0.6, 0.5], 2, 5, 4),
+    ([0.5, 0.5, 0.5, 0.9, 0.9], 2, 3, 1),  # an equal one is no better
+    ([0.1, 0.2, 0.3, 0.4, 0.5], 1, 5, 5),
+])  # fmt: skip
+@pytest.mark.parametrize("watch", ["accuracy", "robust"])
+def test_the_best_epoch_is_kept(values, patience, epochs, best, watch, train, tmp_path):
+    coming = {"accuracy": iter(values), "robust": iter(values)}
+    stopping = Stopping(watch=watch, patience=patience, images=7)
+    asked = []
+
+    def accuracy(attacked=0):
+        asked.append(attacked)
+        return next(coming["robust" if attacked else "accuracy"])
+
+    ends, history, seen = weights(lambda model: [whole(model, "a", epochs=5, stopping=stopping)], train, tmp_path, accuracy=accuracy)
+    assert len(history) == epochs and same(ends, seen[best - 1])
+    assert set(asked) == ({0} if watch == "accuracy" else {0, 7})
+    assert [row[watch] for row in history] == values[:epochs]
+
+
+def test_what_one_phase_watches_is_an_empty_column_in_the_others(train, tmp_path):
+    _, history, _ = run("stopped", train, tmp_path / "c.safetensors")
+    assert {tuple(row) for row in history} == {("phase", "epoch", "loss", "accuracy", "robust")}
+    assert [row["phase"] for row in history] == ["stopped"] * 4 + ["both"] * 3 + ["after"]
+    assert [row["robust"] for row in history] == [-3.0, 0.0, -3.0, -6.0, -3.0, -3.0, -3.0, ""]
+
+
+def test_robust_accuracy_is_that_of_the_first_images_under_attack(trained, digits):
+    split, cpu = digits["validation"], torch.device("cpu")
+    x, y = few(split, 60)
+    moved = attack.perturb(attack.Params(steps=10, step=0.25), Target(trained, BALL), x, y, generator(0, "accuracy"))
+    by_hand = (trained(moved).argmax(1) == y).float().mean().item()
+    assert train_stage.accuracy(trained, split, BALL, cpu, attacked=60) == pytest.approx(by_hand, abs=1e-6)
+    assert (
+        by_hand
+        < train_stage.accuracy(trained, split, BALL, cpu)
+        == pytest.approx((trained(split.floats()).argmax(1) == split.labels).float().mean().item(), abs=1e-6)
+    )
+
+
+@pytest.mark.parametrize("schedule", [{"average": Average(kind="ema", decay=0.9)}, {"stopping": Stopping(watch="accuracy", patience=3)}])
+def test_what_is_not_finite_leaves_the_mean_and_the_best_as_they_were(schedule, train, tmp_path):
+    model, phase = poisoned("gradient")
+    bad = Phase("natural", Schedule(epochs=3, batch=40, rate=0.001, **schedule), phase.trained, phase.loss)
+    with pytest.raises(Mistake, match="epoch 2, step 3: the loss or its gradient is not finite"):
+        optimise.run(model, [bad], train, lambda: 0.0, (0, "head/x"), tmp_path / "c.safetensors")
+    groups, progress = checkpoint.read(tmp_path / "c.safetensors")
+    assert progress["epoch"] == 1 and groups["best"].keys() == groups["model"].keys()
+    assert all(tensor.isfinite().all() for group in groups.values() for tensor in group.values())
+    assert int(groups["mean"]["count"]) == (3 if "average" in schedule else 0)
