@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticKnownError
 from torch import Tensor
 
-from pipeline.types import Fractional, Images, PerImage, Settings
+from pipeline.types import Images, PerImage, Radius, Settings
 
 LOW, HIGH = 0.0, 1.0  # the pixel range; an attacked image stays inside it
 TOLERANCE = 1e-6  # float32 rounding of clean + delta, in pixels scaled to [0, 1]
@@ -22,10 +22,8 @@ class ThreatModel(Settings):
     """A ball around the clean image, in L-infinity or L2, cut with the pixel range [0, 1]."""
 
     norm: Literal["linf", "l2"] = Field(description="norm of the perturbation, linf or l2")
-    eps: Fractional = Field(
-        gt=0,
-        allow_inf_nan=False,
-        description="radius in pixels scaled to [0, 1], above 0 and, in linf, at most 1; eight grey levels are written 8/255",
+    eps: Radius = Field(
+        description="radius in pixels scaled to [0, 1], above 0 and, in linf, at most 1; eight grey levels are written 8/255"
     )
 
     @field_validator("eps")

@@ -68,4 +68,4 @@ def _fraction(value: Any) -> Any:
 
 
 Fractional = Annotated[float, BeforeValidator(_fraction)]
-Radius = Annotated[Fractional, Field(gt=0, le=1)]
+Radius = Annotated[Fractional, Field(gt=0, allow_inf_nan=False)]  # a norm may set a limit: pipeline/threat.py

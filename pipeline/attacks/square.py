@@ -135,8 +135,8 @@ def _bump(h: int, w: int, like: Tensor) -> Tensor:
     """[h, w], of unit norm: sum_{k=d+1}^{n+1} 1 / k^2 at Chebyshev distance d from the centre, n = floor(max(h, w) / 2)."""
     i, j = torch.arange(h, device=like.device), torch.arange(w, device=like.device)
     d = torch.maximum((i[:, None] - h // 2).abs(), (j - w // 2).abs())
-    squares = 1 / torch.arange(1, max(h, w) // 2 + 2, device=like.device, dtype=like.dtype) ** 2
-    bump = squares.flip(0).cumsum(0).flip(0)[d]
+    k = torch.arange(1, max(h, w) // 2 + 2, device=like.device, dtype=like.dtype)
+    bump = ((k > d[..., None]) / k**2).sum(2)
     return bump / bump.norm().clamp_min(1e-12)
 
 
