@@ -31,7 +31,7 @@ CACHED = 2**16  # pixels that are worked on at once by a CPU: what fits its cach
 
 
 class Params(Settings):
-    weight: float = Field(0.1, gt=0, description="the positive weight lambda of the total variation, for pixels in [0, 1]")
+    weight: float = Field(0.05, gt=0, description="the positive weight lambda of the total variation, for pixels in [0, 1]")
     iterations: int = Field(20, ge=1, description="a positive number of sweeps over the image")
     smoothing: float = Field(0.01, gt=0, description="the positive eps: a difference of pixels well below it is no edge")
     keep: float = Field(1.0, gt=0, le=1, description="the share of pixels that a random mask keeps, above 0 and at most 1 (1: no mask)")
