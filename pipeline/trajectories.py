@@ -54,14 +54,15 @@ def part(flow: Flow, z: Start, perturbed: Start) -> Parting | None:
     flow = copy.deepcopy(flow).double()
     times = _times(flow).to(z.device)
     clean, other = flow.trajectory(z.double(), times), flow.trajectory(perturbed.double(), times)
-    distance = (other - clean).flatten(2).norm(dim=2)
+    distance = (other - clean).flatten(2).norm(dim=2).cpu()
     pairs = (distance[0] > 0) & distance.isfinite().all(0)
     if not pairs.any():
         return None
     follow = _rates if z.ndim == 2 and z.shape[1] <= WIDEST else _norms
-    rates, met = follow(flow, times, clean[:, pairs], other[:, pairs])
+    rates, met = follow(flow, times, clean[:, pairs.to(z.device)], other[:, pairs.to(z.device)])
+    times, ratio = times.cpu(), distance[:, pairs] / distance[0, pairs]
     exponent = None if rates is None else torch.cat([torch.zeros_like(rates[:1]), torch.cumulative_trapezoid(rates, times, dim=0)])
-    return Parting(times, distance[:, pairs] / distance[0, pairs], exponent, met)
+    return Parting(times, ratio, exponent, met)
 
 
 def _times(flow: Flow) -> Times:
@@ -78,7 +79,7 @@ def _rates(flow: Flow, times: Times, clean: Trajectory, other: Trajectory) -> tu
         log_norm = torch.linalg.eigvalsh((J + J.mT) / 2)[:, -1].view(3, -1)
         rates.append((log_norm[0] + 4 * log_norm[1] + log_norm[2]) / 6)
         met = max(met, torch.linalg.eigvalsh(J.mT @ J)[:, -1].max().clamp_min(0).sqrt().item())
-    return torch.stack(rates), met
+    return torch.stack(rates).cpu(), met
 
 
 def _norms(flow: Flow, times: Times, clean: Trajectory, other: Trajectory) -> tuple[None, float]:

@@ -301,13 +301,8 @@ def test_the_spectrum_is_drawn_around_the_imaginary_axis(own):
 def test_distances_are_drawn_in_decades_and_bounds_end_where_they_leave(own):
     path = own / FLOW
     ways = json.loads(path.read_text())["flows"][0]["trajectories"] | {"times": [0, 1, 2]}
-    ways |= {
-        "lower": [1, 5, 50],
-        "median": [1, 10, 100],
-        "upper": [1, 20, 200],
-        "exponents": {"lipschitz": [0, 5000, 10000], "log_norm": [0, 3, 6]},
-    }
-    edit_flow(path, trajectories=ways)
+    ways |= {"lower": [1, 5, 50], "median": [1, 10, 100], "upper": [1, 20, 200]}
+    edit_flow(path, trajectories=ways | {"exponents": {"lipschitz": [0, 5000, 10000], "log_norm": [0, 3, 6]}})
     flow = flows(own)["head/sodef_natural"]
     bound, log_norm, measured = ([tuple(map(float, p.split(","))) for p in line.path[1:].split("L")] for line in flow.growth.lines)
     ticks = {text: y for y, text in flow.growth.y_ticks}
@@ -332,10 +327,7 @@ def test_a_flow_whose_points_moved_nothing_is_said_to_have_no_trajectories(own):
         ({"T": 0}, "flows.0.T: Input should be greater than 0 (got 0)"),
         ({"spectrum": [[1.0]]}, "flows.0.spectrum.0"),
         ({"numbers": {"nfe": "many"}}, "flows.0.numbers.nfe: Input should be a valid number"),
-        (
-            {"trajectories": {"pairs": 1, "times": [0, 1], "lower": [1], "median": [1, 1], "upper": [1, 1], "exponents": {}}},
-            "as many points",
-        ),
+        ({"trajectories": dict(pairs=1, times=[0, 1], lower=[1], median=[1, 1], upper=[1, 1], exponents={})}, "as many points"),
     ],
 )
 def test_a_damaged_measurement_of_stability_is_refused(own, changes, said):

@@ -104,6 +104,7 @@ def _short(got: tuple, usual: tuple) -> str:
 
 
 def opened(path: Path, read: Callable[[Path], T]) -> T:
+    """A file of an outcome folder. Raises Mistake where it is missing or damaged."""
     if not path.is_file():
         raise Mistake(f"{path}: the file is missing. Run `{rerun(path.parent)}`.")
     try:

@@ -4,12 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.report.figures import Chart, Line, Look, Scale, path
 from pipeline.report.outcomes import opened
+from pipeline.report.summary import Measured, Stability, Trajectories
 from pipeline.report.table import ByModel
 from pipeline.report.wording import percent
 
@@ -37,44 +35,6 @@ MEASURES = {  # a row of the table: its numbers, and what they are
     "log norm, path": (("log_norm_path",), "Logarithmic norm between the two trajectories, mean over [0, T], median over the images"),
 }  # fmt: skip
 SHARES = ("left_half_plane", "row_dominant", "column_dominant")
-
-
-class Trajectories(BaseModel):
-    """Quartiles of r(t) = ||z~(t) - z(t)|| / ||z~(0) - z(0)|| over the pairs; r(t) is held to e^exponent."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    pairs: Annotated[int, Field(gt=0)]
-    times: Annotated[list[float], Field(min_length=2)]
-    lower: list[float]
-    median: list[float]
-    upper: list[float]
-    exponents: dict[str, list[float]]
-
-    @model_validator(mode="after")
-    def _of_one_length(self) -> "Trajectories":
-        if any(len(curve) != len(self.times) for curve in (self.lower, self.median, self.upper, *self.exponents.values())):
-            raise ValueError("the curves have not as many points as there are times")
-        return self
-
-
-class Measured(BaseModel):
-    """One flow."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    flow: str
-    T: Annotated[float, Field(gt=0)]
-    images: Annotated[int, Field(gt=0)]
-    numbers: dict[str, float]
-    spectrum: list[tuple[float, float]]
-    trajectories: Trajectories | None
-
-
-class Stability(BaseModel):
-    """stability.json; further keys are allowed and ignored."""
-
-    flows: list[Measured]
 
 
 @dataclass(frozen=True)

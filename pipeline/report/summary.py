@@ -1,8 +1,8 @@
-"""outcomes/<model>/<suite>/summary.json as types. Accuracies are fractions in [0, 1]."""
+"""outcomes/<model>/<suite>/summary.json and stability.json as types. Accuracies are fractions in [0, 1]."""
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Accuracy, Accuracy]
@@ -70,3 +70,41 @@ class Summary(BaseModel):
     head: str | None = None
     backbone: str | None = None
     classes: list[str] | None = None
+
+
+class Trajectories(BaseModel):
+    """Quartiles of r(t) = ||z~(t) - z(t)|| / ||z~(0) - z(0)|| over the pairs; r(t) is held to e^exponent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    pairs: Annotated[int, Field(gt=0)]
+    times: Annotated[list[float], Field(min_length=2)]
+    lower: list[float]
+    median: list[float]
+    upper: list[float]
+    exponents: dict[str, list[float]]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "Trajectories":
+        if any(len(curve) != len(self.times) for curve in (self.lower, self.median, self.upper, *self.exponents.values())):
+            raise ValueError("the curves have not as many points as there are times")
+        return self
+
+
+class Measured(BaseModel):
+    """One flow of a model."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    flow: str
+    T: Annotated[float, Field(gt=0)]
+    images: Annotated[int, Field(gt=0)]
+    numbers: dict[str, float]
+    spectrum: list[tuple[float, float]]
+    trajectories: Trajectories | None
+
+
+class Stability(BaseModel):
+    """stability.json; further keys are allowed and ignored."""
+
+    flows: list[Measured]

@@ -155,6 +155,12 @@ def test_maps_are_followed_too():
     torch.testing.assert_close(found.ratio, (0.5 * found.times).exp()[:, None].expand(-1, 3), rtol=1e-6, atol=0)
 
 
+def test_of_a_wide_state_norms_alone_are_found():
+    A, z = 0.1 * draws(257, 257), draws(2, 257)
+    found = part(linear(A, 0.1, Solver(steps=2)), z, z + 1)
+    assert found.exponent is None and found.met == pytest.approx(torch.linalg.matrix_norm(A, 2).item(), rel=0.03)
+
+
 # Which pairs -----------------------------------------------------------------------------------------------------------------------------
 
 
