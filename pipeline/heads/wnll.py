@@ -1,23 +1,14 @@
-"""WNLL: an interpolating output layer on stored training images, the weighted nonlocal Laplacian (Wang et al., arXiv 1809.08516).
+"""WNLL, an interpolating output layer: the labels of stored training images, averaged (Wang et al., arXiv 1809.08516).
 
-No weights of its own decide: a prediction is a weighted mean of the labels of near template images. It stores training images' features,
+A prediction is a weighted mean of the labels of near template images in place of a linear layer's. It stores training images' features,
 its exact gradient vanishes wherever all neighbours agree, and with `transductive` an image's logits depend on its batch.
 
-    y(x) = relu(B z + b)                 the buffer layer, on the backbone's features z
-    w(x, y) = exp(-|x - y|^2 / sigma(x)^2) for the k nearest neighbours y of x, else 0; sigma(x) is the distance of the rank-th
+    y(x) = relu(B z + b)                          the buffer layer, on the backbone's features z
+    u(x) = the weighted nonlocal Laplacian's interpolation of the template's labels at y(x)           (pipeline/interpolation.py)
+    logits = log((1 - f) u + f / classes)         f = 1e-4 keeps them finite: u is often 0
 
-For each class, with g = 1 on the template images of that class and 0 on the others, X all points, T the template, gamma = |X| / |T|:
-
-    sum_{y in X} (w(x, y) + w(y, x)) (u(x) - u(y)) + (gamma - 1) sum_{y in T} w(y, x) (u(x) - u(y)) = 0 off T,    u = g on T
-
-Reported is each image alone, X = T and it, where the system is one equation:
-
-    u(x) = sum_{y in T} c(x, y) g(y) / sum_{y in T} c(x, y),    c(x, y) = w(x, y) + gamma w(y, x),    gamma = 1 + 1 / |T|
-    logits = log((1 - f) u + f / classes)                           f = 1e-4 keeps them finite: u is often 0
-
-All of it is differentiated, sigma included. Other gradients: `surrogate`, that of a linear layer on y (the paper's), and `soft`, that of
-the mean over all of T with a width of the size of the mean distance. Training alternates: buffer and linear
-layer, then the buffer through u.
+Reported is each image alone beside the template. Gradients: `exact`; `surrogate`, of a linear layer on y (the paper's); `soft`, of a mean
+over the whole template. Training alternates: buffer and linear layer by cross-entropy, then the buffer through u.
 """
 
 from typing import Any, Literal
@@ -31,17 +22,14 @@ from torch.nn.functional import one_hot
 from pipeline.classifier import Classifier
 from pipeline.data import Positions, Split
 from pipeline.errors import Mistake
+from pipeline.interpolation import Neighbours, alone, dense, graph, harmonic, neighbours
 from pipeline.optimise import Phase, Schedule
 from pipeline.randomness import drawing, generator
 from pipeline.substitutes import Substitutable
 from pipeline.types import Features, Images, Labels, Logits, Losses, NetworkLoss, Settings
 
 FLOOR = 1e-4  # f: the share of the uniform distribution in the probabilities
-ISOLATED = 1e-6  # conductance to the mean label, so that a cluster that no template image is near to has a solution
-SOFT = 0.1  # the squared width of `soft`, as a share of the mean squared distance
-TINY = 1e-12  # the least sigma^2: rank template images on the same spot
 BATCH = 1024  # images a pass where the template is computed
-Neighbours = tuple[Tensor, Tensor]
 
 
 class Params(Settings):
@@ -83,74 +71,12 @@ class Schedules(Settings):
     interpolation: Interpolation = Field(description="phase 2: the buffer, through the interpolation")
 
 
-# The interpolation ------------------------------------------------------------------------------------------------------------------------
-
-
-def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """[..., d], [..., d] -> [...], point by point."""
-    return (a - b).square().sum(-1)
-
-
-def weights(d2: Tensor, sigma2: Tensor) -> Tensor:
-    """exp(-d^2 / sigma^2)."""
-    return (-d2 / sigma2.clamp_min(TINY)).exp()
-
-
-@torch.no_grad()
-def neighbours(x: Tensor, k: int) -> Neighbours:
-    """Distances and numbers [n, k] of the k nearest other points of x [n, d], rising; infinite where there are only k points."""
-    distances, index = torch.cdist(x, x).fill_diagonal_(torch.inf).topk(k, largest=False)
-    return distances, index
-
-
-def alone(x: Tensor, t: Tensor, g: Tensor, rank: int, within: Neighbours) -> Tensor:
-    """u [n, classes] of each point of x [n, d] alone beside the template t [M, d] with labels g [M, classes] and `neighbours` of its own.
-
-    Beside x, a template image y keeps its neighbours but for the k-th if x is nearer, and x may take the place of its rank-th.
-    """
-    own, near = within
-    with torch.no_grad():  # who is whose neighbour is constant between two jumps
-        distances = torch.cdist(x, t)
-        to = distances.topk(own.shape[1], largest=False).indices
-        i, j = (distances < own[:, -1]).nonzero(as_tuple=True)
-    d2 = squared_distances(x[:, None], t[to])
-    c = (weights(d2, d2[:, rank - 1, None])[..., None] * g[to]).sum(1)
-    d2 = squared_distances(x[i], t[j])
-    at = squared_distances(t, t[near[:, rank - 1]]).masked_fill(own[:, rank - 1].isinf(), torch.inf)
-    before = squared_distances(t, t[near[:, rank - 2]]) if rank > 1 else torch.zeros_like(at)
-    back = weights(d2, d2.clamp(before[j], at[j]))
-    c = c.index_add(0, i, (1 + 1 / len(t)) * back[:, None] * g[j])
-    return c / c.sum(1, keepdim=True)
-
-
-def graph(x: Tensor, k: int, rank: int) -> Tensor:
-    """[N, d] -> [N, N]: w(x, y), from row to column."""
-    to = neighbours(x, k)[1]
-    d2 = squared_distances(x[:, None], x[to])
-    return x.new_zeros(len(x), len(x)).scatter(1, to, weights(d2, d2[:, rank - 1, None]))
-
-
-def harmonic(w: Tensor, g: Tensor) -> Tensor:
-    """u [N - M, classes] off the template, the first M points of the graph w [N, N], whose labels g [M, classes] are given."""
-    N, M = len(w), len(g)
-    to = w[M:, :M] + N / M * w[:M, M:].T
-    among = w[M:, M:] + w[M:, M:].T
-    L = torch.diag(to.sum(1) + among.sum(1) + ISOLATED) - among
-    return torch.linalg.solve(L, to @ g + ISOLATED * g.mean(0))
-
-
-def dense(x: Tensor, t: Tensor, g: Tensor) -> Tensor:
-    """What `soft` differentiates: every template image weighs, none so little that the gradient vanishes."""
-    d2 = x.square().sum(1)[:, None] + t.square().sum(1) - 2 * x @ t.T
-    return (-d2 / (SOFT * d2.mean(1, keepdim=True)).clamp_min(TINY)).softmax(1) @ g
+# The head ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def log_probabilities(u: Tensor) -> Tensor:
     """log((1 - f) u + f / classes)."""
     return ((1 - FLOOR) * u + FLOOR / u.shape[1]).log()
-
-
-# The head ---------------------------------------------------------------------------------------------------------------------------------
 
 
 class Head(Substitutable):
@@ -190,16 +116,17 @@ class Head(Substitutable):
         y, g = self.buffer(z), one_hot(labels, self.classes).double()
         x, t = y.double(), self.buffer(known).double()  # far from the origin, distances are differences of large numbers
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradient == "exact"):
-            u = (
-                harmonic(graph(torch.cat([t, x]), self.k, self.rank), g)
-                if self.batch_dependent
-                else alone(x, t, g, self.rank, self.within(t))
-            )
-            logits = log_probabilities(u).to(z.dtype)
+            logits = log_probabilities(self.u(x, t, g)).to(z.dtype)
         if self.gradient == "exact":
             return logits
         path = self.linear(y) if self.gradient == "surrogate" else log_probabilities(dense(x, t, g)).to(z.dtype)
         return logits + (path - path.detach())  # the value is that of logits to the last bit
+
+    def u(self, x: Tensor, t: Tensor, g: Tensor) -> Tensor:
+        """[n, classes] at x, beside the template t with labels g."""
+        if self.batch_dependent:
+            return harmonic(graph(torch.cat([t, x]), self.k, self.rank), g)
+        return alone(x, t, g, self.rank, self.within(t))
 
     def within(self, t: Tensor) -> Neighbours:
         """The template's neighbours, kept while it stays where it is: through an attack, and from image to image."""

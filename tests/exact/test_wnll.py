@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from pipeline import config, optimise
 from pipeline.errors import Mistake
 from pipeline.heads import wnll
+from pipeline.interpolation import alone, dense, graph, harmonic, neighbours
 from pipeline.substitutes import differentiating
 
 K, RANK, M, C = 6, 3, 40, 4
@@ -30,12 +31,12 @@ def cloud(n: int, seed: int = 0, d: int = 3) -> tuple[torch.Tensor, torch.Tensor
 
 def apart(x: torch.Tensor, t: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """u of each point of x alone."""
-    return wnll.alone(x, t, g, RANK, wnll.neighbours(t, K))
+    return alone(x, t, g, RANK, neighbours(t, K))
 
 
 def solved(x: torch.Tensor, t: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """u of all points of x in one graph."""
-    return wnll.harmonic(wnll.graph(torch.cat([t, x]), K, RANK), g)
+    return harmonic(graph(torch.cat([t, x]), K, RANK), g)
 
 
 def reference(x: np.ndarray, t: np.ndarray, g: np.ndarray) -> np.ndarray:
@@ -65,8 +66,8 @@ def test_the_joint_solve_is_that_of_scipy(n):
 def test_an_image_alone_is_the_one_equation_of_the_system(k, rank, size):
     """Image by image, with neighbours found again in a graph that it is part of; k of all the template included."""
     x, t, g = cloud(50)
-    single = torch.cat([wnll.harmonic(wnll.graph(torch.cat([t, one]), k, rank), g) for one in x.split(1)])
-    torch.testing.assert_close(wnll.alone(x, t, g, rank, wnll.neighbours(t, k)), single, atol=1e-5, rtol=0)
+    single = torch.cat([harmonic(graph(torch.cat([t, one]), k, rank), g) for one in x.split(1)])
+    torch.testing.assert_close(alone(x, t, g, rank, neighbours(t, k)), single, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 30])
@@ -77,12 +78,12 @@ def test_a_path_between_two_labels_is_a_chain_of_resistances(n):
     w[order[1:], order[:-1]] = w[order[:-1], order[1:]] = 1
     end, inner = 1 / (1 + (n + 2) / 2), 1 / 2
     wanted = (end + inner * torch.arange(n, dtype=torch.float64)) / (2 * end + (n - 1) * inner)
-    u = wnll.harmonic(w, torch.eye(2, dtype=torch.float64))
+    u = harmonic(w, torch.eye(2, dtype=torch.float64))
     torch.testing.assert_close(u[:, 1], wanted, atol=1e-5, rtol=0)
     torch.testing.assert_close(u[:, 0], 1 - wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("u", [apart, solved, wnll.dense])
+@pytest.mark.parametrize("u", [apart, solved, dense])
 @pytest.mark.parametrize("state", ["in general", "on the template", "on one spot", "far away"])
 def test_the_maximum_principle(u, state):
     """Rows sum to one and stay between the labels, where points coincide or no template image is near, too."""
@@ -103,7 +104,7 @@ def test_the_logits_are_finite_log_probabilities(digits):
 # Gradients --------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("u", [apart, solved, wnll.dense], ids=["alone", "joint", "soft"])
+@pytest.mark.parametrize("u", [apart, solved, dense], ids=["alone", "joint", "soft"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_gradient_is_that_of_differences(u, seed):
     """In the points and in the template, sigma included."""
@@ -132,7 +133,7 @@ def test_a_substitute_changes_the_gradient_and_not_a_bit_of_the_value(gradient, 
         path = head.linearly(z)
     else:
         t, labels = head.buffer(head.features).double(), one_hot(head.labels, 10).double()
-        path = wnll.log_probabilities(wnll.dense(head.buffer(z).double(), t, labels))
+        path = wnll.log_probabilities(dense(head.buffer(z).double(), t, labels))
     slope = (logits.softmax(1) - one_hot(y, 10)).detach() / len(y)  # of the cross-entropy, at the reported logits
     (wanted,) = torch.autograd.grad((path * slope).sum(), z)
     torch.testing.assert_close(g, wanted)
@@ -208,8 +209,9 @@ def test_a_class_that_runs_out_leaves_its_place_to_the_others():
     assert chosen.bincount().tolist() == [6, 2, 6]
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient": "surrogate"}, {"transductive": True}])
-@pytest.mark.parametrize("training", ["natural", "pgd"])
+@pytest.mark.parametrize(
+    ("training", "settings"), [("natural", {"gradient": "surrogate"}), ("natural", {"transductive": True}), ("pgd", {})]
+)
 def test_both_phases_learn(training, settings, digits, trained, tmp_path):
     model = classifier(head=WNLL | settings)
     model.backbone.load_state_dict(trained.backbone.state_dict())
