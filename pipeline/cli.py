@@ -61,6 +61,31 @@ def flow(targets: Targets = None, workers: Workers = 2) -> None:
 
 
 @app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS | a model folder | FILE.py:FUNCTION that returns an nn.Module")],
+    data: Annotated[str, typer.Option(help="a prepared folder | an .npz of images and labels | a folder of images")],
+    eps: Annotated[str, typer.Option(help="radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")],
+    norm: Annotated[str, typer.Option(help="linf | l2")] = "linf",
+    suite: Annotated[str, typer.Option(help="quick | standard | adaptive")] = "adaptive",
+    images: Annotated[int | None, typer.Option(min=1, help="how many images, the first ones; all by default")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="where to write the answer for a program")] = None,
+) -> None:
+    """The robust accuracy of any model: the per-image worst case over a suite, with its interval and flags."""
+    from pipeline import outside, registry
+
+    result = outside.run(target, data, outside.threat(norm, eps), suite, images, seed, registry.load)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    for name, robust in result["attacks"].items():
+        typer.echo(f"{robust:7.1%}  after {name}")
+    low, high = result["interval"]
+    typer.echo(f"{result['clean']:7.1%}  clean, n = {result['n']}")
+    typer.echo(f"{result['worst_case']:7.1%}  worst case, 95% interval {low:.1%} to {high:.1%}, {norm} {eps}, suite {suite}")
+    typer.echo(f"Flags: {', '.join(result['flags']) or 'none'} (docs/flags.md)")
+
+
+@app.command()
 def serve(
     cron: Annotated[str | None, typer.Option(help="when to run, e.g. '0 3 * * *'; only on demand without it")] = None, workers: Workers = 2
 ) -> None:
