@@ -182,11 +182,10 @@ def _bar(name: str, first: int, epochs: int) -> Iterable[int]:
 
 def _measure(phase: Phase, phases: Sequence[Phase], accuracy: Callable[..., float]) -> Row:
     """The columns of held-out images: all rows of a run have the same, and where a phase does not watch what another does, it is empty."""
+    robust = {p.name: p.schedule.stopping.images for p in phases if p.schedule.stopping and p.schedule.stopping.watch == "robust"}
     row: Row = {"accuracy": accuracy()}
-    watching = [phase.schedule.stopping for phase in phases if phase.schedule.stopping and phase.schedule.stopping.watch == "robust"]
-    if watching:
-        mine = phase.schedule.stopping
-        row["robust"] = accuracy(mine.images) if mine in watching and mine else ""
+    if robust:
+        row["robust"] = accuracy(robust[phase.name]) if phase.name in robust else ""
     return row
 
 
