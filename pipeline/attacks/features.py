@@ -25,17 +25,23 @@ class Params(Settings):
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    if target.features is None:
+    if (features := target.features) is None:
         raise Mistake("attack features: it needs the features of the attacked model (got none). Attack a classifier with a backbone.")
     best = Incumbent(images)
     with torch.no_grad():
-        h, z = target.features(images).flatten(1), target.network(images)
+        h, z = features(images).flatten(1), target.network(images)
     best.offer(images, z, labels)
     order, usable = guides(h, z, labels)
     for k in range(min(params.guides, len(images))):
         rows = (~best.broken & usable[:, k]).nonzero().flatten()
-        if len(rows):
-            _descend(params, target, images[rows], labels[rows], h[order[rows, k]], generator, best, rows)
+        if not len(rows):
+            break
+        x, clean, y, guide = target.threat.random_point(images[rows], generator), images[rows], labels[rows], h[order[rows, k]]
+        for step in torch.linspace(params.step, 0, params.steps + 1)[:-1].tolist():
+            g, _, _ = gradient(features, x, y, lambda z, _: (z.flatten(1) - guide).abs().sum(1))  # noqa: B023
+            x = target.threat.project(x - step * target.threat.eps * target.threat.steepest(g), clean)
+            with torch.no_grad():
+                best.offer(x, target.network(x), y, rows)
     return best.points
 
 
@@ -50,17 +56,3 @@ def guides(h: Tensor, z: Logits, labels: Labels) -> tuple[Tensor, Tensor]:
     near = torch.cdist(h, h, p=1.0).argsort(dim=1, stable=True)
     order = near.gather(1, rank.gather(1, near).argsort(dim=1, stable=True))
     return order, rank.gather(1, order) < 2
-
-
-def _descend(
-    params: Params, target: Target, clean: Images, labels: Labels, guide: Tensor, generator: torch.Generator, best: Incumbent, rows: Tensor
-) -> None:
-    """One start towards the features `guide` [n, width]; every point visited is offered to `best`."""
-    assert target.features is not None
-    threat, h = target.threat, target.features
-    x = threat.random_point(clean, generator)
-    for k in range(params.steps):
-        g, _, _ = gradient(h, x, labels, lambda z, _: (z.flatten(1) - guide).abs().sum(1))
-        x = threat.project(x - params.step * (1 - k / params.steps) * threat.eps * threat.steepest(g), clean)
-        with torch.no_grad():
-            best.offer(x, target.network(x), labels, rows)

@@ -16,7 +16,7 @@ from pipeline.types import Images, Labels, Settings
 
 BLACK_BOX = True
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
-PASS = 2048  # images in one pass, where a batch is not larger itself
+PASS = 2**20  # pixels in one pass, if the batch with one direction has not more
 
 
 class Params(Settings):
@@ -48,7 +48,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
 def estimate(params: Params, target: Target, x: Images, labels: Labels, generator: torch.Generator) -> Tensor:
     """g, the mean over the directions; several directions go through the network in one pass."""
     total = torch.zeros_like(x)
-    for k in _shares(params.samples, max(PASS // (2 * len(x)), 1)):
+    for k in _shares(params.samples, max(PASS // (2 * x.numel()), 1)):
         v = torch.randint(2, (k, *x.shape), generator=generator, device=x.device) * 2.0 - 1.0
         points = torch.cat([x + params.delta * v, x - params.delta * v])
         above, below = margin(target.network(points.flatten(0, 1)), labels.repeat(2 * k)).view(2, k, len(x), 1, 1, 1)

@@ -213,7 +213,7 @@ def test_the_estimate_of_a_linear_functions_gradient_points_along_it(linear):
     torch.testing.assert_close(g.norm(dim=1), true.norm(dim=1), rtol=0.05, atol=0)
 
 
-def test_spsa_asks_what_it_says_in_large_passes_and_none_of_a_broken_image(linear):
+def test_spsa_asks_what_it_says_in_large_passes_and_none_of_a_broken_image(linear, monkeypatch):
     model, x, y = linear
     asked = []
 
@@ -224,8 +224,13 @@ def test_spsa_asks_what_it_says_in_large_passes_and_none_of_a_broken_image(linea
     spsa.perturb(spsa.Params(steps=3, samples=10), Target(counted, ThreatModel(norm="linf", eps=1e-6)), x[:50], y[:50], generator(0, "a"))
     assert asked == [50, 1000, 50, 1000, 50, 1000, 50]
     asked.clear()
+    monkeypatch.setattr(spsa, "PASS", 8 * 50 * 16)
+    spsa.perturb(spsa.Params(steps=1, samples=10), Target(counted, ThreatModel(norm="linf", eps=1e-6)), x[:50], y[:50], generator(0, "a"))
+    assert asked == [50, 400, 400, 200, 50]
+    monkeypatch.undo()
+    asked.clear()
     spsa.perturb(spsa.Params(steps=30, samples=10), Target(counted, BALL), x, y, generator(0, "a"))
-    assert max(asked) <= spsa.PASS and asked[-1] < len(x)
+    assert asked[0] == len(x) and asked[1] == 20 * len(x) and asked[-1] < len(x)
 
 
 # Features ---------------------------------------------------------------------------------------------------------------------------------
