@@ -14,7 +14,7 @@ from pipeline.heads.sodef import SineDrift
 from pipeline.ode import Flow, Solver, flows
 from pipeline.trajectories import lipschitz, part
 
-FINE = Solver(steps=256)
+FINE = Solver(steps=128)
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:
