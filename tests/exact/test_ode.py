@@ -162,7 +162,7 @@ def test_an_adaptive_solver_is_never_called_unstable():
 def test_a_flow_starts_at_the_state_of_the_images():
     """`starts` sees z(0) of each flow, whatever stands before it."""
     doubled = Flow(Drift(torch.neg), 1.0, Solver(steps=5))
-    model = Classifier(nn.Identity(), nn.Flatten(), nn.Sequential(Drift(lambda z: 2 * z), doubled), {})
+    model = Classifier(nn.Identity(), nn.Identity(), nn.Flatten(), nn.Sequential(Drift(lambda z: 2 * z), doubled), {})
     images = torch.rand(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     ((flow, z0),) = starts(model, images)
     assert flow is doubled is flows(model)[0] and flow.nfe == 20
