@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import checkpoint
+from pipeline import checkpoint, distribution
 from pipeline.averaging import Average, Mean, copied, measure_statistics
 from pipeline.checkpoint import Groups
 from pipeline.data import Split
@@ -162,7 +162,7 @@ def run(
             row = _epoch(model, work, epoch, train, purpose)
             refresh(model, train)
             with work.mean.in_place(model, partial(work.settle, model, train)):
-                row |= _measure(phase, phases, accuracy)
+                row |= _measure(model, phase, phases, accuracy)
                 done.history.append(row)
                 if (phase.schedule.average or phase.schedule.stopping) and not done.since_best(phase):
                     work.best = copied(model)
@@ -180,10 +180,10 @@ def _bar(name: str, first: int, epochs: int) -> Iterable[int]:
     return tqdm(range(first, epochs), desc=name, initial=first, total=epochs, unit="epoch", mininterval=2, delay=2)
 
 
-def _measure(phase: Phase, phases: Sequence[Phase], accuracy: Callable[..., float]) -> Row:
-    """The columns of held-out images: all rows of a run have the same, and where a phase does not watch what another does, it is empty."""
+def _measure(model: nn.Module, phase: Phase, phases: Sequence[Phase], accuracy: Callable[..., float]) -> Row:
+    """The columns of held-out images and of random parameters. All rows of a run have the same; one that a phase does not watch is empty."""
     robust = {p.name: p.schedule.stopping.images for p in phases if p.schedule.stopping and p.schedule.stopping.watch == "robust"}
-    row: Row = {"accuracy": accuracy()}
+    row: Row = {"accuracy": accuracy()} | {name: round(value, 6) for name, value in distribution.numbers(model).items()}
     if robust:
         row["robust"] = accuracy(robust[phase.name]) if phase.name in robust else ""
     return row
