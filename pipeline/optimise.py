@@ -181,7 +181,7 @@ def _bar(name: str, first: int, epochs: int) -> Iterable[int]:
 
 
 def _measure(model: nn.Module, phase: Phase, phases: Sequence[Phase], accuracy: Callable[..., float]) -> Row:
-    """The columns of held-out images and of random parameters. All rows of a run have the same; one that a phase does not watch is empty."""
+    """The columns of held-out images and random parameters. All rows of a run have the same; what a phase does not watch is empty."""
     robust = {p.name: p.schedule.stopping.images for p in phases if p.schedule.stopping and p.schedule.stopping.watch == "robust"}
     row: Row = {"accuracy": accuracy()} | {name: round(value, 6) for name, value in distribution.numbers(model).items()}
     if robust:
