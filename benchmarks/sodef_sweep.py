@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from pipeline import artifact, environment, files, optimise
@@ -53,13 +53,24 @@ ADAM = {"batch": 128, "rate": 0.01}
 
 
 @dataclass(frozen=True)
+class Features:
+    """The training images as the backbone sees them: it stays as it is, so once is enough."""
+
+    z: Tensor
+    labels: Labels
+
+    def floats(self, index: Tensor) -> Tensor:
+        return self.z[index]
+
+
+@dataclass(frozen=True)
 class Case:
     """A trained model below the heads, the images, and where what is done is kept."""
 
     model: str
     twin: Classifier
     threat: ThreatModel
-    train: Split
+    train: Features
     images: Images
     labels: Labels
     seed: int
@@ -85,14 +96,15 @@ def head(case: Case, weights: str, T: float, solver: str) -> Classifier:
         stability=sodef.Stability(epochs=case.epochs[1], **ADAM, epsilon=0.001, amsgrad=True, **WEIGHTS[weights]),
         classifier=optimise.Schedule(epochs=case.epochs[2], **ADAM),
     )
-    phases = sodef.phases(schedules, model, lambda network, x, y, g: torch.nn.functional.cross_entropy(network(x), y), case.train)
+    over = Classifier(nn.Identity(), nn.Identity(), nn.Identity(), model.head, {})
+    phases = sodef.phases(schedules, over, lambda network, z, y, g: nn.functional.cross_entropy(network(z), y), case.train)
     for phase, name in zip(phases, ("features", f"stability-{weights}", f"classifier-{weights}-{T:g}-{solver}")):
         done = case.place / f"{name}.safetensors"
         if not done.exists():
             purpose = (case.seed, f"{case.model}, {name}")
-            optimise.run(model, [phase], case.train, lambda: 0.0, purpose, case.place / f"{name}.checkpoint")
-            files.write(done, save(model.state_dict()))
-        model.load_state_dict(load_file(done))
+            optimise.run(over, [phase], case.train, lambda: 0.0, purpose, case.place / f"{name}.checkpoint")
+            files.write(done, save(over.state_dict()))
+        over.load_state_dict(load_file(done))
     return model.eval().requires_grad_(False)
 
 
@@ -121,7 +133,7 @@ def cosines(case: Case, model: Classifier) -> Tensor:
             return gradient(model, x, y)[0].double().flatten(1)
 
     pairs = [(taken(ADJOINT, x, y), taken(SOLVERS["dopri5"], x, y)) for _, x, y in case.batches("cosine")]
-    return torch.cat([torch.nn.functional.cosine_similarity(a, b, dim=1, eps=1e-60) for a, b in pairs])
+    return torch.cat([nn.functional.cosine_similarity(a, b, dim=1, eps=1e-60) for a, b in pairs])
 
 
 def measure(case: Case, model: Classifier, transferred: Images, name: str, solver: str) -> dict[str, Any]:
@@ -154,14 +166,14 @@ def sweep(case: Case, solvers: list[str]) -> Iterator[dict[str, Any]]:
         yield about | {"weights": weights, "T": T, "solver": solver} | json.loads(done.read_text())
 
 
-LEGEND = """\
-CPU, one thread. Accuracy in % with its 95% Wilson interval, under PGD with 20 steps of a tenth of the radius, judged by the head's own
-solver (rk4 with 16 steps, or dopri5 at tolerance 1e-3 as in the papers) with which it was trained too. The columns are where PGD takes its
-function and gradient from: *adjoint* and *odeint*, dopri5 at 1e-3 by the adjoint method and through the solver's steps; *fixed*, rk4 with
-16 steps (64 for a dopri5 head); *transfer*, the linear twin; *worst*, image by image over the four. Weights: c diag 10, off 0, f 0.1; m
-diag 10, off 10, f 0.2. h|λ|: T/16, rk4's step, times the largest modulus of an eigenvalue of J at the first 64 images; above 2.785 rk4 does
-not follow the ODE; |λ|T is 16 times it. Cosine: of the adjoint and the exact input gradient of the same dopri5 solve, median [quartiles].
-[sodef_sweep.csv](sodef_sweep.csv) has the counts."""
+LEGEND = f"""\
+Python {platform.python_version()}, CPU, one thread. Accuracy in % with its 95% Wilson interval, under PGD with 20 steps of a tenth of the
+radius, judged by the head's own solver, with which it was trained (rk4 with 16 steps, or dopri5 at tolerance 1e-3 as in the papers). The
+columns are where PGD takes its function and gradient from: *adjoint* and *odeint*, dopri5 at 1e-3 by the adjoint method and through the
+solver's steps; *fixed*, rk4 with 16 steps (64 for a dopri5 head); *transfer*, the linear twin; *worst*, image by image over the four.
+Weights: c diag 10, off 0, f 0.1; m diag 10, off 10, f 0.2. h|λ|: T/16, rk4's step, times the largest modulus of an eigenvalue of J at the
+first 64 images; above 2.785 rk4 does not follow the ODE; |λ|T is 16 times it. Cosine: of the adjoint and the exact input gradient of the
+same dopri5 solve, median [quartiles]. [sodef_sweep.csv](sodef_sweep.csv) has the counts."""
 
 
 def share(k: int, n: int) -> str:
@@ -171,7 +183,7 @@ def share(k: int, n: int) -> str:
 
 def page(rows: list[dict[str, Any]], command: str, data: str, seed: int) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchdiffeq"))
-    made = f"Made by `{command}`: {data}, {rows[0]['n']} test images, seed {seed}, one head each; {versions}, Python {platform.python_version()}, "
+    made = f"Made by `{command}`: {data}, {rows[0]['n']} test images, seed {seed}, one head each; {versions}, "
     lines = ["# SODEF over the integration time", "", textwrap.fill(made + LEGEND, 140, break_on_hyphens=False)]
     for twin in (row for row in rows if row["weights"] == "twin"):
         n = twin["n"]
@@ -190,6 +202,12 @@ def cells(row: dict[str, Any]) -> str:
     return "| " + " | ".join([row["weights"], row["solver"], f"{row['T']:g}", f"{row['stiffness']:.2f}", cosine, *shares]) + " |"
 
 
+@torch.no_grad()
+def features(model: Classifier, split: Split) -> Features:
+    parts = tqdm(torch.arange(len(split)).split(500), desc="features", unit="batch", delay=2, mininterval=2)
+    return Features(torch.cat([model.features(split.floats(rows)) for rows in parts]), split.labels)
+
+
 def load(folder: Path, asked: argparse.Namespace) -> Case:
     """A model of the run with its images; what is done is kept under everything that it depends on."""
     prepared, twin = asked.run / "data/prepared", artifact.load(asked.run / folder).requires_grad_(False)
@@ -202,7 +220,7 @@ def load(folder: Path, asked: argparse.Namespace) -> Case:
     place = Path(".basin/benchmarks/sodef_sweep", hashlib.sha256(key.encode()).hexdigest()[:16])
     images, labels = test.floats(slice(0, asked.images)), test.labels[: asked.images]
     threat = ThreatModel.model_validate(twin.recipe["threat"])
-    return Case(twin.recipe["model"], twin, threat, load_split(prepared, "train"), images, labels, seed, epochs, place)
+    return Case(twin.recipe["model"], twin, threat, features(twin, load_split(prepared, "train")), images, labels, seed, epochs, place)
 
 
 def main() -> None:
