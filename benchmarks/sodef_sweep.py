@@ -49,7 +49,7 @@ ADJOINT = Solver(method="dopri5", tolerance=1e-3, gradient="adjoint")
 FIXED = {"rk4": Solver(), "dopri5": Solver(steps=64)}  # whose gradient "fixed" is, by the head's own solver
 PGD = choose("attacks", {"kind": "pgd", "steps": 20, "step": 0.1})
 ATTACKS = ("adjoint", "odeint", "fixed", "transfer", "worst")
-ADAM = {"batch": 128, "rate": 0.01}
+ADAM: dict[str, Any] = {"batch": 128, "rate": 0.01}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,11 @@
 """SODEF held to its paper: the MaxMin matrix, both forms' terms, the constraints, and what the stability phase does to the spectrum."""
 
+import csv
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +13,17 @@ import torch
 from small import SODEF, classifier, few, method
 from torch import nn
 
-from pipeline import config, lyapunov, optimise
+from pipeline import artifact, config, lyapunov, optimise
+from pipeline.classifier import Classifier
+from pipeline.data import SplitSettings, prepare
 from pipeline.errors import Mistake
 from pipeline.heads import sodef
 from pipeline.lookup import choose
 from pipeline.ode import STABILITY_LIMIT, Flow, Solver
+from pipeline.sources import digits as digits_source
 from pipeline.stability import stiffness
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(("k", "d"), [(2, 2), (2, 7), (3, 3), (10, 10), (10, 64), (100, 128)])
@@ -260,3 +270,30 @@ def test_every_eigenvalue_on_the_left_within_2_6_steps_is_inside_rk4s_region():
     radius, angle = torch.linspace(0, 2.615, 200, dtype=torch.float64), torch.linspace(math.pi / 2, math.pi, 200, dtype=torch.float64)
     z = torch.polar(*torch.meshgrid(radius, angle, indexing="ij"))
     assert (1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24).abs().max() <= 1 + 1e-12
+
+
+@pytest.mark.slow
+def test_the_sweep_goes_on_where_it_was_and_no_attack_beats_the_worst_case(digits, trained, tmp_path):
+    """benchmarks/sodef_sweep.py on a small model: a row for the twin and one a head, the same bytes twice."""
+    recipe = trained.recipe | {"threat": {"norm": "linf", "eps": 0.1}}
+    artifact.save(tmp_path / "models/small", Classifier(trained.purifier, trained.normalise, trained.backbone, trained.head, recipe))
+    prepare(digits_source.read(digits_source.Params()), SplitSettings(), "digits", "digits", 0, tmp_path / "data/prepared")
+    words = ["models/small", "--images", "8", "--epochs", "1", "1", "1", "--folder", "out"]
+
+    def swept() -> str:
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.sodef_sweep", *words], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        return (tmp_path / "out/sodef_sweep.md").read_text() + (tmp_path / "out/sodef_sweep.csv").read_text()
+
+    whole = swept()
+    for done in list((tmp_path / ".basin").rglob("m-*.json")) + list((tmp_path / ".basin").rglob("classifier-m-10-*")):
+        done.unlink()  # as if it had been stopped among the heads of weighting m
+    assert swept() == whole
+    twin, *heads = csv.DictReader((tmp_path / "out/sodef_sweep.csv").open())
+    assert twin["weights"] == "twin" and [(row["weights"], float(row["T"])) for row in heads] == [
+        (w, T) for w in "cm" for T in (1, 3, 5, 10)
+    ]
+    for row in heads:
+        assert int(row["worst"]) <= min(int(row[name]) for name in ("clean", "adjoint", "odeint", "fixed", "transfer"))
+    assert "python -m benchmarks.sodef_sweep models/small --images 8 --seed 0 --epochs 1 1 1 --solver rk4" in " ".join(whole.split())
