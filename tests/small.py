@@ -20,9 +20,11 @@ SODEF = {"kind": "sodef", "width": 16, "T": 2.0, "solver": {"steps": 8}}
 BALL = ThreatModel(norm="linf", eps=0.1)
 
 
-def classifier(backbone: dict[str, Any] = CONVNET, head: dict[str, Any] | None = None, seed: int = 0) -> Classifier:
+def classifier(
+    backbone: dict[str, Any] = CONVNET, head: dict[str, Any] | None = None, seed: int = 0, purifier: dict[str, Any] | None = None
+) -> Classifier:
     """Fresh weights; [n, 1, 8, 8] -> [n, 10]."""
-    tree = {"normalise": {"mean": [0.3], "std": [0.4]}, "backbone": backbone, "head": head or {"kind": "linear"}}
+    tree = {"normalise": {"mean": [0.3], "std": [0.4]}, "backbone": backbone, "head": head or {"kind": "linear"}, "purifier": purifier}
     recipe = {"model": "backbone/small", "shape": [1, 8, 8], "classes": list(map(str, range(CLASSES))), "classifier": tree}
     with construct(seed, "small"):
         return artifact.build(recipe)

@@ -55,6 +55,29 @@ CASES = {
         f"backbone.natural.training: should be a table with a kind, one of: {', '.join(lookup.kinds('training'))} (got {{}}). "
         "It is the training method: a table with its kind.",
     ),
+    "unknown purifier": (
+        ("training: {kind: natural}", "training: {kind: natural}\n    purifier: {kind: tw}"),
+        f"backbone.natural.purifier.kind: unknown kind of purifiers (got 'tw'). {did_you_mean('tw', lookup.kinds('purifiers'))}",
+    ),
+    "purifier without a kind": (
+        ("training: {kind: natural}", "training: {kind: natural}\n    purifier: {weight: 0.1}"),
+        f"backbone.natural.purifier: should be a table with a kind, one of: {', '.join(lookup.kinds('purifiers'))} "
+        "(got {'weight': 0.1}). It is what cleans an image first: a table with its kind, or null for that of the model below.",
+    ),
+    "unknown key of a purifier": (
+        ("training: {kind: natural}", "training: {kind: natural}\n    purifier: {kind: tv, wieght: 0.1}"),
+        "backbone.natural.purifier.wieght: unknown key (got 0.1). Did you mean 'weight'?",
+    ),
+    "a mask that keeps more than all": (
+        ("training: {kind: natural}", "training: {kind: natural}\n    augmentation: {kind: tv, keep: 1.5}"),
+        "backbone.natural.augmentation.keep: input should be less than or equal to 1 (got 1.5). "
+        "It is the share of pixels that a random mask keeps, above 0 and at most 1 (1: no mask).",
+    ),
+    "draws of a purifier that draws nothing": (
+        ("training: {kind: natural}", "training: {kind: natural}\n    purifier: {kind: tv, inference_draws: 8}"),
+        "backbone.natural.purifier: without a mask every draw is the same (got {'inference_draws': 8}). "
+        "Set keep below 1, or the draws to 1.",
+    ),
     "unknown key": (("seed: 0", "seed: 0\nsede: 1"), "sede: unknown key (got 1). Did you mean 'seed'?"),
     "unknown key of a kind": (
         ("steps: 20, step: 0.1}", "stepps: 20, step: 0.1}"),

@@ -19,7 +19,8 @@ from pipeline.classifier import Classifier
 from pipeline.distribution import mean_network
 from pipeline.lookup import Choice, choose
 from pipeline.ode import Solver, flows, solving_with
-from pipeline.randomness import drawing, generator
+from pipeline.randomness import drawing, generator, random_layers
+from pipeline.substitutes import differentiating, substitutes
 from pipeline.threat import TOLERANCE, ThreatModel
 
 # Settings of kinds that need some, or whose defaults take long. A new kind with defaults needs no line here.
@@ -47,6 +48,7 @@ FORMS = {
     "apgd": [{}, {"loss": "dlr"}, {"loss": "dlr_targeted", "targets": 2}],
     "di2fgsm": [{}, {"momentum": 1.0}],
     "pgd": [{}, {"random_start": False, "momentum": 1.0}, {"restarts": 2}],
+    "tv": [{}, {"keep": 0.5, "inference_draws": 2}],
 }
 FORMS["sodef"] = [{}, {"form": "paper", "drift": "two_layers", "bound": 1.0}]
 
@@ -70,8 +72,10 @@ def built(family: str, kind: str, seed: int = 0, **form: Any) -> Classifier:
 
 PARTS = [(family, kind) for family in ("backbones", "heads") for kind in lookup.kinds(family)]
 HEADS = [(kind, form) for kind in lookup.kinds("heads") for form in FORMS.get(kind, [{}])]
+PURIFIERS = [(kind, form) for kind in lookup.kinds("purifiers") for form in FORMS.get(kind, [{}])]
 ATTACKS = [(kind, form) for kind in lookup.kinds("attacks") for form in FORMS.get(kind, [{}])]
 parts = pytest.mark.parametrize(("family", "kind"), PARTS)
+purifiers = pytest.mark.parametrize(("kind", "form"), PURIFIERS, ids=[f"{kind}-{form}" for kind, form in PURIFIERS])
 attacks = pytest.mark.parametrize(("kind", "form"), ATTACKS, ids=[f"{kind}-{form}" for kind, form in ATTACKS])
 balls = pytest.mark.parametrize("ball", [BALL, ThreatModel(norm="l2", eps=0.6)], ids=str)
 
@@ -108,7 +112,7 @@ def test_every_kind_opens_with_a_docstring(family, kind):
     assert len((lookup.find(family, kind).__doc__ or "").split()) > 5
 
 
-@pytest.mark.parametrize(("family", "kind"), [(f, k) for f in ("backbones", "heads", "training", "attacks") for k in lookup.kinds(f)])
+@pytest.mark.parametrize(("family", "kind"), [(f, k) for f in lookup.FAMILIES if f != "sources" for k in lookup.kinds(f)])
 def test_settings_survive_the_recipe(family, kind):
     """The tree in recipe.json gives the same settings back."""
     choice = chosen(family, kind)
@@ -198,7 +202,7 @@ def test_any_backbone_can_be_one_of_distributions(kind, local, images):
         assert g.isfinite().all() and g.abs().max() > 0
 
 
-def _drawn(model: Classifier, x, seed: int):
+def _drawn(model: torch.nn.Module, x, seed: int):
     with drawing(model, generator(seed, "draws")):
         return model(x)
 
@@ -240,6 +244,62 @@ def test_a_heads_phases_train_all_of_it_and_nothing_else(kind, form, digits, tmp
     optimise.run(model, phases, digits["validation"], lambda: 0.0, (0, "x"), tmp_path / "c.safetensors")
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {name for name, _ in model.named_parameters() if name.startswith("head.")}
+
+
+# Purifiers --------------------------------------------------------------------------------------------------------------------------------
+
+
+def purifier_of(kind: str, form: dict) -> torch.nn.Module:
+    choice = chosen("purifiers", kind, **form)
+    return choice.module.Purifier(choice.params).eval()
+
+
+@purifiers
+def test_a_purifier_gives_images(kind, form, images):
+    x, purify = images[0], purifier_of(kind, form)
+    for some in (x, x[:1], x[:, :, :5], x[..., :6].expand(-1, 3, -1, -1), torch.zeros_like(x), torch.ones_like(x)):
+        z = purify(some)
+        assert z.shape == some.shape and z.dtype == some.dtype
+        assert z.min() >= 0 and z.max() <= 1
+
+
+@purifiers
+def test_a_purifier_is_a_function_of_its_generator(kind, form, images):
+    before, purify = torch.get_rng_state(), purifier_of(kind, form)
+    one, same, other = (_drawn(purify, images[0], seed) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert torch.equal(one, other) == (not random_layers(purify))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@purifiers
+def test_a_purifier_keeps_images_apart(kind, form, images):
+    """Under the same draws an image does not depend on those beside it."""
+    x, purify = images[0], purifier_of(kind, form)
+    mixed = torch.cat([x[:1], x[1:].flip(0)])
+    torch.testing.assert_close(_drawn(purify, mixed, 0)[0], _drawn(purify, x, 0)[0], rtol=0, atol=1e-6)
+
+
+@purifiers
+def test_every_gradient_of_a_purifier_is_of_the_same_image(kind, form, images):
+    x, purify = images[0].requires_grad_(), purifier_of(kind, form)
+    expected = _drawn(purify, x, 0)
+    for gradient in ("exact", *substitutes(purify)):
+        with differentiating(purify, gradient):
+            z = _drawn(purify, x, 0)
+        (g,) = torch.autograd.grad(z.square().sum(), x)
+        assert torch.equal(z, expected)
+        assert g.isfinite().all() and (g.flatten(1).abs().amax(1) > 0).all()
+
+
+@purifiers
+def test_a_classifier_with_a_purifier_is_saved_and_loaded_bit_for_bit(kind, form, images, tmp_path):
+    model, (x, _) = small.classifier(purifier=chosen("purifiers", kind, **form).tree()).eval(), images
+    artifact.save(tmp_path / "model", model)
+    loaded = artifact.load(tmp_path / "model")
+    assert torch.equal(loaded(x), model(x))
+    assert not torch.equal(loaded(x), small.classifier().eval()(x))
+    assert f"pipeline/purifiers/{kind}.py" in artifact.read_recipe(tmp_path / "model")["sources"]
 
 
 # Training methods -------------------------------------------------------------------------------------------------------------------------

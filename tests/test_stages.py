@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.data import Split, load_split
 from pipeline.errors import Mistake
+from pipeline.lookup import choose
+from pipeline.purifiers.tv import Params as TotalVariation
+from stages import entry, train
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = """
@@ -213,6 +217,41 @@ def test_an_attack_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_pa
     assert not (cut / "outcomes").exists()
     rerun(cut, "attack", "head/sodef", "tiny")
     assert made(cut) == made(undisturbed)
+
+
+PURIFIED = PARAMS.replace(
+    "hidden: 32}\n", "hidden: 32}\n    purifier: {kind: tv, iterations: 3}\n    augmentation: {kind: tv, keep: 0.5, iterations: 3}\n"
+)
+
+
+def test_a_purifier_and_purified_copies_make_the_model_and_the_same_bytes_again(whole, tmp_path):
+    folders = [workspace(tmp_path / name, PURIFIED) for name in ("one", "two")]
+    for folder in folders:
+        shutil.copytree(whole / "data", folder / "data")
+        run(folder, "backbone", "natural")
+    weights = "models/backbone/natural/weights.safetensors"
+    assert made(folders[0]) == made(folders[1]) and made(folders[0])[weights] != made(whole)[weights]
+    run(folders[0], "adversarial", "pgd")
+    run(folders[0], "attack", "backbone/natural", "tiny")
+    for model in ("backbone/natural", "adversarial/pgd"):  # which has none of its own, and keeps that of the model below
+        tree = json.loads((folders[0] / f"models/{model}/recipe.json").read_text())["classifier"]
+        assert tree["purifier"] == {"kind": "tv", **TotalVariation(iterations=3).model_dump()}
+
+
+def test_purified_copies_follow_the_images_and_are_drawn_by_the_seed(whole, tmp_path):
+    asked = choose("purifiers", {"kind": "tv", "keep": 0.5, "iterations": 3})
+
+    def copies(seed: int) -> Split:
+        folder = workspace(tmp_path / str(seed), PARAMS.replace("seed: 0", f"seed: {seed}"))
+        with inside(folder), entry.stage("backbone/natural", lambda config: config.entry("backbone/natural")) as stage:
+            return train.purified_copies(stage, load_split(whole / "data/prepared", "train"), asked)
+
+    images = load_split(whole / "data/prepared", "train").images
+    one, same, other = copies(0), copies(0), copies(1)
+    assert torch.equal(one.images[: len(images)], images) and torch.equal(one.labels[: len(images)], one.labels[len(images) :])
+    assert torch.equal(one.images, same.images) and not torch.equal(one.images, other.images)
+    cleaned = one.images[len(images) :].float()
+    assert cleaned.std((1, 2, 3)).mean() < images.float().std((1, 2, 3)).mean()
 
 
 # Bad input that only a stage can see -----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pipeline.randomness import Random
 from pipeline.substitutes import Substitutable
 from pipeline.types import Images, PerImage, Settings
 
-ROUNDING = 1e-6  # how far float32 arithmetic may carry a pixel out of [0, 1]
+SLACK = 0.05  # how far out of [0, 1] finite differences may step; a wrong scale goes further
 CACHED = 2**16  # pixels that are worked on at once by a CPU: what fits its cache takes a quarter of the time
 
 
@@ -73,7 +73,6 @@ class TotalVariation(Substitutable):
         return torch.ones_like(x)
 
     def forward(self, x: Images) -> Images:
-        check_range(x)
         m = self.mask(x)
         if self.gradient == "identity":
             return StraightThrough.apply(x, lambda x: minimised(x, m, self.params))
@@ -96,19 +95,24 @@ def Purifier(params: Params) -> TotalVariation:
     return TotalVariation(params) if params.keep == 1 else MaskedTotalVariation(params)
 
 
-def check_range(x: Images) -> None:
-    if x.numel() and not (x.min() >= -ROUNDING and x.max() <= 1 + ROUNDING):
-        raise Mistake(
-            f"purifiers/tv: pixels outside [0, 1] (got {x.min():.4g} to {x.max():.4g}). "
-            "Give it images scaled to [0, 1]; a classifier normalises after its purifier."
-        )
-
-
 def minimised(x: Images, m: Images, params: Params) -> Images:
     """The last z."""
-    rows = max(1, CACHED // max(1, x[0].numel())) if x.device.type == "cpu" and len(x) else len(x)
+    if not len(x):
+        return x
+    low, high = extremes(x)
+    rows = max(1, CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
     parts = [last(descent(some, its_m, params)) for some, its_m in zip(x.split(rows), m.split(rows))]
-    return StraightThrough.apply(torch.cat(parts), lambda z: z.clamp(0, 1))  # only ever of a rounding error, which is no kink
+    return StraightThrough.apply(torch.cat(parts), lambda z: z.clamp(min(low, 0), max(high, 1)))  # of rounding alone, which is no kink
+
+
+def extremes(x: Images) -> tuple[float, float]:
+    low, high = x.min().item(), x.max().item()
+    if not (low >= -SLACK and high <= 1 + SLACK):
+        raise Mistake(
+            f"purifiers/tv: pixels outside [0, 1] (got {low:.4g} to {high:.4g}). "
+            "Give it images scaled to [0, 1]; a classifier normalises after its purifier."
+        )
+    return low, high
 
 
 def last(iterates: Iterator[Images]) -> Images:
