@@ -133,6 +133,11 @@ def named_kinds(settings: config.Config, node: Node) -> set[str]:
     return {f"pipeline.{choice.family}.{choice.kind}" for key in node.params for choice in choices(part(settings, key))}
 
 
+def whole_families(node: Node) -> set[str]:
+    """Modules of the families whose folder is a dependency: any kind of them may be named by another run."""
+    return {f"pipeline.{family}.{kind}" for family in lookup.FAMILIES if f"pipeline/{family}" in node.deps for kind in lookup.kinds(family)}
+
+
 def written_kinds(script: str) -> set[str]:
     """Modules of the kinds that a script names itself, as in `{"kind": "linear"}`."""
     literals = [node for node in ast.walk(ast.parse((ROOT / file_of(script)).read_text())) if isinstance(node, ast.Dict)]
@@ -143,7 +148,8 @@ def written_kinds(script: str) -> set[str]:
 
 def missing(run: Run) -> dict[str, list[str]]:
     """Stage -> the files of its code that are not among its dependencies."""
-    wanted = {node: {node.script} | named_kinds(run.config, node) | written_kinds(node.script) for node in run.nodes}
+    kinds = {node: named_kinds(run.config, node) | written_kinds(node.script) | whole_families(node) for node in run.nodes}
+    wanted = {node: {node.script} | kinds[node] for node in run.nodes}
     lacks = {node.name: node.lacks(frozenset().union(*map(closure, modules))) for node, modules in wanted.items()}
     return {name: files for name, files in lacks.items() if files}
 
