@@ -8,6 +8,7 @@
 | has layers with several gradients | each of them (BPDA and its like) |
 | has a purifier | gradients of the model without it |
 | is random | gradients averaged over draws (EOT), and those of the mean weights |
+| has a gradient that is zero or wrong | straight through what rounds, and four times the search that needs none: scores, then decisions |
 | has features | towards the features of an image of another class |
 
 Weak and cheap attempts go first: what they break costs the others nothing.
@@ -23,8 +24,10 @@ from pipeline.ode import Solver, flows
 from pipeline.suite import Adaptive
 from pipeline.ways import Attempt, Way
 
-FEW = 3  # target classes, with a gradient that is not the model's own
+FEW = 3  # target classes, with a gradient that is not the model's own, or is averaged
+LONGER = 4  # times as many queries, where no gradient can be followed
 SHARES = (0.2, 0.5)  # of a flow's integration time
+SPSA_DELTA = 0.05  # wider than a quantiser's steps
 TOLERANCES = (1e-1, 1e-3, 1e-5)  # of an adaptive solve
 
 
@@ -46,12 +49,16 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
         yield f"apgd_ce: {name}", Attempt(_apgd("ce", s.steps), way)
         yield f"apgd_targeted: {name}", Attempt(_apgd(targeted, s.steps, FEW), way)
     yield "features", Attempt(_attack("features"), own)
+    yield "apgd_targeted", Attempt(_apgd(targeted, s.steps, FEW if declared.randomised else s.targets), own)
     if declared.randomised:
         yield "pgd_eot", Attempt(_attack("pgd", steps=s.steps, step=0.1), own)
     else:
-        yield "apgd_targeted", Attempt(_apgd(targeted, s.steps, s.targets), own)
         yield "fab", Attempt(_attack("fab", targets=s.targets), own)
-    yield "square", Attempt(_attack("square", queries=max(s.queries // (s.draws if declared.randomised else 1), 1)), own)
+    queries = max(s.queries // (s.draws if declared.randomised else 1), 1) * (LONGER if declared.blind else 1)
+    yield "square", Attempt(_attack("square", queries=queries), own)
+    if declared.blind:
+        yield "spsa", Attempt(_attack("spsa", steps=s.steps, samples=max(queries // (2 * s.steps), 1), delta=SPSA_DELTA), own)
+        yield "boundary", Attempt(_attack("boundary", queries=queries), own)
     for k in range(1, s.doublings + 1):
         longer = _attack("apgd", loss="ce", steps=s.steps * 2**k, restarts=2**k)
         yield f"apgd_ce x{2**k}", Attempt(longer, own, doubling=k)
@@ -73,6 +80,8 @@ def _ways(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[tupl
         yield f"{gradient} gradient", Way(gradient=gradient, draws=draws)
     if declared.purifier:
         yield "no purifier", Way(bare=True, draws=draws)
+    if declared.blind:
+        yield "straight through", Way(straight=True, draws=draws)
     if declared.distributions:
         yield "mean weights", Way(mean=True)
 

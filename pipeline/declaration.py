@@ -1,21 +1,32 @@
 """What a model is, as far as an attack must know: declared by its layers, or found out by a few passes.
 
-A model made here says what it is by its layers. One from outside may say nothing, so whether it is random and whether it depends on
-its batch is always measured as well.
+A model made here says what it is by its layers. One from outside may say nothing, so whether it is random, whether it depends on its
+batch and whether its gradient is that of the function that it computes are always measured as well.
 """
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.functional import log_softmax
 
+from pipeline.attacks import gradient, margin
 from pipeline.distribution import distributions
 from pipeline.ode import flows
-from pipeline.randomness import random_layers
+from pipeline.randomness import Random, drawing, generator, random_layers
 from pipeline.substitutes import substitutes
-from pipeline.types import Images
+from pipeline.types import Images, Labels, Logits
+from pipeline.ways import Way
 
 SAME = 1e-3  # the largest difference of two passes' logits that rounding explains, as a share of the logits' spread
+VANISHED = 0.1  # of the images, whose gradient is exactly zero
+WRONG = 0.5  # median relative error of the gradient against finite differences
+BURIED = 0.1  # median signal-to-noise ratio of one draw's gradient, below which 20 draws find no direction either
+NOISY = 20  # draws from which it is estimated
+STEPS = (1e-3, 1e-2)  # of the finite differences, in L2: rounding spoils the shorter, curvature the longer
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,7 @@ class Declaration:
     classes: int
     randomised: bool  # two passes over an image may differ
     batch_dependent: bool  # an image's logits depend on the images beside it
+    blind: bool  # the gradient is zero, not the derivative of what is computed, or buried in noise
     gradients: tuple[str, ...]  # besides the one in use (pipeline/substitutes.py)
     flows: bool  # an ODE is solved
     purifier: bool  # something cleans the image first
@@ -34,22 +46,98 @@ class Declaration:
 
 @torch.no_grad()
 def declare(model: nn.Module, twin: nn.Module | None, images: Images) -> Declaration:
-    """The declaration of a model in evaluation mode, measured on a few images in [0, 1]."""
-    first = model(images)
-    spread = SAME * first.std().clamp_min(torch.finfo(first.dtype).tiny)
-    randomised = bool(random_layers(model)) or differs(first, model(images), spread)
-    alone = first if randomised else torch.cat([model(image[None]) for image in images])
-    return Declaration(
-        classes=first.shape[1],
-        randomised=randomised,
-        batch_dependent=differs(first, alone, spread),
-        gradients=substitutes(model),
-        flows=bool(flows(model)),
-        purifier=not isinstance(getattr(model, "purifier", nn.Identity()), nn.Identity),
-        distributions=bool(distributions(model)),
-        twin=twin is not None,
-    )
+    """The declaration of a model in evaluation mode, measured on a few images in [0, 1]; the same at every call."""
+    with _seeded(model, images):
+        first = model(images)
+        randomised = bool(random_layers(model)) or _differs(first, model(images))
+        alone = first if randomised else torch.cat([model(image[None]) for image in images])
+        return Declaration(
+            classes=first.shape[1],
+            randomised=randomised,
+            batch_dependent=_differs(first, alone),
+            blind=_is_blind(model, images, first.argmax(1), randomised),
+            gradients=substitutes(model),
+            flows=bool(flows(model)),
+            purifier=not isinstance(getattr(model, "purifier", nn.Identity()), nn.Identity),
+            distributions=bool(distributions(model)),
+            twin=twin is not None,
+        )
 
 
-def differs(one: torch.Tensor, other: torch.Tensor, spread: torch.Tensor) -> bool:
-    return bool((one - other).abs().max() > spread)
+@contextmanager
+def _seeded(model: nn.Module, images: Images) -> Iterator[None]:
+    """Draws from a fixed seed, torch's global ones too, which are put back."""
+    device = images.device
+    with drawing(model, generator(0, "declaration", device=device)), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
+def _differs(one: Logits, other: Logits) -> bool:
+    return bool((one - other).abs().max() > SAME * one.std().clamp_min(torch.finfo(one.dtype).tiny))
+
+
+def _is_blind(model: nn.Module, x: Images, y: Labels, randomised: bool) -> bool:
+    if vanished(gradient(model, x, y, margin)[0]) > VANISHED:
+        return True
+    return signal_to_noise(model, x, y) < BURIED if randomised else difference_error(model, x, y) > WRONG
+
+
+def vanished(g: torch.Tensor) -> float:
+    """The share of images whose gradient is exactly zero."""
+    return (g.flatten(1).abs().amax(1) == 0).double().mean().item()
+
+
+def difference_error(model: nn.Module, x: Images, y: Labels) -> float:
+    """Median over images of |d - D| / max(|d|, |D|): d what the gradient of the margin says of a step along itself, D what a central
+    difference says; the smaller error of two step lengths. Along a random direction where the gradient is zero."""
+    g, _, _ = gradient(model, x, y, margin)
+    flat = g.flatten(1)
+    fallback = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
+    direction = torch.where(flat.abs().amax(1, keepdim=True) > 0, flat, fallback)
+    direction = direction / direction.norm(dim=1, keepdim=True)
+    claimed = (flat * direction).sum(1)
+    errors = []
+    for length in STEPS:
+        step = length * direction.view_as(x)
+        with torch.no_grad():
+            found = (margin(model(x + step), y) - margin(model(x - step), y)) / (2 * length)
+        size = torch.maximum(claimed.abs(), found.abs())
+        errors.append(torch.where(size > 0, (claimed - found).abs() / size, 0.0))
+    return torch.stack(errors).amin(0).median().item()
+
+
+def signal_to_noise(model: nn.Module, x: Images, y: Labels) -> float:
+    """Median over images of ||E g|| / (E ||g - E g||^2)^(1/2) for the gradient g of one draw, both estimated without bias."""
+    with Way(draws=1).through(model):
+        g = torch.stack([gradient(model, x, y)[0].flatten(1) for _ in range(NOISY)])
+    noise = g.var(0).sum(1)
+    signal = (g.mean(0).square().sum(1) - noise / NOISY).clamp_min(0)
+    return (signal / noise.clamp_min(torch.finfo(g.dtype).tiny)).sqrt().median().item()
+
+
+class Drawn(Random):
+    """A model from outside that draws what it draws by itself: as many of its passes as are asked for make one of this."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.single = model
+        if hasattr(model, "features"):
+            self.features = model.features
+
+    @property
+    def draws(self) -> int:
+        return self.inference_draws
+
+    def forward(self, images: Images) -> Logits:
+        """One pass, or the logarithm of the mean probabilities of several."""
+        if self.draws == 1:
+            return self.single(images)
+        return torch.stack([log_softmax(self.single(images), 1) for _ in range(self.draws)]).logsumexp(0) - math.log(self.draws)
+
+
+@torch.no_grad()
+def drawn(model: nn.Module, images: Images) -> nn.Module:
+    """The model itself, or a `Drawn` one where it says nothing of draws and two passes over the images differ."""
+    with _seeded(model, images):
+        return model if hasattr(model, "draws") or not _differs(model(images), model(images)) else Drawn(model).eval()

@@ -6,16 +6,16 @@ Some flags are read off a suite's outcomes. The others come from probes: small e
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from pipeline.attacks import gradient, margin
-from pipeline.declaration import Declaration
+from pipeline.declaration import VANISHED, WRONG, Declaration, difference_error, signal_to_noise, vanished
 from pipeline.evaluation import RISING, Evaluation
 from pipeline.lookup import choose
 from pipeline.ode import Solver, flows
 from pipeline.outcomes import Outcomes, mean
+from pipeline.randomness import generator
 from pipeline.stability import is_unstable, starts, stiffness
 from pipeline.threat import ThreatModel
 from pipeline.types import Images, Labels
@@ -27,11 +27,8 @@ MASKED_GAP = 0.05  # robust accuracy under the naive gradient less that under th
 HOLDS = 0.05  # robust accuracy at a radius that covers the whole pixel range
 FEWER_BREAK = 0.05  # robust accuracy under many steps less that under one
 NOISE = 0.5  # of what PGD breaks, by as many random points
-VANISHED = 0.1  # of the probed images, whose gradient is zero
-WRONG = 0.5  # median relative error of the gradient against finite differences
 AGREES = 0.9  # median cosine between adjoint and exact gradient
 SIGNAL = 1.0  # median signal-to-noise ratio of the gradients that the suite averaged
-STEP = 1e-3  # of a finite difference, in L2
 ADJOINT = Solver(method="dopri5", gradient="adjoint")
 
 
@@ -73,7 +70,8 @@ def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], 
     def accuracy(attack: dict[str, object] | None, threat: ThreatModel = evaluation.threat) -> float:
         part = Evaluation(evaluation.classifier, None, threat, (evaluation.seed[0], "probe"), PROBED, randomised=declared.randomised)
         if attack is None:
-            return mean(part.judge(evaluation.threat.random_point(x, _draws(evaluation)), y)[1])
+            with evaluation.seeded("noise", 0):
+                return mean(part.judge(threat.random_point(x, generator(*evaluation.seed, "noise")), y)[1])
         tried = {"probe": Attempt(choose("attacks", attack))}
         return part.run(o.index[:PROBED], x, y, tried).after["probe"]
 
@@ -95,47 +93,24 @@ def _gradients(model: nn.Module, x: Images, y: Labels, attempts: Mapping[str, At
     """What is wrong with the gradient at the clean images."""
     g, _, logits = gradient(model, x, y)
     figures = {
-        "vanished": mean((g.flatten(1).abs().amax(1) == 0).float()),
+        "vanished": vanished(g),
         "probabilities": float(bool((logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-3)),
     }
     if declared.randomised:
-        draws = max((attempt.way.draws or 1 for attempt in attempts.values()), default=1)
+        draws = max((attempt.way.draws or getattr(model, "draws", 1) for attempt in attempts.values()), default=1)
         return figures | {"signal_to_noise": signal_to_noise(model, x, y) * draws**0.5}
     figures["gradient_error"] = difference_error(model, x, y)
-    if flows(model):
-        with Way(solver=ADJOINT).through(model):
-            adjoint, _, _ = gradient(model, x, y)
-        figures["adjoint_cosine"] = cosine_similarity(g.flatten(1), adjoint.flatten(1)).median().item()
+    if declared.flows:
+        own = flows(model)[0].solver
+        exact, adjoint = (_through(solver, model, x, y) for solver in (own.model_copy(update={"gradient": "exact"}), ADJOINT))
+        figures["adjoint_cosine"] = cosine_similarity(exact, adjoint).median().item()
     return figures
 
 
-def difference_error(model: nn.Module, x: Images, y: Labels) -> float:
-    """Median over images of | d - D | / max(|d|, |D|): d what the gradient of the margin says of a small step along itself, D what
-    a central difference says. Along a random direction where the gradient is zero."""
-    g, _, _ = gradient(model, x, y, margin)
-    flat = g.flatten(1)
-    fallback = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
-    direction = torch.where(flat.abs().amax(1, keepdim=True) > 0, flat, fallback)
-    direction = direction / direction.norm(dim=1, keepdim=True)
-    step = STEP * direction.view_as(x)
-    with torch.no_grad():
-        differences = (margin(model(x + step), y) - margin(model(x - step), y)) / (2 * STEP)
-    claimed = (flat * direction).sum(1)
-    size = torch.maximum(claimed.abs(), differences.abs())
-    return torch.where(size > 0, (claimed - differences).abs() / size, 0.0).median().item()
-
-
-def signal_to_noise(model: nn.Module, x: Images, y: Labels, draws: int = 20) -> float:
-    """Median over images of ||E g|| / (E ||g - E g||^2)^(1/2) for the gradient g of one draw, both estimated without bias."""
-    with Way(draws=1).through(model):
-        g = torch.stack([gradient(model, x, y)[0].flatten(1) for _ in range(draws)])
-    noise = g.var(0).sum(1)
-    signal = (g.mean(0).square().sum(1) - noise / draws).clamp_min(0)
-    return (signal / noise.clamp_min(torch.finfo(g.dtype).tiny)).sqrt().median().item()
-
-
-def _draws(evaluation: Evaluation) -> torch.Generator:
-    return torch.Generator().manual_seed(evaluation.seed[0])
+def _through(solver: Solver, model: nn.Module, x: Images, y: Labels) -> Tensor:
+    """[n, d]: the gradient of the margin, which does not saturate, with this solver."""
+    with Way(solver=solver).through(model):
+        return gradient(model, x, y, margin)[0].flatten(1)
 
 
 def _taken_late(o: Outcomes, attempts: Mapping[str, Attempt], mark: str, but: str | None = None) -> float:

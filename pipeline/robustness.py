@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.adaptive import attempts, naive
-from pipeline.declaration import Declaration, declare
+from pipeline.declaration import Declaration, declare, drawn
 from pipeline.diagnostics import Diagnosis, diagnose
 from pipeline.errors import Mistake
 from pipeline.evaluation import Evaluation
@@ -45,7 +45,9 @@ def evaluate(
     Raises Mistake where images, labels or model cannot be evaluated.
     """
     check(model, images, labels)
-    declared = declare(model, twin, images[:LOOKED_AT].to(device_of(model)))
+    sample = images[:LOOKED_AT].to(device_of(model))
+    model = drawn(model, sample)
+    declared = declare(model, twin, sample)
     tried = {name: Attempt(attack) for name, attack in suite.attacks.items()}
     if suite.adaptive:
         tried |= attempts(declared, suite.adaptive, model)

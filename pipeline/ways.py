@@ -4,11 +4,14 @@ The point found is judged by the reported function whatever the way, so a way ca
 own gradient is one way; where it is wrong, masked or of one draw, another is the better one: that is what an adaptive attack tries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pipeline.distribution import mean_network
 from pipeline.lookup import Choice
@@ -23,7 +26,7 @@ class Way:
 
     `solver` solves every flow, `share` of its integration time; `gradient` names that of the layers that have several
     (pipeline/substitutes.py); `draws` passes are averaged where something is random (EOT); `mean` takes the means of all
-    distributions; `bare` leaves the purifier out.
+    distributions; `bare` leaves the purifier out; `straight` takes the derivative of every rounding as 1 (BPDA).
     """
 
     solver: Solver | None = None
@@ -32,6 +35,7 @@ class Way:
     draws: int | None = None
     mean: bool = False
     bare: bool = False
+    straight: bool = False
 
     @contextmanager
     def through(self, model: nn.Module) -> Iterator[None]:
@@ -49,6 +53,8 @@ class Way:
                 stack.enter_context(mean_network(model))
             if self.bare:
                 stack.enter_context(_bare(model))
+            if self.straight:
+                stack.enter_context(_StraightThrough())
             yield
 
     def __str__(self) -> str:
@@ -59,6 +65,7 @@ class Way:
             f"{self.draws} draws a gradient" if self.draws else "",
             "mean weights" if self.mean else "",
             "without the purifier" if self.bare else "",
+            "straight through" if self.straight else "",
         ]
         return ", ".join(filter(None, words))
 
@@ -110,3 +117,26 @@ def _bare(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.purifier = own
+
+
+ROUNDING = {getattr(owner, name) for owner in (torch, Tensor) for name in ("round", "floor", "ceil", "trunc", "sign")}
+
+
+class _StraightThrough(TorchFunctionMode):
+    """Functions that are flat almost everywhere, and whose derivative says nothing, pass a gradient on as it comes (Bengio et al. 2013,
+    arXiv 1308.3432). Any model's, whether it says that it has them or not; their values stay what they are."""
+
+    def __torch_function__(self, func: Callable[..., Tensor], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in ROUNDING and args and args[0].requires_grad:
+            return _Straight.apply(args[0], lambda x: func(x, *args[1:], **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return g, None
