@@ -26,7 +26,7 @@ from pipeline.randomness import Random
 from pipeline.substitutes import Substitutable
 from pipeline.types import Images, PerImage, Settings
 
-SLACK = 0.05  # how far out of [0, 1] finite differences may step; a wrong scale goes further
+SLACK = 0.25  # how far out of [0, 1] finite differences (spsa's queries, for one) may step; a wrong scale goes further
 CACHED = 2**16  # pixels that are worked on at once by a CPU: what fits its cache takes a quarter of the time
 
 

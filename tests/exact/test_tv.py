@@ -251,6 +251,7 @@ def test_finite_differences_may_step_a_little_outside():
     """And find the gradient there: nothing is clamped but rounding."""
     x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     assert torch.autograd.gradcheck(Purifier(Params(iterations=3)), x.requires_grad_(), eps=1e-4, atol=1e-3)
+    assert Purifier(Params())(x - 0.2).unique().item() == pytest.approx(-0.2)
 
 
 def test_no_images_are_no_images():
