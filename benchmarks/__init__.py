@@ -1,0 +1,1 @@
+"""Measurements against what others wrote; each writes a page of docs/results."""
