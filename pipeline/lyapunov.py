@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from pipeline.ode import Flow, Solver
+
 
 def maxmin(k: int, d: int) -> Tensor:
     """[k, d]: k unit rows whose cosines are all 1 / (1 - k), the least possible maximum (Kang et al. 2021, arXiv 2110.12976, Corollary 1).
@@ -13,6 +15,29 @@ def maxmin(k: int, d: int) -> Tensor:
     S, U = torch.linalg.eigh(B)
     root = S.clamp_min(0).sqrt()[:, None] * U.T
     return torch.cat([root, torch.zeros(d - k, k, dtype=torch.float64)]).T.float().contiguous()
+
+
+class Orthonormal(nn.Linear):
+    """x -> P x, P with orthonormal rows [rows, columns], rows <= columns: after every step P is put back onto them."""
+
+    def __init__(self, columns: int, rows: int):
+        super().__init__(columns, rows, bias=False)
+        self.retract()
+
+    def retract(self) -> None:
+        orthonormalise(self)
+
+
+class Bounded(Flow):
+    """A flow whose drift's gain (`gain`) stays at or below `bound`: after every step it is put back below. None bounds nothing."""
+
+    def __init__(self, drift: nn.Module, T: float, solver: Solver, bound: float | None):
+        super().__init__(drift, T, solver)
+        self.bound = bound
+        self.retract()
+
+    def retract(self) -> None:
+        contain(self.drift, self.bound)
 
 
 @torch.no_grad()

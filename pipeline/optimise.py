@@ -75,16 +75,29 @@ class Phase:
 
     A loss that is an iterator has one optimiser step after each loss that it yields, and is then asked for the next.
     A trained module that has a method `penalty` adds it to every loss; it is of all training images, as a prior is, and is divided by them.
+    One that has a method `retract` is put back onto its constraint by it after every step.
     """
 
     name: str
     schedule: Schedule
     trained: Sequence[nn.Module]
     loss: Loss
-    after_step: Callable[[], None] = lambda: None  # a retraction onto a constraint, for instance
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for module in self.trained for p in module.parameters()]
+
+    def all(self, method: str) -> Iterator[Callable[[], Any]]:
+        """The trained modules' own methods of that name."""
+        layers = (layer for module in self.trained for layer in module.modules())
+        return (own for layer in layers if callable(own := getattr(layer, method, None)))
+
+    def penalty(self) -> Tensor | float:
+        """What the trained modules add to the loss of all training images."""
+        return sum((term() for term in self.all("penalty")), 0.0)
+
+    def retract(self) -> None:
+        for back in self.all("retract"):
+            back()
 
 
 @dataclass
@@ -125,7 +138,7 @@ class Work:
 
     def settle(self, model: nn.Module, train: Split) -> None:
         """What weights that were put in place ask for: the constraint, statistics, and what is kept of training images."""
-        self.phase.after_step()
+        self.phase.retract()
         measure_statistics(model, self.phase.trained, train, self.phase.schedule.batch)
         refresh(model, train)
 
@@ -197,12 +210,6 @@ def refresh(model: nn.Module, train: Split) -> None:
             again(model, train)
 
 
-def penalty(phase: Phase) -> Tensor | float:
-    """What the trained modules add to the loss of all training images."""
-    layers = [layer for module in phase.trained for layer in module.modules()]
-    return sum((term() for layer in layers if callable(term := getattr(layer, "penalty", None))), 0.0)
-
-
 def _epoch(model: nn.Module, work: Work, epoch: int, train: Split, purpose: tuple[int, str]) -> Row:
     phase, optimiser = work.phase, work.optimiser
     model.eval().requires_grad_(False)
@@ -222,7 +229,7 @@ def _epoch(model: nn.Module, work: Work, epoch: int, train: Split, purpose: tupl
         x, y = train.floats(index).to(device), train.labels[index].to(device)
         with drawing(model, draws):
             for loss in each(phase.loss(x, y, draws)):
-                loss = loss + penalty(phase) / len(order)
+                loss = loss + phase.penalty() / len(order)
                 optimiser.zero_grad()
                 loss.backward()
                 gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
@@ -233,7 +240,7 @@ def _epoch(model: nn.Module, work: Work, epoch: int, train: Split, purpose: tupl
                         f"ODE is solved; the last good epoch is kept."
                     )
                 optimiser.step()
-                phase.after_step()
+                phase.retract()
                 work.mean.after_step()
                 total, seen = total + loss.item() * len(index), seen + len(index)
     work.mean.after_epoch(epoch, phase.schedule.epochs)

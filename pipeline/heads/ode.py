@@ -8,8 +8,8 @@ from torch import nn
 
 from pipeline.classifier import Classifier
 from pipeline.data import Split
-from pipeline.lyapunov import contain
-from pipeline.ode import Flow, Solver
+from pipeline.lyapunov import Bounded
+from pipeline.ode import Solver
 from pipeline.optimise import Phase, Schedule
 from pipeline.types import Features, Logits, NetworkLoss, Settings, State
 
@@ -32,10 +32,8 @@ class Head(nn.Module):
         super().__init__()
         d = params.width
         self.projection = nn.Linear(width, d, bias=False)
-        self.flow = Flow(nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)), params.T, params.solver)
+        self.flow = Bounded(nn.Sequential(nn.Linear(d, d), nn.Tanh(), nn.Linear(d, d)), params.T, params.solver, params.bound)
         self.classifier = nn.Linear(d, classes)
-        self.bound = params.bound
-        self.contain()
 
     def state(self, z: Features) -> State:
         """z(0), where the flow starts."""
@@ -44,12 +42,8 @@ class Head(nn.Module):
     def forward(self, z: Features) -> Logits:
         return self.classifier(self.flow(self.state(z)))
 
-    def contain(self) -> None:
-        """Retract the drift onto its bound."""
-        contain(self.flow.drift, self.bound)
-
 
 def phases(schedules: Schedules, classifier: Classifier, loss: NetworkLoss, train: Split) -> list[Phase]:
     """Cross-entropy through the solve, with the gradient that the solver is set to."""
     head: Head = classifier.head  # type: ignore[assignment]
-    return [Phase("classifier", schedules.classifier, [head], lambda x, y, g: loss(classifier, x, y, g), head.contain)]
+    return [Phase("classifier", schedules.classifier, [head], lambda x, y, g: loss(classifier, x, y, g))]

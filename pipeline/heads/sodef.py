@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from pipeline.classifier import Classifier
 from pipeline.data import Split
 from pipeline.errors import Mistake
-from pipeline.lyapunov import contain, maxmin, orthonormalise
+from pipeline.lyapunov import Bounded, Orthonormal, maxmin
 from pipeline.ode import Flow, Solver
 from pipeline.optimise import Phase, Schedule, each
 from pipeline.types import Features, Images, Labels, Logits, NetworkLoss, PerImage, Settings, State
@@ -115,14 +115,11 @@ class Head(nn.Module):
                 f"head.width: does not fit (got {d}). The projection has orthonormal rows and the MaxMin matrix a dimension for each "
                 f"class: give {classes} (classes) to {width} (the backbone's width)."
             )
-        self.bound = params.bound
-        self.projection = nn.Linear(width, d, bias=False)
+        self.projection = Orthonormal(width, d)
         drift = SineDrift(d) if params.drift == "sine" else nn.Sequential(SineDrift(d), SineDrift(d))
-        self.flow = Flow(drift, params.T, params.solver)
+        self.flow = Bounded(drift, params.T, params.solver, params.bound)
         self.classifier = nn.Linear(d, classes) if params.form == "released" else None
         self.register_buffer("V", maxmin(classes, d))
-        self.align()
-        self.contain()
 
     def state(self, z: Features) -> State:
         """z(0), where the flow starts."""
@@ -135,14 +132,6 @@ class Head(nn.Module):
     def forward(self, z: Features) -> Logits:
         zT = self.flow(self.state(z))
         return self.separated(zT) if self.classifier is None else self.classifier(zT)
-
-    def align(self) -> None:
-        """Retract the projection onto orthonormal rows."""
-        orthonormalise(self.projection)
-
-    def contain(self) -> None:
-        """Retract the drift onto its bound."""
-        contain(self.flow.drift, self.bound)
 
 
 def regulariser(weights: Stability, flow: Flow, z: State) -> Tensor:
@@ -186,15 +175,10 @@ def _paper(schedule: PaperSchedule, classifier: Classifier, head: Head, loss: Ne
         for cross_entropy in each(loss(classifier, x, y, g)):
             yield cross_entropy + lagrangian(schedule, head.flow, head.state(classifier.features(x)))
 
-    def retract() -> None:
-        head.contain()
-        if schedule.release:
-            head.align()
-
     released: list[nn.Module] = [head.projection] if schedule.release else []
     return [
-        Phase("features", features, [head.projection], lambda x, y, g: loss(classifier, x, y, g), head.align),
-        Phase("stability", stability, [*released, head.flow], equation_7, retract),
+        Phase("features", features, [head.projection], lambda x, y, g: loss(classifier, x, y, g)),
+        Phase("stability", stability, [*released, head.flow], equation_7),
     ]
 
 
@@ -211,7 +195,7 @@ def _released(schedules: Schedules, classifier: Classifier, head: Head, loss: Ne
         return regulariser(schedules.stability, head.flow, z0)
 
     return [
-        Phase("features", schedules.features, [head.projection], lambda x, y, g: loss(separated, x, y, g), head.align),
-        Phase("stability", schedules.stability, [head.flow], stability, head.contain),
+        Phase("features", schedules.features, [head.projection], lambda x, y, g: loss(separated, x, y, g)),
+        Phase("stability", schedules.stability, [head.flow], stability),
         Phase("classifier", schedules.classifier, [head.classifier], lambda x, y, g: loss(classifier, x, y, g)),
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import SODEF, classifier, few, method
+from small import SODEF, classifier, few, fit, method
 from torch import nn
 
 from pipeline import artifact, config, lyapunov, optimise
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(("k", "d"), [(2, 2), (2, 7), (3, 3), (10, 10), (10, 64), (100, 128)])
 def test_maxmin_cosines_are_the_least_possible(k, d):
     """Corollary 1: unit rows, every cosine 1 / (1 - k)."""
-    V = sodef.maxmin(k, d).double()
+    V = lyapunov.maxmin(k, d).double()
     assert V.shape == (k, d)
     cosines = V @ V.T
     wanted = torch.full((k, k), 1 / (1 - k), dtype=torch.float64).fill_diagonal_(1)
@@ -40,10 +40,10 @@ def test_maxmin_cosines_are_the_least_possible(k, d):
 def test_orthonormalise_gives_orthonormal_rows_and_keeps_them(rows, columns):
     linear = nn.Linear(columns, rows, bias=False)
     nn.init.normal_(linear.weight, generator=torch.Generator().manual_seed(0))
-    sodef.orthonormalise(linear)
+    lyapunov.orthonormalise(linear)
     once = linear.weight.detach().clone()
     torch.testing.assert_close(once @ once.T, torch.eye(rows), atol=1e-6, rtol=0)
-    sodef.orthonormalise(linear)  # a retraction leaves what is on the manifold, signs included
+    lyapunov.orthonormalise(linear)  # a retraction leaves what is on the manifold, signs included
     torch.testing.assert_close(linear.weight.detach(), once, atol=1e-6, rtol=0)
 
 
@@ -146,7 +146,7 @@ def test_equation_7_adds_the_terms_to_the_cross_entropy_of_the_fixed_classifier(
     phase = sodef.phases(schedule, model, method("natural"), digits["validation"])[1]
     (loss,) = phase.loss(x, y, torch.Generator())
     z0 = model.head.state(model.features(x))
-    cross_entropy = nn.functional.cross_entropy(model.head.flow(z0) @ sodef.maxmin(10, 16).T, y)
+    cross_entropy = nn.functional.cross_entropy(model.head.flow(z0) @ lyapunov.maxmin(10, 16).T, y)
     torch.testing.assert_close(loss, cross_entropy + sodef.lagrangian(schedule, model.head.flow, z0))
 
 
@@ -207,7 +207,7 @@ def test_the_paper_form_classifies_with_the_fixed_matrix_alone(digits):
     model = classifier(head=PAPER)
     assert not any(name.startswith("head.classifier") for name in model.state_dict())
     z = model.features(few(digits["test"], 8)[0])
-    assert torch.equal(model.head(z), model.head.flow(model.head.state(z)) @ sodef.maxmin(10, 16).T)
+    assert torch.equal(model.head(z), model.head.flow(model.head.state(z)) @ lyapunov.maxmin(10, 16).T)
 
 
 def test_a_form_has_its_own_schedule_and_the_other_ones_is_refused():
@@ -246,6 +246,13 @@ def test_the_bound_holds_after_training_and_bounds_every_jacobian(form, schedule
     assert torch.linalg.matrix_norm(model.head.flow.jacobian(z), ord=2).max() <= BOUND * (1 + 1e-5)
     assert stiffness(model.head.flow, z) <= BOUND * 2 / 8 * (1 + 1e-5) < STABILITY_LIMIT["rk4"]
     assert lyapunov.gain(trained(None).head.flow.drift) > BOUND  # so that the bound did something
+
+
+def test_adversarial_training_end_to_end_keeps_the_constraints(digits):
+    model = fit(classifier(head=SODEF | {"bound": BOUND}), digits["train"].take(torch.arange(256)), kind="pgd", steps=2)
+    assert lyapunov.gain(model.head.flow.drift).item() == pytest.approx(BOUND)  # it was pushed against it
+    P = model.head.projection.weight
+    torch.testing.assert_close(P @ P.T, torch.eye(len(P)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
