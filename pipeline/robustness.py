@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.adaptive import attempts, naive
 from pipeline.declaration import Declaration, declare, drawn
@@ -64,17 +64,31 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @torch.no_grad()
-def check(model: nn.Module, images: Images, labels: Labels) -> None:
+def check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     """Raise Mistake on what cannot be evaluated."""
     if model.training:
         raise Mistake("model: is in training mode (got model.training = True). Call model.eval() first.")
+    if images.ndim != 4 or not images.numel() or images.dtype != torch.float32:
+        raise Mistake(f"images: should be float32 [n, c, h, w], one or more (got {_what(images)}). Bring them to that form.")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise Mistake(f"labels: should be int64 [{len(images)}], one an image (got {_what(labels)}). Bring them to that form.")
     low, high = images.min().item(), images.max().item()
     if not LOW <= low <= high <= HIGH:
         raise Mistake(f"images: should be in [0, 1] (got {low:.3g} to {high:.3g}). Scale them; normalisation belongs into the model.")
-    logits = model(images[:2].to(device_of(model)))
-    if logits.ndim != 2 or not logits.isfinite().all():
-        what = f"shape {list(logits.shape)}" if logits.ndim != 2 else "values that are not finite"
-        raise Mistake(f"model: should give finite logits [n, classes] (got {what}). Mend its forward pass.")
+    few = images[:2].to(device_of(model))
+    try:
+        logits = model(few)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        got = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise Mistake(f"model: cannot take float32 images {list(few.shape)} (got {got}). Give the images that it is for.") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(few) or logits.shape[1] < 2:
+        raise Mistake(f"model: should give logits [n, classes] (got {_what(logits)} for {len(few)} images). Mend its forward pass.")
+    if not logits.isfinite().all():
+        raise Mistake("model: should give finite logits (got values that are not). Mend its forward pass.")
     first, last = int(labels.min()), int(labels.max())
     if first < 0 or last >= logits.shape[1]:
         raise Mistake(f"labels: should be in 0..{logits.shape[1] - 1} (got {first if first < 0 else last}). Check the data's classes.")
+
+
+def _what(value: object) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
