@@ -1,5 +1,6 @@
 """Where a run that can be killed goes on from: tensors in named groups and a JSON text, in one file that is whole or not there."""
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -12,7 +13,15 @@ from torch import Tensor
 from pipeline import files
 
 log = logging.getLogger(__name__)
+ROOT = Path(__file__).parent.parent
 Groups = dict[str, dict[str, Tensor]]
+
+
+def place(name: str, *asked: Any) -> Path:
+    """Where the computation `name` keeps its state: a file named by everything that its result depends on, all our code included."""
+    code = [path.read_text() for folder in ("pipeline", "stages") for path in sorted((ROOT / folder).rglob("*.py"))]
+    text = json.dumps([*asked, code], sort_keys=True, default=str)
+    return Path(".basin/checkpoints", name, hashlib.sha256(text.encode()).hexdigest()[:16] + ".safetensors")
 
 
 def write(path: Path, groups: Groups, progress: dict[str, Any]) -> None:

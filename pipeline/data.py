@@ -153,7 +153,7 @@ def divide(source: Source, settings: SplitSettings, seed: int) -> dict[SplitName
     draw = generator(seed, "splits")
     parts = _parts(source, settings, draw)
     sizes = _sizes({name: len(index) for name, (_, index) in parts.items()}, settings, len(source.classes))
-    return {name: whole.take(_in_proportion(whole.labels, index, draw)[: sizes[name]]) for name, (whole, index) in parts.items()}
+    return {name: whole.take(in_proportion(whole.labels, index, draw)[: sizes[name]]) for name, (whole, index) in parts.items()}
 
 
 def _parts(source: Source, settings: SplitSettings, draw: torch.Generator) -> dict[SplitName, tuple[Split, Positions]]:
@@ -215,7 +215,7 @@ def _cut(labels: Labels, shares: tuple[float, ...], draw: torch.Generator) -> li
     return [*parts, torch.nonzero(ranks >= start[labels]).flatten()]
 
 
-def _in_proportion(labels: Labels, index: Positions, draw: torch.Generator) -> Positions:
+def in_proportion(labels: Labels, index: Positions, draw: torch.Generator) -> Positions:
     """`index` in a drawn order of which every beginning holds the classes in proportion."""
     index = index[torch.randperm(len(index), generator=draw)]  # who comes first among equals
     chosen = labels[index]

@@ -1,7 +1,5 @@
 """What every stage does before and after its own work: config, device, determinism, tracking, one error text for bad input."""
 
-import hashlib
-import json
 import logging
 import os
 import signal
@@ -14,13 +12,12 @@ from typing import Any
 
 import torch
 
-from pipeline import config, environment, tracking
+from pipeline import checkpoint, config, environment, tracking
 from pipeline.config import Config
 from pipeline.data import load_about
 from pipeline.errors import Mistake, exit_on_mistake
 from pipeline.types import Settings
 
-ROOT = Path(__file__).parent.parent
 PREPARED = Path("data/prepared")
 MODELS, HISTORY, OUTCOMES, REPORT = Path("models"), Path("history"), Path("outcomes"), Path("report")
 
@@ -35,10 +32,8 @@ class Stage:
     run: tracking.Run
 
     def checkpoint(self, *asked: Any) -> Path:
-        """Where this stage keeps its state: a file named by everything that its result depends on, all our code included."""
-        code = [path.read_text() for folder in ("pipeline", "stages") for path in sorted((ROOT / folder).rglob("*.py"))]
-        text = json.dumps([*asked, code, self.config.seed, self.config.threads, str(self.device)], sort_keys=True, default=str)
-        return Path(".basin/checkpoints", self.name, hashlib.sha256(text.encode()).hexdigest()[:16] + ".safetensors")
+        """Where this stage keeps its state."""
+        return checkpoint.place(self.name, *asked, self.config.seed, self.config.threads, str(self.device))
 
 
 def launch(main: Callable[..., None]) -> None:

@@ -290,7 +290,7 @@ def test_a_lost_registry_is_refilled_without_training(run, lost):
     registry.register_all(run, digests())
     assert registry.verify(run, digests()) == []
     with torch.no_grad():
-        assert torch.equal(registry.load(f"{NAME}@champion")(images()), artifact.load(Path("models/head/ode"))(images()))
+        assert torch.equal(registry.load(f"{NAME}@champion")[0](images()), artifact.load(Path("models/head/ode"))(images()))
 
 
 def test_the_version_belongs_to_the_run_that_trained_it(run, monkeypatch):

@@ -76,10 +76,13 @@ def verify(config: Config, digests: Mapping[str, str | None], root: Path = Path(
     return problems
 
 
-def load(target: str) -> Classifier:
-    """The torch module of e.g. `digits-linf-0.15@champion`, on the CPU."""
+def load(target: str) -> tuple[Classifier, Classifier | None]:
+    """The torch module of e.g. `digits-linf-0.15@champion` and its undefended twin where it has one, on the CPU."""
     with _open():
-        return mlflow.pyfunc.load_model(f"models:/{target}").unwrap_python_model().classifier
+        where = f"models:/{target}"
+        twins = Path(mlflow.artifacts.download_artifacts(where)).rglob(artifact.TWIN)
+        classifier = mlflow.pyfunc.load_model(where).unwrap_python_model().classifier
+        return classifier, next((artifact.load(twin) for twin in twins), None)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pipeline.data import Source, Split
 from pipeline.errors import Mistake, did_you_mean
-from pipeline.types import Settings
+from pipeline.types import Images, Labels, Settings
 
 KEYS = ("images", "labels", "test_images", "test_labels", "classes")
 UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what damaged archives raise
@@ -50,6 +50,16 @@ def read(params: Params) -> Source:
     return Source(train, test, classes)
 
 
+def exact(params: Params) -> tuple[Images, Labels]:
+    """The images of the test split, or of the file where it has none, as float32 in [0, 1] with no float rounded; and their labels."""
+    path = Path(params.file)
+    arrays = _load(path)
+    prefix = "test_" if "test_images" in arrays else ""
+    images, labels = _pair(path, arrays, f"{prefix}images", f"{prefix}labels")
+    floats = torch.from_numpy(images).float()
+    return floats.div_(255) if images.dtype == np.uint8 else floats, torch.from_numpy(labels)
+
+
 def _load(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise Mistake(f"data.file: no such file (got {path}). Give the path of an .npz file with {', '.join(KEYS[:2])}.")
@@ -67,17 +77,23 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], images_key: str, labels_key: str) -> Split:
+    images, labels = _pair(path, arrays, images_key, labels_key)
+    return Split(torch.from_numpy(images if images.dtype == np.uint8 else _quantised(images)), torch.from_numpy(labels))
+
+
+def _pair(path: Path, arrays: dict[str, np.ndarray], images_key: str, labels_key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images, uint8 or floating, [n, c, h, w], and labels, int64 [n]."""
     for key in (images_key, labels_key):
         if key not in arrays:
             raise Mistake(f"{path}: {key}: absent (got keys {', '.join(arrays) or 'none'}). Add it with numpy.savez.")
     images, labels = _images(f"{path}: {images_key}", arrays.pop(images_key)), _labels(f"{path}: {labels_key}", arrays[labels_key])
     if len(images) != len(labels):
         raise Mistake(f"{path}: {labels_key}: one label an image is needed (got {len(labels)} for {len(images)}). Mend {labels_key}.")
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    return images, labels
 
 
 def _images(where: str, images: np.ndarray) -> np.ndarray:
-    """uint8 [n, c, h, w]."""
+    """uint8, or floating in [0, 1]; [n, c, h, w]."""
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise Mistake(f"{where}: needs shape [n, c, h, w] or [n, h, w], none of them 0 (got {list(images.shape)}). Reshape the array.")
     if images.ndim == 3:
@@ -90,19 +106,18 @@ def _images(where: str, images: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(images)
     if not np.issubdtype(images.dtype, np.floating):
         raise Mistake(f"{where}: needs uint8, or float in [0, 1] (got {images.dtype}). Store images.astype('uint8') if they are 0..255.")
-    return _quantised(where, images)
+    low, high = images.min(), images.max()  # NaN wins in both
+    if not (low >= 0 and high <= 1):
+        value = low if not low >= 0 else high
+        advice = "Remove the images that hold NaN" if np.isnan(value) else "Scale them to [0, 1], or store uint8 in 0..255"
+        raise Mistake(f"{where}: float images must be in [0, 1] (got {value}). {advice}.")
+    return np.ascontiguousarray(images)
 
 
-def _quantised(where: str, images: np.ndarray) -> np.ndarray:
+def _quantised(images: np.ndarray) -> np.ndarray:
     pixels = np.empty(images.shape, np.uint8)
     for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK]
-        low, high = chunk.min(), chunk.max()  # NaN wins in both
-        if not (low >= 0 and high <= 1):
-            value = low if not low >= 0 else high
-            advice = "Remove the images that hold NaN" if np.isnan(value) else "Scale them to [0, 1], or store uint8 in 0..255"
-            raise Mistake(f"{where}: float images must be in [0, 1] (got {value}). {advice}.")
-        pixels[start : start + CHUNK] = np.rint(chunk.astype(np.float32) * 255)
+        pixels[start : start + CHUNK] = np.rint(images[start : start + CHUNK].astype(np.float32) * 255)
     return pixels
 
 
