@@ -23,6 +23,8 @@ from pipeline.guard import Guards, Stopped
 # `-P`: our folders stay off dvc's own import path. `python -m`: no console script need be on PATH.
 DVC = (sys.executable, "-P", "-m", "dvc")
 
+PATIENCE = 10  # times 3 s that a reader of dvc.lock waits for dvc; then it reads what is there
+
 Outcome = Literal["ran", "unchanged", "restored"]
 
 
@@ -130,9 +132,23 @@ def _locked_stages(lock: Path | str) -> dict[str, Any]:
     if not Path(lock).exists():
         return {}
     try:
-        return (yaml.safe_load(Path(lock).read_text()) or {}).get("stages", {})
+        return (yaml.load(_text(Path(lock)), yaml.CSafeLoader) or {}).get("stages", {})
     except (yaml.YAMLError, AttributeError) as error:
         raise Mistake(f"{lock}: not a lock file that dvc wrote (got {error}). Take it from git again: git checkout {lock}.") from error
+
+
+def _text(lock: Path) -> str:
+    """The lock file, whole: dvc writes it in place under its own lock, and half of it reads as a shorter one."""
+    from dvc.lock import Lock, LockError  # type: ignore[import-untyped]
+
+    place = Path(".dvc/tmp/lock")
+    for _ in range(PATIENCE if place.exists() else 0):
+        try:
+            with Lock(str(place)):  # waits 3 s
+                return lock.read_text()
+        except LockError:
+            continue
+    return lock.read_text()
 
 
 def locked(lock: Path | str = "dvc.lock") -> list[str]:

@@ -106,6 +106,24 @@ def test_digest_is_what_dvc_lock_says(project: MakeProject):
         repro.digest("source")
 
 
+def test_a_reader_of_the_lock_file_waits_for_the_dvc_that_writes_it(project: MakeProject):
+    """dvc writes it in place: what is there halfway is valid, and lacks stages."""
+    place = project(DIAMOND)
+    for name in ("prepare", "alone"):
+        repro.reproduce_one(name, lambda line: None)
+    whole = (place / "dvc.lock").read_text()
+    writer = (
+        "import sys, time; from dvc.lock import Lock; from pathlib import Path; whole = Path('dvc.lock').read_text()\n"
+        "with Lock('.dvc/tmp/lock'):\n"
+        "    Path('dvc.lock').write_text(''.join(whole.splitlines(True)[:2])); print('half', flush=True); time.sleep(1)\n"
+        "    Path('dvc.lock').write_text(whole)"
+    )
+    with subprocess.Popen([sys.executable, "-c", writer], cwd=place, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "half\n"
+        assert repro.digest("source") is not None
+    assert (place / "dvc.lock").read_text() == whole
+
+
 def failing(project: MakeProject, command: str) -> StageFailed:
     project(f"stages:\n  broken:\n    cmd: {command}\n    outs: [out]\n")
     with pytest.raises(StageFailed) as failure:
