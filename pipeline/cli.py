@@ -70,11 +70,17 @@ def evaluate(
     images: Annotated[int | None, typer.Option(min=1, help="how many images, the first ones; all by default")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="where to write the answer for a program")] = None,
+    outcomes: Annotated[Path | None, typer.Option(help="a folder for the outcomes image by image, and the points found")] = None,
 ) -> None:
-    """The robust accuracy of any model: the per-image worst case over a suite, with its interval and flags."""
+    """The robust accuracy of any model: the per-image worst case over a suite, with its interval and flags.
+
+    Interrupted and called again in the same folder, it goes on after the last finished attack.
+    """
     from pipeline import outside, registry
 
-    result = outside.run(target, data, outside.threat(norm, eps), suite, images, seed, registry.load)
+    if json_file and not json_file.parent.is_dir():
+        raise Mistake(f"--json: no such folder (got {str(json_file.parent)!r}). Make it first.")
+    result = outside.run(target, data, outside.threat(norm, eps), suite, images, seed, registry.load, outcomes)
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     for name, robust in result["attacks"].items():

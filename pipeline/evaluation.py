@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from pipeline import files
 from pipeline.attacks import Target
+from pipeline.errors import Mistake
 from pipeline.outcomes import Outcomes, mean, pack, unpack
 from pipeline.randomness import drawing, generator, seed_for
 from pipeline.threat import TOLERANCE, ThreatModel
@@ -80,10 +81,13 @@ class Evaluation:
             steps.append(partial(self._judge_again, outcomes))
         if curve:
             steps.append(partial(self._curve, outcomes, *curve))
+        bar = tqdm(steps, desc=self.seed[1], unit="attack", initial=finished, mininterval=2, delay=2, disable=None)
         for position, step in enumerate(steps[finished:], start=finished):
             step()
+            bar.update()
             if self.checkpoint:
                 files.write(self.checkpoint, pack(outcomes, position + 1))
+        bar.close()
         if self.checkpoint:
             self.checkpoint.unlink(missing_ok=True)
         return outcomes
@@ -127,9 +131,8 @@ class Evaluation:
             with self.seeded("fresh draws", b):
                 clean = self._passes(o.images[rows], FRESH)
                 passes = self._passes(o.points[rows], FRESH)
-            right = passes.argmax(2) == o.labels[rows]
-            o.share[rows], o.loss[rows] = right.float().mean(0), -_averaged(passes)[torch.arange(len(rows)), o.labels[rows]]
-            o.clean_share[rows] = (clean.argmax(2) == o.labels[rows]).float().mean(0)
+            o.share[rows], o.clean_share[rows] = _right(passes, o.labels[rows]), _right(clean, o.labels[rows])
+            o.loss[rows] = -_averaged(passes)[torch.arange(len(rows)), o.labels[rows]]
             ensembles.append(torch.stack([_ensembles(one, o.labels[rows]) for one in (clean, passes)], 1))
             o.passes += 2 * FRESH * len(rows)
         o.ensemble = torch.cat(ensembles)
@@ -139,7 +142,8 @@ class Evaluation:
     ) -> Iterator[tuple[Tensor, Images, Logits, PerImage]]:
         """(rows, projected candidates, the reported function's logits there, the share of draws that read them rightly), in batches."""
         batches = rows.split(self.batch) if len(rows) else ()  # of no rows torch makes one batch
-        for b, chosen in enumerate(tqdm(batches, desc=f"{self.seed[1]}: {name}", unit="batch", mininterval=2, delay=2)):
+        bar = tqdm(batches, desc=name, unit="batch", leave=False, mininterval=2, delay=2, disable=None)
+        for b, chosen in enumerate(bar):
             clean, labels = o.images[chosen].to(self.device), o.labels[chosen].to(self.device)
             counted = Counted(self.classifier)
             target = Target(counted, threat, self.twin, getattr(self.classifier, "features", None))
@@ -156,7 +160,7 @@ class Evaluation:
     def judge(self, x: Images, labels: Labels) -> tuple[Logits, PerImage]:
         """The reported function's logits, and the share of draws in which each image is read rightly."""
         passes = self._passes(x, JUDGED if self.randomised else 1)
-        return (_averaged(passes) if self.randomised else passes[0]), (passes.argmax(2) == labels).float().mean(0)
+        return (_averaged(passes) if self.randomised else passes[0]), _right(passes, labels)
 
     @torch.no_grad()
     def _passes(self, x: Images, draws: int) -> Tensor:
@@ -190,12 +194,19 @@ class Evaluation:
             with self.seeded("clean", b):
                 judged.append(self.judge(images[rows], labels[rows]))
         logits, share = (torch.cat(parts) for parts in zip(*judged))
+        if len(bad := (~logits.isfinite().all(1)).nonzero().flatten()):
+            raise Mistake(f"model: its logits are not finite (got so at image {int(bad[0])}, {len(bad)} in all). Mend its forward pass.")
         return Outcomes.untouched(index, images, labels, logits, share, len(images) * (JUDGED if self.randomised else 1)), 0
 
 
 def _averaged(passes: Tensor) -> Logits:
     """The logarithm of the mean probabilities of [draws, n, classes] logits."""
     return log_softmax(passes, 2).logsumexp(0) - math.log(len(passes))
+
+
+def _right(passes: Tensor, labels: Labels) -> PerImage:
+    """The share of [draws, n, classes] logits that read each image rightly; what is not finite reads nothing."""
+    return ((passes.argmax(2) == labels) & passes.isfinite().all(2)).float().mean(0)
 
 
 def _ensembles(passes: Tensor, labels: Labels) -> PerImage:

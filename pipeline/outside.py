@@ -1,51 +1,64 @@
 """`basin evaluate`: a model and images from anywhere, judged by the same suites as a model that was trained here."""
 
+import hashlib
 import importlib.util
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, get_args
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from pipeline import artifact
-from pipeline.data import Split, load_split
+from pipeline import artifact, checkpoint, outcomes
+from pipeline.data import in_proportion, load_split
 from pipeline.errors import Mistake, did_you_mean
-from pipeline.lookup import choose
 from pipeline.outcomes import measures
-from pipeline.robustness import evaluate
+from pipeline.randomness import generator
+from pipeline.robustness import LOOKED_AT, check, device_of, evaluate
+from pipeline.sources import folder, npz
 from pipeline.suite import Suite
 from pipeline.threat import ThreatModel
+from pipeline.types import Images, Labels
 
+Models = tuple[nn.Module, nn.Module | None]  # and its undefended twin
+
+MASKED = {"attack": {"kind": "pgd", "steps": 20, "step": 0.1}, "solver": {"method": "dopri5", "tolerance": 0.001, "gradient": "adjoint"}}
 SUITES: dict[str, dict[str, Any]] = {
-    "quick": {"attacks": {"fgsm": {"kind": "fgsm"}, "pgd": {"kind": "pgd", "steps": 20, "step": 0.1}}},
+    "quick": {"attacks": {"fgsm": {"kind": "fgsm"}, "pgd": {"kind": "pgd", "steps": 20, "step": 0.1}}, "masked": MASKED},
     "standard": {
         "attacks": {
             "apgd_ce": {"kind": "apgd", "loss": "ce", "steps": 100},
             "apgd_dlr_targeted": {"kind": "apgd", "loss": "dlr_targeted", "steps": 100, "targets": 9},
             "fab": {"kind": "fab", "targets": 9},
             "square": {"kind": "square", "queries": 5000},
-        }
+        },
+        "masked": MASKED,
     },
-    "adaptive": {"adaptive": {"steps": 100, "targets": 9, "queries": 5000}},
+    "adaptive": {"adaptive": {"steps": 100, "targets": 9, "queries": 5000}, "masked": MASKED},
 }
 
 
 def suite(name: str) -> Suite:
     """The ready-made suite of that name. Raises Mistake on another name."""
     if name not in SUITES:
-        raise Mistake(f"--suite: no such suite (got {name!r}). {did_you_mean(name, SUITES)}")
+        raise Mistake(f"suite: no such suite (got {name!r}). {did_you_mean(name, SUITES)}")
     return Suite.model_validate(SUITES[name])
 
 
-def threat(norm: str, eps: str) -> ThreatModel:
-    """The threat model of the command line's words. Raises Mistake on one that is none."""
+def threat(norm: str, eps: float | str) -> ThreatModel:
+    """The threat model of the command line's words; `eps` in pixels scaled to [0, 1], "8/255" too. Raises Mistake on one that is none."""
+    norms = get_args(ThreatModel.model_fields["norm"].annotation)
+    if norm not in norms:
+        raise Mistake(f"norm: no such norm (got {norm!r}). {did_you_mean(norm, norms)}")
     try:
         return ThreatModel.model_validate({"norm": norm, "eps": eps})
     except ValidationError as error:
-        raise Mistake(*(f"--{e['loc'][0]}: {_got(e['msg'], e['input'])}" for e in error.errors())) from None
+        raise Mistake(*(f"{e['loc'][0]}: {_got(e['msg'], e['input'])}" for e in error.errors())) from None
 
 
 def _got(message: str, value: Any) -> str:
@@ -53,14 +66,14 @@ def _got(message: str, value: Any) -> str:
     return f"{what[0].lower()}{what[1:]} (got {value!r}). {advice}"
 
 
-def model(target: str, registered: Callable[[str], nn.Module]) -> tuple[nn.Module, nn.Module | None]:
+def models(target: str, registered: Callable[[str], Models]) -> Models:
     """The model that TARGET names and its undefended twin where it has one.
 
     TARGET: `models:/name@alias` or `models:/name/version` (given to `registered`), a model folder, or `file.py:function`, whose
     function takes nothing and returns an nn.Module in evaluation mode. Raises Mistake where there is none.
     """
     if target.startswith("models:/"):
-        return registered(target.removeprefix("models:/")), None
+        return registered(target.removeprefix("models:/"))
     path, _, function = target.rpartition(":")
     if path.endswith(".py"):
         return _made(Path(path), function), None
@@ -73,43 +86,106 @@ def _made(path: Path, function: str) -> nn.Module:
     """What the function of a file of the user's own returns; running that file is what the user asks for."""
     if not path.is_file():
         raise Mistake(f"TARGET: no such file (got {str(path)!r}). Give FILE.py:FUNCTION.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location("basin_target", path)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
+    sys.modules["basin_target"] = module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # what lies beside it can be imported, as if it were run
     spec.loader.exec_module(module)
     if not callable(make := getattr(module, function, None)):
-        raise Mistake(f"TARGET: {path}: no such function (got {function!r}). {did_you_mean(function, vars(module))}")
+        raise Mistake(f"TARGET: {path}: no such function (got {function!r}). {did_you_mean(function, _functions(module))}")
     if not isinstance(made := make(), nn.Module):
         raise Mistake(f"TARGET: {path}:{function} should return an nn.Module on images in [0, 1] (got {type(made).__name__}). Return one.")
     return made
 
 
-def images(data: str) -> Split:
-    """The test images of DATA: a prepared folder, an .npz file, or a folder of images (docs/data.md); all where none are set apart."""
+def _functions(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if isinstance(value, FunctionType) and value.__module__ == module.__name__]
+
+
+def images(data: str, number: int | None, seed: int) -> tuple[Images, Labels]:
+    """The first test images of DATA, float32 in [0, 1], and their labels; all images where no test split is set apart (docs/data.md).
+
+    DATA: a prepared folder, an .npz file, or a folder of images, which is read class by class: of that, as many of each class in
+    proportion are drawn. Raises Mistake where there are none, or fewer than `number`.
+    """
     path = Path(data)
+    if not path.exists():
+        raise Mistake(f"--data: no such file or folder (got {data!r}). Give a prepared folder, an .npz file, or a folder of images.")
+    if path.suffix == ".npz":
+        x, y = npz.exact(npz.Params(file=data))
+        return x[: _number(number, y)], y[: _number(number, y)]
     if (path / "test.safetensors").is_file():
-        return load_split(path, "test")
-    kind, key = ("npz", "file") if path.suffix == ".npz" else ("folder", "folder")
-    choice = choose("sources", {"kind": kind, key: data})
-    source = choice.module.read(choice.params)
-    return source.test or source.train
+        split = load_split(path, "test")
+        split = split.take(torch.arange(_number(number, split.labels)))
+    else:
+        source = folder.read(folder.Params(folder=data))
+        split = source.test or source.train
+        drawn = in_proportion(split.labels, torch.arange(len(split)), generator(seed, "evaluate"))
+        split = split.take(drawn[: _number(number, split.labels)])
+    return split.floats(), split.labels
+
+
+def _number(asked: int | None, labels: Labels) -> int:
+    if asked and asked > len(labels):
+        raise Mistake(f"--images: there are only {len(labels)} (got {asked}). Ask for {len(labels)} or fewer.")
+    return asked or len(labels)
 
 
 def run(
-    target: str, data: str, threat: ThreatModel, name: str, number: int | None, seed: int, registered: Callable[[str], nn.Module]
+    target: str,
+    data: str,
+    threat: ThreatModel,
+    name: str,
+    number: int | None,
+    seed: int,
+    registered: Callable[[str], Models],
+    outcomes_folder: Path | None = None,
 ) -> dict[str, Any]:
-    """The JSON of `basin evaluate`; accuracies are fractions in [0, 1], `attacks` has the robust accuracy after each."""
-    chosen, split = suite(name), images(data)
-    split = split.take(torch.arange(min(number or len(split), len(split))))
-    classifier, twin = model(target, registered)
+    """The JSON of `basin evaluate`; accuracies are fractions in [0, 1], `attacks` has the robust accuracy after each.
+
+    Interrupted and called again, it goes on after the last finished attack. `outcomes_folder`: where each image's outcome is written.
+    """
+    chosen, (x, y) = suite(name), images(data, number, seed)
+    classifier, twin = models(target, registered)
     started = time.monotonic()
     for one in filter(None, (classifier, twin)):
         one.requires_grad_(False)
-    result = evaluate(classifier, twin, split.floats(), split.labels, threat, chosen, (seed, "evaluate"))
+    x = _as_taken(classifier, x)
+    check(classifier, x, y)
+    asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed]
+    state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one), *asked)
+    result = evaluate(classifier, twin, x, y, threat, chosen, (seed, "evaluate"), checkpoint=state)
     numbers = measures(result.outcomes)
-    return {
+    answer = {
         "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "n": numbers["n"],
         "clean": numbers["clean"], "worst_case": numbers["robust"], "interval": numbers["interval"], "attacks": numbers["attacks"],
         "masked": numbers["masked"], "ensemble": numbers["ensemble"], "flags": result.diagnosis.flags, "probes": result.diagnosis.probes,
-        "declared": vars(result.declared), "passes": numbers["passes"], "seconds": round(time.monotonic() - started, 1),
+        "declared": vars(result.declared), "passes": numbers["passes"],
     }  # fmt: skip
+    if outcomes_folder:
+        outcomes.write(outcomes_folder, result.outcomes, threat, answer)
+    return answer | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _as_taken(model: nn.Module, x: Images) -> Images:
+    """The images; of grey ones that were read as colour one channel, where the model takes no colour."""
+    if x.shape[1] != 3 or not torch.equal(x[:, :1].expand_as(x), x):
+        return x
+    try:
+        model(x[:1])
+    except (RuntimeError, ValueError):
+        return x[:, :1].contiguous()
+    return x
+
+
+def _digest(model: nn.Module, x: Images) -> str:
+    """Of what a model is and computes: its layers, its tensors, and its logits of a few images."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        logits = model(x[:LOOKED_AT].to(device_of(model)))
+    tensors = [value for _, value in sorted(model.state_dict().items()) if isinstance(value, Tensor)]
+    return repr(model) + _sha256(*tensors, logits)
+
+
+def _sha256(*tensors: Tensor) -> str:
+    return hashlib.sha256(save({str(i): tensor.cpu().clone().contiguous() for i, tensor in enumerate(tensors)})).hexdigest()
