@@ -189,6 +189,8 @@ def _reference_errors(raw: Mapping[str, Any]) -> Iterator[str]:
         elif model in _ancestors(model, parents):
             chain = " <- ".join([model, *_ancestors(model, parents)])
             yield f"{key}: goes round in a cycle (got {chain}). Start one of them from a backbone."
+    if "exchange" in (raw["suites"] if isinstance(raw.get("suites"), dict) else {}):
+        yield "suites.exchange: the name is that of the points of other models (got a suite of that name). Rename it."
     for name in (name for table in tables.values() for name in table if not str(name).replace("_", "").isalnum()):
         yield f"{name}: a model's name is made of letters, digits and underscores (got {name!r}). Rename it."
     attack = raw["attack"] if isinstance(raw.get("attack"), dict) else {}

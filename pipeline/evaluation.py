@@ -72,10 +72,12 @@ class Evaluation:
         attempts: Mapping[str, Attempt],
         masked: Attempt | None = None,
         curve: tuple[Attempt, list[float]] | None = None,
+        stored: Mapping[str, Images] | None = None,
     ) -> Outcomes:
-        """Clean pass, naive pass, cascade, curve. An interrupted run goes on after the last finished attack."""
+        """Clean pass, naive pass, stored points, cascade, curve. An interrupted run goes on after the last finished step."""
         outcomes, finished = self._resume(index, images, labels)
         steps: list[Callable[[], None]] = [partial(self._masked, outcomes, masked)] if masked else []
+        steps += [partial(self._stored, outcomes, name, points) for name, points in (stored or {}).items()]
         steps += [partial(self._cascade, outcomes, name, attempt) for name, attempt in attempts.items() if self.can(attempt)]
         if self.randomised:
             steps.append(partial(self._judge_again, outcomes))
@@ -104,6 +106,15 @@ class Evaluation:
             return
         for candidates in self._candidates(o, o.alive, name, attempt, self.threat):
             o.record(name, *candidates)
+        o.after[name] = o.robust
+
+    def _stored(self, o: Outcomes, name: str, points: Images) -> None:
+        """Points [n, c, h, w] that are there already, a row an image, on the images that still hold."""
+        for b, rows in enumerate(o.alive.split(self.batch) if len(o.alive) else ()):
+            with self.seeded(name, b):
+                x = self.threat.project(points[rows], o.images[rows])
+                o.record(name, rows, x, *self.judge(x, o.labels[rows]))
+            o.passes += len(rows) * (JUDGED if self.randomised else 1)
         o.after[name] = o.robust
 
     def _masked(self, o: Outcomes, attempt: Attempt) -> None:

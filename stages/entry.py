@@ -19,7 +19,7 @@ from pipeline.errors import Mistake, exit_on_mistake
 from pipeline.types import Settings
 
 PREPARED = Path("data/prepared")
-MODELS, HISTORY, OUTCOMES, REPORT = Path("models"), Path("history"), Path("outcomes"), Path("report")
+MODELS, HISTORY, OUTCOMES, EXCHANGED, REPORT = map(Path, ("models", "history", "outcomes", "exchanged", "report"))
 
 
 @dataclass(frozen=True)

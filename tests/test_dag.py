@@ -193,7 +193,7 @@ def test_a_model_is_a_dependency_of_what_is_built_on_it_or_attacks_it(run):
 
 def test_only_attacks_read_the_test_split(run):
     readers = {node.name.partition("@")[0] for node in run.nodes if not node.lacks([TEST_SPLIT])}
-    assert readers == {"attack"}
+    assert readers == {"attack", "exchange"}
 
 
 def test_whatever_draws_depends_on_the_seed(run):

@@ -86,6 +86,18 @@ def files(folder, found) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def test_points_that_are_there_already_are_judged_and_the_worst_kept(run, sodef, digits):
+    """Points of another model are projected into this ball and count as any other attack's."""
+    x, y = few(digits["test"], 50)
+    found = run(masked=None, curve=None)
+    far = x + 2 * (found.points - x)  # outside the ball: brought back to its surface
+    judged = Evaluation(sodef, None, BALL, (0, "exchange/x"), 20).run(torch.arange(50), x, y, {}, stored={"weak": x, "strong": far})
+    assert judged.after["weak"] == outcomes.mean(judged.clean_share)
+    assert judged.after["strong"] <= found.robust
+    assert bool((BALL.distance(judged.points, x) <= BALL.eps + TOLERANCE).all())
+    assert set(judged.attack) <= {"", "clean", "strong"} and "strong" in judged.attack
+
+
 # The numbers ------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -61,9 +61,9 @@ attack: {models: [backbone/natural, head/sodef], suites: [tiny], images: 20, bat
 """
 STAGES = [
     ("prepare",), ("backbone", "natural"), ("adversarial", "pgd"), ("head", "sodef"),
-    ("attack", "backbone/natural", "tiny"), ("attack", "head/sodef", "tiny"), ("report",),
+    ("attack", "backbone/natural", "tiny"), ("attack", "head/sodef", "tiny"), ("exchange",), ("report",),
 ]  # fmt: skip
-MADE = ("data", "models", "history", "outcomes", "report")
+MADE = ("data", "models", "history", "outcomes", "exchanged", "report")
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "BASIN_TRACKING": "off", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -127,6 +127,7 @@ def test_every_stage_writes_its_files_and_no_others(whole):
         + [f"history/{name}.csv" for name in ("backbone/natural", "adversarial/pgd", "head/sodef")]
         + [f"outcomes/{name}/tiny/{file}" for name in ("backbone/natural", "head/sodef") for file in outcome]
         + ["outcomes/head/sodef/tiny/stability.json"]
+        + [f"exchanged/{name}/{file}" for name in ("backbone/natural", "head/sodef") for file in outcome]
         + [f"report/{name}" for name in ("curves.csv", "history.csv", "index.html", "metrics.json", "table.csv")]
     )
     assert not list(whole.glob(".basin/checkpoints/**/*.safetensors"))  # a finished stage needs none
@@ -146,6 +147,19 @@ def test_the_defence_knows_what_it_stands_on(whole):
     assert recipe["from"] == "adversarial/pgd" and recipe["chain"] == ["backbone/natural", "adversarial/pgd"]
     twin, parent = whole / "models/head/sodef/twin", whole / "models/adversarial/pgd"
     assert (twin / "weights.safetensors").read_bytes() == (parent / "weights.safetensors").read_bytes()
+
+
+def test_models_are_judged_at_each_others_points(whole):
+    table = json.loads((whole / "report/metrics.json").read_text())
+    for model, other in (("backbone/natural", "head/sodef"), ("head/sodef", "backbone/natural")):
+        own, exchanged = (
+            json.loads((whole / f"{folder}/summary.json").read_text()) for folder in (f"outcomes/{model}/tiny", f"exchanged/{model}")
+        )
+        assert list(exchanged["attacks"]) == [f"{model}, tiny", f"{other}, tiny"]
+        first, worst = exchanged["attacks"].values()
+        assert worst <= first == own["robust"]  # the own points, judged again, first
+        assert worst == exchanged["robust"] == table[model]["worst_case"]
+        assert exchanged["flags"] == (["transfer-beats-white-box"] if own["robust"] - worst > 0.01 else [])
 
 
 def test_history_has_a_row_an_epoch(whole):

@@ -16,6 +16,7 @@ from pipeline.errors import Mistake
 from pipeline.report.summary import Summary
 
 COLUMNS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked")
+EXCHANGE, EXCHANGED = "exchange", "exchanged"  # the suite of the points of other models, and its folder
 T = TypeVar("T")
 
 
@@ -43,8 +44,10 @@ class Outcome:
 
 
 def rerun(folder: Path) -> str:
-    """The command that measures this folder, `outcomes/<stage>/<name>/<suite>`, again."""
+    """The command that measures this folder, `outcomes/<stage>/<name>/<suite>` or `exchanged/<stage>/<name>`, again."""
     stage, name, suite = folder.parts[-3:]
+    if stage == EXCHANGED:
+        return "dvc repro exchange"
     return f"dvc repro attack@{stage}/{name}-{suite}"
 
 
@@ -53,7 +56,10 @@ def read(outcomes: Path, model: str, suite: str) -> Outcome:
 
     Raises: Mistake naming the file that is missing, damaged, or at odds with its neighbours.
     """
-    folder = outcomes / model / suite
+    return _read(outcomes / model / suite, model, suite)
+
+
+def _read(folder: Path, model: str, suite: str) -> Outcome:
     summary = opened(folder / "summary.json", _summary)
     table = opened(folder / "outcomes.csv", _rows)
     images = opened(folder / "adversarial.safetensors", _images)
@@ -65,12 +71,15 @@ def read(outcomes: Path, model: str, suite: str) -> Outcome:
     return outcome
 
 
-def read_all(outcomes: Path, models: Sequence[str], suites: Sequence[str]) -> dict[str, dict[str, Outcome]]:
-    """model -> suite -> outcome, all of them comparable.
+def read_all(outcomes: Path, models: Sequence[str], suites: Sequence[str], exchanged: Path | None = None) -> dict[str, dict[str, Outcome]]:
+    """model -> suite -> outcome, all of them comparable; `exchanged`, where it is there, is read as one more suite, the last.
 
     Raises: Mistake naming what is missing, damaged or not comparable.
     """
     everything = {model: {suite: read(outcomes, model, suite) for suite in suites} for model in models}
+    if exchanged and exchanged.is_dir():
+        for model in models:
+            everything[model][EXCHANGE] = _read(exchanged / model, model, EXCHANGE)
     check_comparable(one for by_suite in everything.values() for one in by_suite.values())
     return everything
 

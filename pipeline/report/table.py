@@ -115,18 +115,18 @@ def worst_case(suites: Mapping[str, Outcome]) -> Share:
 
 
 def tabulate(everything: ByModel, suites: Sequence[str]) -> Table:
-    """Comparable outcomes (see `outcomes.check_comparable`) as a table.
+    """Comparable outcomes (see `outcomes.check_comparable`) as a table with a column for each of the suites.
 
     Raises: Mistake if a suite has the name of a column.
     """
     if clash := [suite for suite in suites if suite in MADE + MEASURED]:
         raise Mistake(f"params.yaml: suites: the name is that of a column of the report (got {clash[0]}). Rename the suite.")
-    rows = tuple(_row(model, position, everything) for position, model in enumerate(everything))
+    rows = tuple(_row(model, position, everything, suites) for position, model in enumerate(everything))
     summary = next(iter(everything[rows[0].model].values())).summary
     return Table(rows, tuple(suites), summary.data, summary.data_digest, summary.threat, summary.n)
 
 
-def _row(model: str, position: int, everything: ByModel) -> Row:
+def _row(model: str, position: int, everything: ByModel, suites: Sequence[str]) -> Row:
     outcomes = everything[model]
     first = next(iter(outcomes.values()))
     masked = [one for one in outcomes.values() if not np.isnan(one.masked).all()]
@@ -136,7 +136,7 @@ def _row(model: str, position: int, everything: ByModel) -> Row:
         head=first.summary.head or "",
         training=first.summary.training or "",
         clean=Share(first.summary.clean * first.summary.n, first.summary.n),
-        suites={suite: Share(float(one.robust.sum()), one.summary.n) for suite, one in outcomes.items()},
+        suites={suite: Share(float(outcomes[suite].robust.sum()), first.summary.n) for suite in suites},
         worst=worst_case(outcomes),
         masked=_masked(masked[-1]) if masked else None,
         masked_attack=masked[-1].summary.masked.attack if masked and masked[-1].summary.masked else "",

@@ -11,7 +11,11 @@ from pipeline.report.table import Table, tabulate
 
 def read(outcomes: Path, models: Sequence[str], suites: Sequence[str]) -> Table:
     """The table of a run, from its outcomes."""
-    return tabulate(reading.read_all(outcomes, models, suites), suites)
+    return tabulate(_all(outcomes, models, suites), suites)
+
+
+def _all(outcomes: Path, models: Sequence[str], suites: Sequence[str]) -> dict[str, dict[str, reading.Outcome]]:
+    return reading.read_all(outcomes, models, suites, outcomes.parent / reading.EXCHANGED)
 
 
 def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence[str], out: Path) -> Table:
@@ -30,7 +34,7 @@ def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence
         raise Mistake(
             f"params.yaml: attack: nothing to report (got {len(models)} models, {len(suites)} suites). Name at least one of each."
         )
-    everything = reading.read_all(outcomes, models, suites)
+    everything = _all(outcomes, models, suites)
     table, epochs = tabulate(everything, suites), tidy.read_history(history, models)
     out.mkdir(parents=True, exist_ok=True)
     tidy.rows(table, out / "table.csv")
