@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from small import BALL, SODEF, classifier, few, fit
 from torch.nn.functional import cross_entropy
 
-from pipeline import diagnostics, outcomes
-from pipeline.declaration import declare
+from pipeline import outcomes
 from pipeline.evaluation import Evaluation
 from pipeline.lookup import Choice, choose
 from pipeline.ode import Solver
@@ -317,46 +316,3 @@ def test_wilson_covers_the_truth_nineteen_times_in_twenty(p):
     draws = np.random.default_rng(0).binomial(300, p, 4000)
     inside = [low <= p <= high for low, high in (wilson(int(k), 300) for k in draws)]
     assert 0.93 < np.mean(inside) < 0.975
-
-
-# Flags ------------------------------------------------------------------------------------------------------------------------------------
-
-
-def diagnosed(model, found, suite, twin=None) -> set[str]:
-    """The flags of outcomes that a test made up."""
-    evaluation = Evaluation(model, twin, BALL, (0, "attack/x"), 50)
-    declared = declare(model, twin, found.images[:8])
-    return set(diagnostics.diagnose(evaluation, found, attempts(suite), declared).flags)
-
-
-def test_an_honest_suite_raises_no_flag(run, trained):
-    found = run(model=trained, masked=None, curve=None)
-    assert diagnosed(trained, found, attacks()) <= {"black-box-beats-white-box", "transfer-beats-white-box"}
-    found.attack = ["pgd" if name in ("square", "transfer") else name for name in found.attack]
-    assert diagnosed(trained, found, attacks()) == set()
-
-
-@pytest.mark.parametrize(("name", "flag"), [("square", "black-box-beats-white-box"), ("transfer", "transfer-beats-white-box")])
-def test_what_follows_no_gradient_and_breaks_what_gradients_could_not_raises_a_flag(name, flag, run, trained):
-    found = run(model=trained, masked=None, curve=None)
-    found.attack = [name] + [""] * 49
-    assert diagnosed(trained, found, attacks()) == {flag}
-    first = {name: attacks()[name], "pgd": attacks()["pgd"]}  # what ran before the gradients says nothing against them
-    assert diagnosed(trained, found, first) == set()
-
-
-def test_a_naive_gradient_that_hides_much_raises_a_flag(run, sodef):
-    found = run(curve=None)
-    found.masked, found.share = torch.ones(50), torch.tensor([0.0] * 3 + [1.0] * 47)
-    assert "gradient-masked" in diagnosed(sodef, found, attacks())
-    found.share = torch.tensor([0.0] * 2 + [1.0] * 48)
-    assert "gradient-masked" not in diagnosed(sodef, found, attacks())
-
-
-def test_a_step_too_long_for_its_flow_raises_a_flag(run, digits):
-    stiff = classifier(head=SODEF | {"T": 5.0, "solver": {"method": "euler", "steps": 2}}).eval().requires_grad_(False)
-    stiff.head.flow.drift.linear.weight.mul_(0).add_(4 * torch.eye(16))
-    found = run(model=stiff, masked=None, curve=None, suite={"fgsm": choose("attacks", {"kind": "fgsm"})})
-    assert "stiff-solve" in diagnosed(stiff, found, {})
-    stiff.head.flow.solver = Solver(method="rk4", steps=64)
-    assert "stiff-solve" not in diagnosed(stiff, found, {})
