@@ -92,6 +92,20 @@ def evaluate(
 
 
 @app.command()
+def score(
+    target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS | a model folder")],
+    folder: Annotated[Path, typer.Argument(help="where the images are, at any depth")],
+    csv_file: Annotated[Path, typer.Option("--csv", help="where to write file, class, probability and problem")],
+    resize: Annotated[bool, typer.Option(help="bring every image to the height and width that the model reads")] = False,
+) -> None:
+    """The class of every image file under a folder, as CSV. A file that cannot be read is a row with its problem."""
+    from pipeline import registry, scoring
+
+    files, problems = scoring.run(target, folder, csv_file, resize, registry.load)
+    typer.echo(f"{csv_file}: {files - problems} of {files} images scored" + (f", {problems} could not be read" if problems else ""))
+
+
+@app.command()
 def serve(
     cron: Annotated[str | None, typer.Option(help="when to run, e.g. '0 3 * * *'; only on demand without it")] = None, workers: Workers = 2
 ) -> None:

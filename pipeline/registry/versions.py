@@ -17,14 +17,14 @@ from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
+from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-from pipeline import tracking
+from pipeline import serving, tracking
 from pipeline.registry.candidates import Candidate
 from pipeline.tracking import client as mlflow_client
 
 PACKAGE = Path(__file__).parent.parent
-LIBRARIES = ("mlflow", "numpy", "torch", "torchdiffeq", "safetensors", "pydantic", "jaxtyping")
+LIBRARIES = ("mlflow", "numpy", "torch", "torchdiffeq", "safetensors", "pydantic", "jaxtyping", "pillow")
 log = logging.getLogger(__name__)
 
 
@@ -72,8 +72,10 @@ def find(store: MlflowClient, name: str, one: Candidate) -> ModelVersion | None:
 def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray) -> ModelVersion:
     """A new version, attached to the run that trained the model."""
     run_id = _run(store, one)
-    example, shape, classes = images[:2], one.recipe["shape"], len(one.recipe["classes"])
-    inputs, outputs = TensorSpec(images.dtype, (-1, *shape)), TensorSpec(images.dtype, (-1, classes))
+    example, classes = images[:2], len(one.recipe["classes"])
+    # Objects: arrays of float32 [n, c, h, w], or base64 of image files; anything narrower refuses one of them (docs/serving.md).
+    inputs, outputs = TensorSpec(np.dtype("O"), (-1,)), TensorSpec(images.dtype, (-1, classes))
+    params = [ParamSpec(key, "string" if isinstance(value, str) else "long", value) for key, value in serving.Asked()]
     experiment = store.get_run(run_id).info.experiment_id
     model = store.create_logged_model(experiment, one.model.replace("/", "-"), run_id, {"dvc.md5": one.md5}, model_type="classifier")
     with same_path():
@@ -85,7 +87,7 @@ def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray)
             python_model=str(PACKAGE / "registry" / "pyfunc.py"),
             artifacts={"model": str(one.folder)},
             code_paths=[str(PACKAGE)],
-            signature=ModelSignature(Schema([inputs]), Schema([outputs])),
+            signature=ModelSignature(Schema([inputs]), Schema([outputs]), ParamSchema(params)),
             input_example=example,
             pip_requirements=[f"{library}=={importlib.metadata.version(library).partition('+')[0]}" for library in LIBRARIES],
         )
