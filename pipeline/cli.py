@@ -80,7 +80,7 @@ def evaluate(
 
     if json_file and not json_file.parent.is_dir():
         raise Mistake(f"--json: no such folder (got {str(json_file.parent)!r}). Make it first.")
-    result = outside.run(target, data, outside.threat(norm, eps), suite, images, seed, registry.load, outcomes)
+    result = outside.run(target, data, outside.threat(norm, eps), suite, images, seed, registry.load_with_twin, outcomes)
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     for name, robust in result["attacks"].items():

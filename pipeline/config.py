@@ -81,8 +81,19 @@ class Attack(Settings):
     batch: int = Field(256, ge=1, description="how many images are attacked at once, at least 1")
 
 
+class Gate(Settings):
+    """What a version has to show before it becomes the champion."""
+
+    clean_floor: float = Field(0.5, ge=0, le=1, description="the clean accuracy that a champion has at least, 0 to 1")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="the confidence at which a paired difference counts, above 0.5 and below 1")
+    accepted_flags: tuple[str, ...] = Field((), strict=False, description="a list of flags that need not be resolved; [] for none")
+
+
 class Registry(Settings):
+    """How models are registered, and who becomes champion."""
+
     name: str | None = Field(None, pattern=r"^[^/:]+$", description="the registered model's name, or null for <data>-<norm>-<eps>")
+    gate: Gate = Field(Gate(), description="what a version has to show before it becomes the champion")
 
 
 class Config(Settings):

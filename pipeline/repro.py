@@ -127,6 +127,12 @@ def digest(path: str | Path, lock: Path | str = "dvc.lock") -> str | None:
     return next((out.get("md5") for out in outs if out["path"] == Path(path).as_posix()), None)
 
 
+def cache() -> Path:
+    """Where DVC's cache keeps a file of digest abc...: in ab/c... below this folder."""
+    with _repository() as repo:
+        return Path(repo.cache.local.path)
+
+
 def _locked_stages(lock: Path | str) -> dict[str, Any]:
     """stage -> what dvc.lock records of it; nothing where there is no lock file yet."""
     if not Path(lock).exists():

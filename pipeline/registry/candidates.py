@@ -6,45 +6,71 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifact, tracking
-from pipeline.config import Config
+from pipeline import gate, lookup, tracking
+from pipeline.artifact import read_recipe
+from pipeline.config import STAGES, Config
 from pipeline.errors import Mistake
 from pipeline.report import outcomes as measured
 from pipeline.report.table import Row, tabulate
 
+SCHEMA = "1"  # of tags, metrics and files: docs/registry.md
 SHOWN = ("clean", "worst_case", "interval_low", "interval_high", "masked", "twin", "n")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model folder of this run with what was measured on it."""
+    """A model folder of a run with what was measured on it."""
 
     model: str
-    folder: Path
+    root: Path
     md5: str  # DVC's digest of the folder
+    parents: dict[str, str | None]  # the chain of `from:` upwards: model -> DVC's digest
     recipe: dict[str, Any]
     row: Row
-    protocol: str
+    outcomes: Mapping[str, measured.Outcome]
+    protocol: dict[str, Any]
     data: str
-    threat: str
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "models" / self.model
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Numbers that the outcomes say; accuracies are fractions."""
         numbers = self.row.metrics()
-        suites = {f"robust.{name}": share.value for name, share in self.row.suites.items()}
-        return {name: numbers[name] for name in SHOWN if name in numbers} | suites
+        suites = {f"robust.{name}": float(one.robust.mean().round(6)) for name, one in self.outcomes.items()}
+        counts = {"flags": len(self.flags), "unresolved": len(self.unresolved)}
+        return {name: numbers[name] for name in SHOWN if name in numbers} | suites | counts
+
+    @property
+    def flags(self) -> list[str]:
+        return list(dict.fromkeys(flag for one in self.outcomes.values() for flag in one.summary.flags))
+
+    @property
+    def unresolved(self) -> list[str]:
+        """Flags that no adaptive suite answers."""
+        adaptive = [name for name, suite in self.protocol["suites"].items() if suite.get("adaptive") and name in self.outcomes]
+        raised = {name: one.summary.flags for name, one in self.outcomes.items()}
+        return gate.unresolved(raised, adaptive, any(_black_box_last(self.outcomes[name]) for name in adaptive))
+
+    @property
+    def threat(self) -> str:
+        return "{norm}-{eps:.4g}".format(**self.protocol["threat"])
 
     @property
     def tags(self) -> dict[str, str]:
         """What the version is, to be seen and searched; MLflow's table shows them in this order."""
-        tree, recipe = self.recipe["classifier"], self.recipe
+        tree, recipe, threat = self.recipe["classifier"], self.recipe, self.protocol["threat"]
         numbers = {name: f"{self.metrics[name]:g}" for name in ("worst_case", "clean", "masked", "twin") if name in self.metrics}
         what: dict[str, Any] = {
+            "flags": ", ".join(self.flags) or "none", "unresolved": ", ".join(self.unresolved) or "none", "n": self.row.worst.n,
             "head": tree["head"]["kind"], "training": recipe["trained"]["training"]["kind"], "backbone": tree["backbone"]["kind"],
-            "chain": " <- ".join([self.model, *reversed(recipe["chain"])]), "stage": self.model.split("/")[0],
-            "threat": self.threat, "suites": ", ".join(self.row.suites), "protocol": self.protocol,
-            "data": self.data, "data_digest": recipe["data_digest"], "seed": recipe["seed"],
-            "device": recipe["device"], "dvc.md5": self.md5,
+            "chain": " <- ".join([self.model, *self.parents]), "stage": self.model.split("/")[0],
+            "threat": self.threat, "norm": threat["norm"], "eps": f"{threat['eps']:g}", "suites": ", ".join(self.outcomes),
+            "protocol": tracking.digest(self.protocol), "data": self.data, "data_digest": recipe["data_digest"],
+            "params": tracking.digest(recipe["trained"]), "seed": recipe["seed"], "device": recipe["device"],
+            "dvc.md5": self.md5, "schema": SCHEMA,
         }  # fmt: skip
         return {"model": self.model} | numbers | {name: str(value) for name, value in what.items()}
 
@@ -53,52 +79,51 @@ class Candidate:
         """Stands for all the numbers."""
         return tracking.digest(self.metrics)
 
-    @property
-    def description(self) -> str:
-        """Markdown for the version's page; its first words are all that a table of versions shows."""
-        tree, numbers, worst = self.recipe["classifier"], self.metrics, self.row.worst
-        built = f", built from `{self.recipe['from']}`" if self.recipe["from"] else ""
-        trained = f"{self.recipe['trained']['training']['kind']} training on {self.data}{built}"
-        low, high = (f"{value:.1%}" for value in worst.interval)
-        lines = [
-            f"{self.model}: {worst.value:.1%} robust, {numbers['clean']:.1%} clean", "",
-            f"{tree['head']['kind']} head on {tree['backbone']['kind']}, {trained}. Threat {self.threat}, {worst.n} test images.", "",
-            "| accuracy | |", "|---|---|",
-            f"| clean | {numbers['clean']:.1%} |",
-            *(f"| robust, suite `{name}` | {share.value:.1%} |" for name, share in self.row.suites.items()),
-            f"| **robust, worst case of all** | **{worst.value:.1%}** (95%: {low} to {high}) |",
-        ]  # fmt: skip
-        lines += [f"| what {self.row.masked_attack} alone would report | {numbers['masked']:.1%} |"] if "masked" in numbers else []
-        lines += [f"| the model it was built from, `{self.row.twin.model}` | {numbers['twin']:.1%} |"] if self.row.twin else []
-        return "\n".join(lines)
-
 
 def read(config: Config, digests: Mapping[str, str | None], root: Path = Path()) -> list[Candidate]:
     """The attacked models of a finished run. Raises Mistake where a folder or an outcome is missing, or DVC does not know it."""
-    suites = config.attack.suites
-    everything = {model: {suite: measured.read(root / "outcomes", model, suite) for suite in suites} for model in config.attack.models}
-    measured.check_comparable(one for by_suite in everything.values() for one in by_suite.values())
-    found = []
+    suites, found = config.attack.suites, []
+    everything = measured.read_all(root / "outcomes", config.attack.models, suites, root / measured.EXCHANGED)
     for row in tabulate(everything, suites).rows:
-        folder = root / "models" / row.model
+        folder, outcomes = root / "models" / row.model, everything[row.model]
         if not (md5 := digests.get(row.model)):
             raise Mistake(f"{folder}: dvc.lock does not know this folder (got no digest of it). Run `dvc repro`, which records it.")
-        recipe = artifact.read_recipe(folder)
-        found.append(Candidate(row.model, folder, md5, recipe, row, protocol(config), config.source.kind, str(config.threat)))
+        recipe = read_recipe(folder)
+        parents = {parent: digests.get(parent) for parent in reversed(recipe["chain"])}
+        found.append(Candidate(row.model, root, md5, parents, recipe, row, outcomes, protocol(config, outcomes), config.source.kind))
     return found
 
 
-def protocol(config: Config) -> str:
-    """12 digits for how robustness was measured: threat, suites, number of images. Only versions that share them are compared."""
-    suites = {name: config.suites[name].model_dump(mode="json") for name in config.attack.suites}
-    return tracking.digest([config.threat.model_dump(mode="json"), suites, config.attack.images])
+def protocol(config: Config, outcomes: Mapping[str, Any]) -> dict[str, Any]:
+    """How robustness was measured, as JSON: threat, the suites with their settings, number of images asked for."""
+    suites = {name: config.suites[name].model_dump(mode="json") if name in config.suites else {name: True} for name in outcomes}
+    return {"threat": config.threat.model_dump(mode="json"), "suites": suites, "images": config.attack.images}
+
+
+def names(config: Config) -> list[str]:
+    """Every model of the run, attacked or not."""
+    return [f"{stage}/{name}" for stage in STAGES for name in getattr(config, stage)]
+
+
+def _black_box_last(one: measured.Outcome) -> bool:
+    """Whether the last attempt of an adaptive suite that took an image was one that sees no gradient at all."""
+    took = [name for name in one.summary.attacks if name in set(one.attack.tolist())]
+    if not took or took[-1] not in lookup.kinds("attacks"):
+        return False
+    module = lookup.find("attacks", took[-1])
+    return getattr(module, "BLACK_BOX", False) and not getattr(module, "NEEDS_TWIN", False)
+
+
+def pipeline(run: list[Candidate]) -> str:
+    """12 digits for a pipeline run: its models and how they were attacked."""
+    return tracking.digest([[one.model, one.md5, one.protocol] for one in run])
 
 
 def receipt(name: str, run: list[Candidate]) -> dict[str, Any]:
     """What DVC keeps of a registration: no ids, no times."""
     best = min(run, key=lambda one: (-one.metrics["worst_case"], -one.metrics["clean"]))
     models = {one.model: {"dvc.md5": one.md5, "worst_case": one.metrics["worst_case"]} for one in run}
-    return {"name": name, "best": best.model, "models": models}
+    return {"name": name, "best": best.model, "pipeline": pipeline(run), "models": models}
 
 
 def write(path: Path, registered: dict[str, Any]) -> None:

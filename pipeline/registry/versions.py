@@ -3,7 +3,10 @@
 import importlib.metadata
 import json
 import logging
+import shutil
+import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,18 +15,19 @@ from urllib.parse import unquote, urlparse
 
 import mlflow
 import numpy as np
+import torch
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import LoggedModel, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-from pipeline import serving, tracking
-from pipeline.registry.candidates import Candidate
-from pipeline.tracking import client as mlflow_client
+from pipeline import artifact
+from pipeline.ode import flows
+from pipeline.registry import card, contents, runs
+from pipeline.registry.candidates import SCHEMA, Candidate
 
-PACKAGE = Path(__file__).parent.parent
 LIBRARIES = ("mlflow", "numpy", "torch", "torchdiffeq", "safetensors", "pydantic", "jaxtyping", "pillow")
 log = logging.getLogger(__name__)
 
@@ -31,21 +35,21 @@ log = logging.getLogger(__name__)
 def describe(store: MlflowClient, name: str, one: Candidate) -> None:
     """The registered model, made where it is missing."""
     text = (
-        f"Classifiers of **{one.data}** under the threat {one.threat}. A version is one trained model. Alias `champion` is the one of "
-        f"highest worst-case robust accuracy among those measured alike; the other aliases are the models of the last run.\n\n"
+        f"Classifiers of **{one.data}** under the threat {one.threat}. A version is one trained model. Alias `champion` is the one that "
+        f"the promotion gate let through; the other aliases are the models of the last run.\n\n"
         f"```python\nmodel = mlflow.pyfunc.load_model('models:/{name}@champion')\nlogits = model.predict(images)"
         f"  # float32 [n, {', '.join(map(str, one.recipe['shape']))}] in [0, 1]\n```"
     )
     try:
-        store.create_registered_model(name, {"data": one.data, "threat": one.threat}, text)
+        store.create_registered_model(name, {"data": one.data, "threat": one.threat, "schema": SCHEMA}, text)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
 
 
-def search(store: MlflowClient, name: str, tags: Mapping[str, str]) -> list[ModelVersion]:
-    """Versions with these tags whose files are there, newest first."""
-    asked = " and ".join([f"name = '{name}'", *(f"tags.`{key}` = '{value}'" for key, value in tags.items())])
+def search(store: MlflowClient, name: str | None, tags: Mapping[str, str]) -> list[ModelVersion]:
+    """Versions with these tags whose files are there, newest first; of every registered model without a name."""
+    asked = " and ".join([*([f"name = '{name}'"] if name else []), *(f"tags.`{key}` = '{value}'" for key, value in tags.items())])
     found = list(_pages(store, asked))
     return sorted((version for version in found if _intact(store, version)), key=lambda version: -int(version.version))
 
@@ -65,13 +69,35 @@ def _intact(store: MlflowClient, version: ModelVersion) -> bool:
     return place.scheme not in ("", "file") or Path(unquote(place.path), "MLmodel").exists()
 
 
-def find(store: MlflowClient, name: str, one: Candidate) -> ModelVersion | None:
-    return next(iter(search(store, name, {"dvc.md5": one.md5, "model": one.model})), None)
+def find(store: MlflowClient, name: str, md5: str | None, model: str) -> ModelVersion | None:
+    return next(iter(search(store, name, {"dvc.md5": md5, "model": model})), None) if md5 else None
+
+
+def logged(store: MlflowClient, version: ModelVersion) -> LoggedModel:
+    """The model behind a version: where its metrics and files are."""
+    return store.get_logged_model(str(version.source).removeprefix("models:/"))
+
+
+def metrics(store: MlflowClient, version: ModelVersion) -> dict[str, float]:
+    """The numbers on a version's model, the newest of each."""
+    return {one.key: one.value for one in sorted(logged(store, version).metrics or [], key=lambda one: one.timestamp)}
+
+
+@contextmanager
+def files(store: MlflowClient, version: ModelVersion, path: str = "") -> Iterator[Path]:
+    """A folder with a version's files, or those below `path` of it in their place; where the store is local, the files themselves."""
+    where = logged(store, version).artifact_location
+    if urlparse(where).scheme in ("", "file"):
+        yield Path(unquote(urlparse(where).path))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.artifacts.download_artifacts(f"{where}/{path}".rstrip("/"), dst_path=str(Path(folder, path).parent if path else folder))
+        yield Path(folder)
 
 
 def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray) -> ModelVersion:
-    """A new version, attached to the run that trained the model."""
-    run_id = _run(store, one)
+    """A new version, attached to the run that trained the model; its numbers and files are for `refresh` to write."""
+    run_id = runs.training(store, one)
     example, classes = images[:2], len(one.recipe["classes"])
     # Objects: arrays of float32 [n, c, h, w], or base64 of image files; anything narrower refuses one of them (docs/serving.md).
     inputs, outputs = TensorSpec(np.dtype("O"), (-1,)), TensorSpec(images.dtype, (-1, classes))
@@ -79,41 +105,43 @@ def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray)
     experiment = store.get_run(run_id).info.experiment_id
     model = store.create_logged_model(experiment, one.model.replace("/", "-"), run_id, {"dvc.md5": one.md5}, model_type="classifier")
     with same_path():
-        logged = Model.log(
+        made = Model.log(
             artifact_path=None,
             model_id=model.model_id,
             flavor=mlflow.pyfunc,
             run_id=run_id,
-            python_model=str(PACKAGE / "registry" / "pyfunc.py"),
+            python_model=str(contents.PACKAGE / "registry" / "pyfunc.py"),
             artifacts={"model": str(one.folder)},
-            code_paths=[str(PACKAGE)],
+            code_paths=[str(contents.PACKAGE)],
             signature=ModelSignature(Schema([inputs]), Schema([outputs]), ParamSchema(params)),
             input_example=example,
             pip_requirements=[f"{library}=={importlib.metadata.version(library).partition('+')[0]}" for library in LIBRARIES],
         )
-    at = tracking.commit()
-    tags = one.tags | {"commit": at["commit"], "dirty": at["dirty"]}
-    made = store.create_model_version(
-        name, logged.model_uri, run_id, tags, description=one.description, await_creation_for=0, model_id=logged.model_id
-    )
-    store.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(made.version)}])})
+    tags = {"model": one.model, "dvc.md5": one.md5}
+    version = store.create_model_version(name, made.model_uri, run_id, tags, await_creation_for=0, model_id=made.model_id)
+    _log(store, version, one, measure(one.folder, images))
+    store.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(version.version)}])})
     log.info("registry: %s is a new version of %s", one.model, name)
-    return made
+    return version
 
 
-def _run(store: MlflowClient, one: Candidate) -> str:
-    """The newest finished run that trained this model with these params; a new run where MLflow has none (restored from DVC's cache)."""
-    experiment = mlflow_client.experiment_id(store, one.data)
-    trained, digest, seed = (one.recipe[key] for key in ("trained", "data_digest", "seed"))
-    tags = {"stage": one.model, "asked": tracking.digest(trained), "data_digest": digest, "seed": str(seed)}
-    asked = " and ".join([*(f"tags.`{key}` = '{value}'" for key, value in tags.items()), "attributes.status = 'FINISHED'"])
-    if found := store.search_runs([experiment], asked, max_results=1, order_by=["attributes.start_time DESC"]):
-        return found[0].info.run_id
-    made = store.create_run(experiment, run_name=one.model, tags=tags).info.run_id
-    for key, value in tracking.flatten(one.recipe["trained"]).items():
-        store.log_param(made, key, value)
-    store.set_terminated(made)
-    return made
+@torch.no_grad()
+def measure(folder: Path, images: np.ndarray) -> dict[str, float]:
+    """What a model costs: parameters, evaluations of its drifts in a pass, and the median milliseconds of a pass here and now."""
+    classifier = artifact.load(folder)
+
+    def milliseconds(x: torch.Tensor, times: int = 9) -> float:
+        taken = []
+        for _ in range(times):
+            before = time.perf_counter()
+            classifier(x)
+            taken.append(1000 * (time.perf_counter() - before))
+        return round(statistics.median(taken), 3)
+
+    x = torch.from_numpy(images)
+    costs = {"latency_ms.1": milliseconds(x[:1]), f"latency_ms.{len(x)}": milliseconds(x)}
+    costs["parameters"] = sum(parameter.numel() for parameter in classifier.parameters())
+    return costs | ({"nfe": sum(flow.nfe for flow in solves)} if (solves := flows(classifier)) else {})
 
 
 def is_current(version: ModelVersion, one: Candidate) -> bool:
@@ -121,17 +149,34 @@ def is_current(version: ModelVersion, one: Candidate) -> bool:
     return {**one.tags, "measured": one.measured}.items() <= version.tags.items()
 
 
-def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidate) -> None:
-    """Numbers and tags of a version, where they differ. Tag `measured` comes last: what a kill leaves undone is done by the next call."""
-    if is_current(version, one):
-        return
-    now, run_id, model_id = round(time.time() * 1000), str(version.run_id), str(version.source).removeprefix("models:/")
-    data = {"dataset_name": one.data, "dataset_digest": one.recipe["data_digest"][:36]}
-    store.log_batch(run_id, [Metric(key, value, now, 0, model_id=model_id, run_id=run_id, **data) for key, value in one.metrics.items()])
-    store.update_model_version(name, version.version, one.description)
-    for key, value in {**one.tags, "measured": one.measured}.items():
-        if version.tags.get(key) != value:
+def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidate, at: Mapping[str, str], whole: bool) -> None:
+    """Numbers, files and tags of a version, written anew. Tag `seal` comes last: what a kill leaves undone, `verify` finds.
+
+    `at`: tags of the commit; `whole`: the files of the model and the code as well.
+    """
+    model_id, tags = logged(store, version).model_id, {**one.tags, **at, "measured": one.measured}
+    if "seal" in version.tags:
+        store.delete_model_version_tag(name, version.version, "seal")
+    _log(store, version, one, one.metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        seal = contents.write(Path(folder), one, tags)
+        store.log_model_artifacts(model_id, folder)
+    if whole:
+        store.log_model_artifacts(model_id, str(one.folder), f"artifacts/{one.folder.name}")
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(contents.PACKAGE, Path(folder, contents.PACKAGE.name), ignore=shutil.ignore_patterns("__pycache__"))
+            store.log_model_artifacts(model_id, folder, "code")
+    store.update_model_version(name, version.version, card.text(one))
+    for key, value in {**tags, "seal": seal}.items():
+        if version.tags.get(key) != value or key == "seal":
             store.set_model_version_tag(name, version.version, key, value)
+
+
+def _log(store: MlflowClient, version: ModelVersion, one: Candidate, values: Mapping[str, float]) -> None:
+    """Numbers on the run and on the model, with the data that they were measured on."""
+    now, run_id, model_id = round(time.time() * 1000), str(version.run_id), logged(store, version).model_id
+    data = {"dataset_name": runs.dataset(one, "test").name, "dataset_digest": runs.dataset(one, "test").digest}
+    store.log_batch(run_id, [Metric(key, value, now, 0, model_id=model_id, run_id=run_id, **data) for key, value in values.items()])
 
 
 @contextmanager

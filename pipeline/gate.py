@@ -1,0 +1,167 @@
+"""Who may be champion: worst-case robust accuracy, on equal terms, beyond chance. Knows neither models nor MLflow.
+
+A version is *unreliable* where a flag on its number is not resolved: the number may be too high, and counts for nothing. Else it is a
+*challenger*, and *champion* if it reads enough clean images rightly, was attacked by no less than the champion, and holds more of the same
+images. Of n images let k be held by it alone and l by the champion alone (of random models: the sums of what one holds more often than the
+other). The difference is (k - l) / n. Its interval is that of Clopper and Pearson for k of k + l, whose lower end is above zero exactly
+where McNemar's exact test rejects (1947; Psychometrika 12:153); shares, which vary less than whole images, make it wider than it need be.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from scipy.special import betaincinv
+
+from pipeline.config import Gate
+
+Standing = Literal["champion", "challenger", "unreliable"]
+BLIND = ("more-steps-help", "large-radius-holds", "too-few-draws", "probabilities")  # what no attempt of an adaptive suite answers
+BLACK_BOX = "black-box-beats-white-box"
+
+
+class Contender(ABC):
+    """What the gate asks of a version. The last two are asked for only where they matter."""
+
+    name: str
+    clean: float
+    worst: float
+    masked: float | None  # robust accuracy under the naive gradient
+    unresolved: Sequence[str]
+    measured_on: tuple[str, str]  # threat, digest of the data
+
+    @property
+    @abstractmethod
+    def suites(self) -> Mapping[str, Any]:
+        """name -> settings of each suite, as JSON has them."""
+
+    @property
+    @abstractmethod
+    def held(self) -> Mapping[int, float]:
+        """Image of the test split -> the share of draws in which it holds against everything."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of robust accuracy, on the same n images: k held by the first alone, l by the second alone."""
+
+    k: float
+    l: float  # noqa: E741
+    n: int
+    confidence: float = 0.95
+
+    @property
+    def value(self) -> float:
+        return (self.k - self.l) / self.n
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        k, m, tail = self.k, self.k + self.l, (1 - self.confidence) / 2
+        low = float(betaincinv(k, m - k + 1, tail)) if k > 0 else 0.0
+        high = float(betaincinv(k + 1, m - k, 1 - tail)) if k < m else 1.0
+        return (2 * low - 1) * m / self.n, (2 * high - 1) * m / self.n
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] on {self.n} images"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a version is, and why."""
+
+    standing: Standing
+    reasons: tuple[str, ...]
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95) -> Difference | None:
+    """How much more `a` holds than `b` of the images that both were attacked on; None where there are none."""
+    if not (both := sorted(a.keys() & b.keys())):
+        return None
+    d = np.array([a[image] - b[image] for image in both])
+    return Difference(float(d.clip(0).sum()), float((-d).clip(0).sum()), len(both), confidence)
+
+
+def unresolved(flags: Mapping[str, Sequence[str]], adaptive: Sequence[str], black_box_last: bool) -> list[str]:
+    """The flags that nothing answers (docs/flags.md), of those raised by each suite; `adaptive`: the suites that are.
+
+    A suite `adaptive` answers every flag but `large-radius-holds` and those that it raises itself and that say that its own attempts were
+    blind: `BLIND`, and `black-box-beats-white-box` where a black-box attack was the last to take an image (`black_box_last`).
+    """
+
+    def stands(flag: str, suite: str) -> bool:
+        if not adaptive or flag == "large-radius-holds":
+            return True
+        return suite in adaptive and (flag in BLIND or (flag == BLACK_BOX and black_box_last))
+
+    return list(dict.fromkeys(flag for suite, names in flags.items() for flag in names if stands(flag, suite)))
+
+
+def attacked_by_less(one: Contender, other: Contender) -> list[str]:
+    """In which ways `one` was attacked by less than `other`; empty: in none.
+
+    Less is: not on an image of the other; without one of its attacks, whatever name and suite it has, with the same settings; without an
+    adaptive suite whose every number is at least as high; without its naive gradient, or the points of other models.
+    """
+    mine, theirs = [settings for _, settings in _attacks(one.suites)], _attacks(other.suites)
+    missing = [f"without {name}" for name, settings in theirs if not any(_at_least(own, settings) for own in mine)]
+    if images := len(other.held.keys() - one.held.keys()):
+        missing.append(f"without {images} of its {len(other.held)} images")
+    return missing
+
+
+def _attacks(suites: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every attack, in words and as settings. An adaptive suite is one: what it tries is for the model to say."""
+    for name, suite in suites.items():
+        for key, attack in suite.get("attacks", {}).items():
+            yield f"attack {key} of suite {name}", attack
+        for part in ("adaptive", "masked", "exchange"):
+            if settings := suite.get(part):
+                yield f"{part} of suite {name}", {part: settings}
+
+
+def _at_least(own: dict[str, Any], settings: dict[str, Any]) -> bool:
+    if "adaptive" in own and "adaptive" in settings:
+        return all(own["adaptive"].get(key, 0) >= value for key, value in settings["adaptive"].items())
+    return own == settings
+
+
+def disqualified(one: Contender, gate: Gate) -> Decision | None:
+    """Why a version cannot be champion whatever the others are; None where it can."""
+    if one.unresolved:
+        naive = (
+            f"; the {one.masked:.1%} of its naive gradient count for nothing" if one.masked is not None and one.masked > one.worst else ""
+        )
+        return Decision("unreliable", (f"not resolved: {', '.join(one.unresolved)}{naive}",))
+    if one.clean < gate.clean_floor:
+        return Decision("challenger", (f"clean accuracy {one.clean:.1%} is below the floor of {gate.clean_floor:.1%}",))
+    return None
+
+
+def decide(one: Contender, champion: Contender | None, gate: Gate) -> Decision:
+    """What `one` is beside a champion (None: the title is vacant)."""
+    if refused := disqualified(one, gate):
+        return refused
+    if champion is None:
+        return Decision("champion", (f"the title was vacant: {one.worst:.1%} in the worst case",))
+    if one.measured_on != champion.measured_on:
+        return Decision("challenger", (f"measured on another threat or data than {champion.name}; registry.name gives it a place",))
+    if one.worst <= champion.worst:
+        return Decision(
+            "challenger", (f"worst case {one.worst:.1%}, {champion.name} has {champion.worst:.1%}{_naive(one, champion.worst)}",)
+        )
+    if less := attacked_by_less(one, champion):
+        return Decision("challenger", tuple(f"attacked by less than {champion.name}: {way}" for way in less))
+    difference = paired(one.held, champion.held, gate.confidence)
+    assert difference is not None  # it was attacked on all images of the champion
+    beyond = difference.interval[0] > 0
+    against = f"{difference} against {champion.name}" + ("" if beyond else f": not beyond its {gate.confidence:.0%} interval")
+    return Decision("champion" if beyond else "challenger", (against,))
+
+
+def _naive(one: Contender, worst: float) -> str:
+    above = one.masked is not None and one.masked > worst
+    return f"; the {one.masked:.1%} under its naive gradient count for nothing" if above else ""

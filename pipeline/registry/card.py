@@ -1,0 +1,122 @@
+"""The model card: `card.md`, the same as a page with plots (`card.html`), and adversarial examples as a picture (`examples.png`).
+
+It says what depends on the model and its outcomes alone, so that it can be written again with the same bytes.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.outcomes import wilson
+from pipeline.registry.candidates import Candidate
+from pipeline.report.outcomes import Outcome
+from pipeline.report.page import page
+from pipeline.report.pictures import choose, class_name, shrunk
+from pipeline.report.table import tabulate
+from pipeline.report.tidy import read_history
+
+SHOWN = 8  # images of examples.png
+SIDE = 96  # pixels of one of them
+
+
+def write(folder: Path, one: Candidate) -> None:
+    """card.md, card.html and examples.png."""
+    alone = {one.model: one.outcomes}
+    history = read_history(one.root / "history", [one.model])
+    (folder / "card.md").write_text(text(one) + "\n", encoding="utf-8")
+    (folder / "card.html").write_text(page(tabulate(alone, list(one.outcomes)), alone, history), encoding="utf-8")
+    examples(one, chosen(one)).save(folder / "examples.png", optimize=True)
+
+
+def text(one: Candidate) -> str:
+    """Markdown; its first words are all that a table of versions shows."""
+    numbers, worst = one.metrics, one.row.worst
+    head = f"{one.model}: {worst.value:.1%} robust, {numbers['clean']:.1%} clean"
+    return "\n".join([head, "", *_what(one), "", *_numbers(one), "", *_flags(one), "", *_origin(one), "", *_pictures(one)])
+
+
+def _what(one: Candidate) -> Iterator[str]:
+    tree, recipe = one.recipe["classifier"], one.recipe
+    built = f", built from `{recipe['from']}`" if recipe["from"] else ""
+    training = f"{recipe['trained']['training']['kind']} training on {one.data}{built}"
+    yield f"{tree['head']['kind']} head on {tree['backbone']['kind']}, {training}."
+    yield f"Images are float32 {recipe['shape']} in [0, 1]; it gives logits of {len(recipe['classes'])} classes."
+    yield f"Threat {one.threat}, {one.row.worst.n} test images; an image counts if it holds against every attack."
+
+
+def _numbers(one: Candidate) -> Iterator[str]:
+    row, n = one.row, one.row.worst.n
+    yield from ("| accuracy | | 95% interval | n |", "|---|---|---|---|")
+    yield _line("clean", row.clean.value, n)
+    for name, outcome in one.outcomes.items():
+        yield _line(f"robust, suite `{name}`", float(outcome.robust.mean()), n)
+    yield _line("**robust, worst case of all**", row.worst.value, n, "**")
+    if row.masked:
+        yield _line(f"what {row.masked_attack} alone would report", row.masked.value, row.masked.n)
+    if row.twin:
+        yield _line(f"the model it was built from, `{row.twin.model}`", row.twin.share.value, row.twin.share.n)
+
+
+def _line(what: str, share: float, n: int, bold: str = "") -> str:
+    low, high = wilson(share * n, n)
+    return f"| {what} | {bold}{share:.1%}{bold} | {low:.1%} to {high:.1%} | {n} |"
+
+
+def _flags(one: Candidate) -> Iterator[str]:
+    if not one.flags:
+        yield "No flag was raised."
+    for flag in one.flags:
+        yield f"- Flag `{flag}`: {'**not resolved**' if flag in one.unresolved else 'answered by the adaptive suite'} (docs/flags.md)."
+
+
+def _origin(one: Candidate) -> Iterator[str]:
+    recipe = one.recipe
+    yield f"- Chain: {' <- '.join(f'`{model}`' for model in (one.model, *one.parents))}"
+    yield f"- Data digest: `{recipe['data_digest']}`; DVC's digest of the model folder: `{one.md5}`"
+    yield f"- Seed {recipe['seed']}, device {recipe['device']}, {', '.join(f'{k} {v}' for k, v in recipe['versions'].items())}"
+    yield "- Settings: `run/params.yaml`; every image's outcome and stored point: `outcomes/`"
+
+
+def _pictures(one: Candidate) -> Iterator[str]:
+    yield "![adversarial examples](examples.png)"
+    yield ""
+    yield "Clean image, adversarial image, perturbation scaled to the whole range. From left to right:"
+    for i in chosen(one):
+        outcome = strongest(one.outcomes, i)
+        fate = "holds" if outcome.robust[i] >= 0.5 else f"is read as {class_name(outcome, outcome.adversarial[i])}"
+        yield f"image {outcome.image[i]}, a {class_name(outcome, outcome.label[i])}, {fate};"
+    yield "plots: `card.html`."
+
+
+def chosen(one: Candidate) -> list[int]:
+    """Positions of the images that are shown."""
+    return choose({one.model: one.outcomes}, min(SHOWN, one.row.worst.n))
+
+
+def strongest(outcomes: Mapping[str, Outcome], position: int) -> Outcome:
+    """The suite whose stored point is shown: the last that broke the image, else the last."""
+    return min(list(outcomes.values())[::-1], key=lambda suite: suite.robust[position])
+
+
+def examples(one: Candidate, positions: list[int]) -> Image.Image:
+    """Three rows: clean, adversarial, perturbation; a column for each position."""
+    columns = []
+    for i in positions:
+        clean, adversarial = strongest(one.outcomes, i).points(i)
+        delta = adversarial - clean
+        columns.append(np.concatenate([_tile(clean), _tile(adversarial), _tile(0.5 + 0.5 * delta / (np.abs(delta).max() or 1))]))
+    return Image.fromarray(np.concatenate(columns, 1))
+
+
+def _tile(image: np.ndarray) -> np.ndarray:
+    """float [c, h, w] in [0, 1] as uint8 [SIDE, SIDE, 3], with a white edge."""
+    pixels = np.round(255 * np.nan_to_num(shrunk(image)).clip(0, 1)).astype(np.uint8)
+    colours = (
+        pixels.transpose(1, 2, 0)
+        if len(pixels) == 3
+        else np.repeat(pixels.mean(0, keepdims=True).astype(np.uint8), 3, 0).transpose(1, 2, 0)
+    )
+    tile = Image.fromarray(np.ascontiguousarray(colours)).resize((SIDE - 4, SIDE - 4), Image.Resampling.NEAREST)
+    return np.pad(np.asarray(tile), ((2, 2), (2, 2), (0, 0)), constant_values=255)

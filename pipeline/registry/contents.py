@@ -1,0 +1,64 @@
+"""The files of a version beside MLflow's own, and the manifest by which a change made by hand is found.
+
+card.md  card.html  examples.png                     the model card
+outcomes/STAGE/NAME/SUITE/  exchanged/STAGE/NAME/    every image's outcome and stored point
+run/params.yaml  run/dvc.lock  run/protocol.json     the run that it belongs to; how it was attacked
+manifest.json                                        tags, metrics, and the SHA-256 of every file, those of the model and the code too
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.registry import card, snapshot
+from pipeline.registry.candidates import Candidate
+
+MANIFEST, PROTOCOL = "manifest.json", "run/protocol.json"
+PACKAGE = Path(__file__).parent.parent
+
+
+def write(folder: Path, one: Candidate, tags: Mapping[str, str]) -> str:
+    """Fill an empty folder with a version's files. Returns the manifest's digest, the tag `seal`."""
+    for outcome in one.outcomes.values():
+        shutil.copytree(outcome.folder, folder / outcome.folder.relative_to(one.root))
+    (folder / "run").mkdir()
+    run = snapshot.of(one.root, {})
+    (folder / "run" / snapshot.PARAMS).write_text(run.params)
+    (folder / "run" / snapshot.LOCK).write_text(run.lock)
+    (folder / PROTOCOL).write_text(json.dumps(one.protocol, indent=1, sort_keys=True) + "\n")
+    card.write(folder, one)
+    files = hashes(folder) | hashes(one.folder, f"artifacts/{one.folder.name}/") | hashes(PACKAGE, f"code/{PACKAGE.name}/")
+    content = {"tags": dict(tags), "metrics": one.metrics, "description": card.text(one), "files": files}
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    (folder / MANIFEST).write_text(text)
+    return digest(text.encode())
+
+
+def hashes(folder: Path, prefix: str = "") -> dict[str, str]:
+    """Path below `folder` -> SHA-256 of the file, compiled code left out."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    return {prefix + path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in files}
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def changed_files(folder: Path, seal: str, files: bool = True) -> list[str]:
+    """The files of a version that are not as Basin wrote them; a manifest of another seal stands for all. Without `files`: only that."""
+    path = folder / MANIFEST
+    if not path.is_file() or digest(path.read_bytes()) != seal:
+        return [MANIFEST]
+    said = json.loads(path.read_text())["files"] if files else {}
+    return [name for name, wanted in said.items() if not (folder / name).is_file() or digest((folder / name).read_bytes()) != wanted]
+
+
+def changed(folder: Path, tags: Mapping[str, str], metrics: Mapping[str, float], description: str) -> list[str]:
+    """What of a version's tags, metrics and text is not as its manifest says."""
+    said: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    found = [f"tag {name}" for name, wanted in said["tags"].items() if tags.get(name) != wanted]
+    found += [f"metric {name}" for name, wanted in said["metrics"].items() if metrics.get(name) != wanted]
+    return found + (["description"] if description != said["description"] else [])

@@ -1,0 +1,34 @@
+"""MLflow's client for the registry; whatever is wrong with MLflow ends in words."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline import tracking
+from pipeline.errors import Mistake
+from pipeline.tracking import client as mlflow_client
+
+
+@contextmanager
+def opened(advice: str = "Everything is computed and kept; when MLflow is back, run `dvc repro register`.") -> Iterator[MlflowClient]:
+    """The client. Raises Mistake where MLflow cannot be used: a registration that failed quietly would count as done."""
+    try:
+        with mlflow_client.current() as store:
+            yield store
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, RuntimeError) as error:
+        where = tracking.shown(tracking.uri())
+        raise Mistake(f"registry: MLflow at {where} cannot be used (got {tracking.cause(error)}). {advice}") from error
+
+
+def aliases(store: MlflowClient, name: str) -> dict[str, int]:
+    """alias -> version; empty where there is no such registered model."""
+    try:
+        return {key: int(version) for key, version in store.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return {}

@@ -1,0 +1,76 @@
+"""The gate (pipeline/gate.py) asked about the versions of a registered model, and its answer written down."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from pipeline.config import Gate
+from pipeline.gate import Contender, Decision, decide, disqualified
+from pipeline.registry import contents, versions
+from pipeline.registry.candidates import SCHEMA
+from pipeline.report.outcomes import EXCHANGED, Outcome, read_all
+
+CHAMPION = "champion"
+
+
+class Registered(Contender):
+    """A version as a `gate.Contender`; its files are looked at where the gate asks for them."""
+
+    def __init__(self, store: MlflowClient, version: ModelVersion):
+        tags = version.tags
+        self.store, self.version, self.number, self.model = store, version, int(version.version), tags["model"]
+        self.name = f"version {self.number} ({self.model})"
+        self.clean, self.worst = float(tags["clean"]), float(tags["worst_case"])
+        self.masked = float(tags["masked"]) if "masked" in tags else None
+        self.unresolved: Sequence[str] = [] if tags["unresolved"] == "none" else tags["unresolved"].split(", ")
+        self.measured_on = (tags["threat"], tags["data_digest"])
+
+    @cached_property
+    def suites(self) -> Mapping[str, Any]:
+        with versions.files(self.store, self.version, "run") as folder:
+            return json.loads((folder / contents.PROTOCOL).read_text())["suites"]
+
+    @cached_property
+    def outcomes(self) -> Mapping[str, Outcome]:
+        """suite -> outcome; their stored points cannot be read any more where the store is not local."""
+        with versions.files(self.store, self.version) as folder:
+            suites = [suite for suite in self.suites if (folder / "outcomes" / self.model / suite).is_dir()]
+            return read_all(folder / "outcomes", [self.model], suites, folder / EXCHANGED)[self.model]
+
+    @cached_property
+    def held(self) -> Mapping[int, float]:
+        worst = np.minimum.reduce([np.fmin(one.robust, one.masked) for one in self.outcomes.values()])
+        return dict(zip(next(iter(self.outcomes.values())).image.tolist(), worst.tolist(), strict=True))
+
+
+def contenders(store: MlflowClient, name: str) -> list[Registered]:
+    """The versions that the gate can judge: highest worst case first, then highest clean accuracy, then the oldest."""
+    found = [Registered(store, version) for version in versions.search(store, name, {"schema": SCHEMA}) if "seal" in version.tags]
+    return sorted(found, key=lambda one: (-one.worst, -one.clean, one.number))
+
+
+def judge(ranked: Sequence[Registered], holder: int | None, gate: Gate) -> dict[int, Decision]:
+    """version -> what it is. `holder`: the version that is champion now; it stays unless it is disqualified or beaten."""
+    champion: Contender | None = next((one for one in ranked if one.number == holder and not disqualified(one, gate)), None)
+    won: dict[str, Decision] = {}
+    for one in ranked:
+        if one is not champion and (decision := decide(one, champion, gate)).standing == "champion":
+            champion, won[one.name] = one, decision
+    stays = Decision("champion", ("holds the title",))
+    return {one.number: won.get(one.name, stays) if one is champion else decide(one, champion, gate) for one in ranked}
+
+
+def write(store: MlflowClient, name: str, ranked: Sequence[Registered], decisions: Mapping[int, Decision]) -> None:
+    """Standing and reasons as tags, where they differ; a champion that stays keeps the reasons for which it became one."""
+    for one in ranked:
+        decision, tags = decisions[one.number], one.version.tags
+        stays = decision.standing == CHAMPION == tags.get("standing")
+        reasons = tags.get("reasons", "") if stays else "; ".join(decision.reasons)
+        for key, value in {"standing": decision.standing, "reasons": reasons}.items():
+            if tags.get(key) != value:
+                store.set_model_version_tag(name, one.version.version, key, value)

@@ -1,0 +1,151 @@
+"""Finished runs that can be brought back: params.yaml and dvc.lock as they were, and DVC's cache.
+
+Two memories: `.basin/registry/`, into which each registration writes, and every commit in which dvc.lock changed.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from pipeline import config, repro, tracking
+from pipeline.config import Config
+from pipeline.errors import Mistake
+from pipeline.registry import candidates
+
+KEPT, AT = Path(".basin/registry"), "at.json"
+PARAMS, LOCK = "params.yaml", "dvc.lock"
+OWN = re.compile(r"^  register:\n(?:    .*\n)*", re.MULTILINE)  # the entry of the stage that writes here, which ends after it has written
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run as text. `at`: the tags that say with which code it ran."""
+
+    params: str
+    lock: str
+    at: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256("\n".join([self.params, self.lock]).encode()).hexdigest()[:12]
+
+    def open(self, folder: Path) -> tuple[Config, dict[str, str | None]]:
+        """Write both files into an empty folder; the config, and DVC's digest of each model."""
+        (folder / PARAMS).write_text(self.params)
+        (folder / LOCK).write_text(self.lock)
+        settings = config.load(folder / PARAMS)
+        return settings, digests(settings, folder)
+
+    def restore(self, folder: Path, settings: Config) -> None:
+        """Bring what registration reads from DVC's cache into the opened folder. Raises Mistake that names all that is not there."""
+        missing = [path for path, md5 in self.outs(settings).items() if not fetch(md5, folder / path, repro.cache())]
+        if missing:
+            raise Mistake(
+                f"the run of commit {self.at['commit'][:12]}: not in DVC's cache (got no {', '.join(missing)}). Try `dvc fetch -A`."
+            )
+
+    def outs(self, settings: Config) -> dict[str, str]:
+        """path -> DVC's digest, of the outputs that registration reads; '' where the run never wrote one."""
+        known = outputs(self.lock)
+        models = settings.attack.models
+        wanted = [f"models/{model}" for model in models] + ["data/prepared/validation.safetensors"]
+        wanted += [f"outcomes/{model}/{suite}" for model in models for suite in settings.attack.suites]
+        wanted += [path for path in ("exchanged", *(f"history/{model}.csv" for model in models)) if path in known]
+        return {path: known.get(path, "") for path in wanted}
+
+
+def outputs(lock: str) -> dict[str, str]:
+    """path -> DVC's digest, of every output that a dvc.lock records."""
+    stages = ((yaml.load(lock, yaml.CSafeLoader) if lock else None) or {}).get("stages", {})
+    return {out["path"]: out.get("md5", "") for stage in stages.values() for out in stage.get("outs", ())}
+
+
+def of(root: Path, at: Mapping[str, str]) -> Snapshot:
+    """The run of a folder."""
+    lock = (root / LOCK).read_text() if (root / LOCK).exists() else ""
+    return Snapshot((root / PARAMS).read_text(), OWN.sub("", lock), at)
+
+
+def digests(settings: Config, root: Path = Path()) -> dict[str, str | None]:
+    """DVC's digest of each model's folder, by model, as a dvc.lock has it."""
+    return {model: repro.digest(Path("models", model), root / LOCK) for model in candidates.names(settings)}
+
+
+def here() -> dict[str, str]:
+    """Tags that say with which code the workspace runs: the commit, and the tracked files that differ from it."""
+    at = tracking.commit()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){LOCK}", ":(exclude)report")
+    names = ", ".join(line[3:] for line in changed.splitlines())
+    return {"commit": at["commit"], "dirty": at["dirty"], "changed": names[:4000] or "none"}
+
+
+def git(*arguments: str) -> str:
+    """What git says; nothing where there is no git, or it refuses."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def keep(run: Snapshot) -> None:
+    """Remember a run that was registered."""
+    known = sorted(KEPT.glob("*-*"))
+    if not run.lock or any(folder.name.endswith(run.digest) for folder in known):
+        return
+    number = int(known[-1].name.partition("-")[0]) + 1 if known else 1
+    folder = KEPT / f"{number:05d}-{run.digest}"
+    folder.mkdir(parents=True)
+    for name, text in ((PARAMS, run.params), (LOCK, run.lock), (AT, json.dumps(dict(run.at)))):
+        (folder / name).write_text(text)
+
+
+def kept() -> Iterator[Snapshot]:
+    """The runs that were registered from this workspace, oldest first; one that was cut short while it was written is passed over."""
+    for folder in sorted(KEPT.glob("*-*")):
+        if (folder / AT).exists():
+            yield of(folder, json.loads((folder / AT).read_text()))
+
+
+def committed() -> Iterator[Snapshot]:
+    """The runs of every commit, of any branch or tag, in which dvc.lock changed, oldest first."""
+    for commit in git("log", "--all", "--reverse", "--format=%H", "--", LOCK).split():
+        params, lock = git("show", f"{commit}:./{PARAMS}"), git("show", f"{commit}:./{LOCK}")
+        if params and lock:
+            yield Snapshot(params, OWN.sub("", lock), {"commit": commit, "dirty": "false", "changed": "none"})
+
+
+def fetch(md5: str, place: Path, cache: Path) -> bool:
+    """Link an output of DVC's cache to its place, a folder's files one by one. False where any is missing or not what its name says."""
+    return all([_link(cache / one[:2] / one[2:], one, place / name) for name, one in _files(md5, cache).items()] or [False])
+
+
+def cached(md5: str, cache: Path) -> bool:
+    """Whether DVC's cache has an output, a folder's files all of them."""
+    return all([(cache / one[:2] / one[2:]).is_file() for one in _files(md5, cache).values()] or [False])
+
+
+def _files(md5: str, cache: Path) -> dict[str, str]:
+    """Name -> digest of an output's files: of a folder as its listing has them, '' for a file itself; empty where that is missing."""
+    listing = cache / md5[:2] / md5[2:]
+    if not md5 or not listing.is_file():
+        return {}
+    return {one["relpath"]: one["md5"] for one in json.loads(listing.read_text())} if md5.endswith(".dir") else {"": md5}
+
+
+def _link(source: Path, md5: str, place: Path) -> bool:
+    if not source.is_file() or hashlib.md5(source.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+        return False
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, place)
+    except OSError:  # another file system
+        shutil.copyfile(source, place)
+    return True

@@ -1,0 +1,190 @@
+"""Is the registry what the runs say, and making it so again; taking out what nobody needs."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
+from pipeline.config import Config, Gate
+from pipeline.errors import Mistake
+from pipeline.registry import candidates, contents, promotion, snapshot, versions
+from pipeline.registry.candidates import SCHEMA
+from pipeline.registry.opening import aliases, opened
+from pipeline.registry.promotion import CHAMPION
+from pipeline.registry.registration import alias, register_all
+
+REMOVED = snapshot.KEPT / "removed.json"  # DVC's digests of versions that `gc` took out: `sync` does not bring them back
+Digests = Mapping[str, str | None]
+
+
+def verify(config: Config, digests: Digests, root: Path = Path(), files: bool = True) -> list[str]:
+    """What is not as this run and those before it left it, in words; empty where all is. Changes nothing.
+
+    Missing, stale (older numbers, an alias elsewhere), foreign, changed by hand; without `files` the bytes of files are not looked at.
+    DVC cannot see the registry: after `mlflow.db` was deleted, `dvc repro` finds everything up to date.
+    """
+    run, name = candidates.read(config, digests, root), config.registered_name
+    with opened("Nothing was changed.") as store:
+        return [
+            *_of_run(store, name, config, run),
+            *_of_gate(store, name, config.registry.gate),
+            *(problem for version in _all(store, name) for problem in _of_version(store, version, files)),
+            *_of_earlier(store, {one.md5 for one in run}),
+        ]
+
+
+def _of_run(store: MlflowClient, name: str, config: Config, run: list[candidates.Candidate]) -> Iterator[str]:
+    known = aliases(store, name)
+    for one in run:
+        version = versions.find(store, name, one.md5, one.model)
+        if version is None:
+            yield f"{one.model}: missing from registered model {name}"
+        elif not versions.is_current(version, one):
+            yield f"{one.model}: version {version.version} of {name} carries older numbers"
+        if (wanted := alias(one.model, config)) not in known:
+            yield f"{name}@{wanted}: the alias is missing"
+        elif version and known[wanted] != int(version.version):
+            yield f"{name}@{wanted}: points to version {known[wanted]} instead of {version.version}"
+
+
+def _of_gate(store: MlflowClient, name: str, gate: Gate) -> Iterator[str]:
+    """The champion is who the gate says, and every version is told what it is."""
+    holder, ranked = aliases(store, name).get(CHAMPION), promotion.contenders(store, name)
+    decisions = promotion.judge(ranked, holder, gate)
+    for one in ranked:
+        standing = decisions[one.number].standing
+        if standing == CHAMPION and one.number != holder:
+            yield f"{name}@{CHAMPION}: is {f'version {holder}' if holder else 'missing'}, the gate says {one.name}"
+        if one.version.tags.get("standing") != standing:
+            yield f"{name}/{one.number}: stands as {one.version.tags.get('standing')}, the gate says {standing}"
+
+
+def _all(store: MlflowClient, name: str) -> list[ModelVersion]:
+    return versions.search(store, name, {})
+
+
+def _of_version(store: MlflowClient, version: ModelVersion, files: bool) -> Iterator[str]:
+    where = f"{version.name}/{version.version}"
+    if "dvc.md5" not in version.tags:
+        yield f"{where}: foreign, not registered by Basin"
+    elif version.tags.get("schema") != SCHEMA or "seal" not in version.tags:
+        yield f"{where}: stale, not written to its end or by an older Basin"
+    else:
+        yield from (f"{where}: changed by hand: {what}" for what in _changed(store, version, files))
+
+
+def _changed(store: MlflowClient, version: ModelVersion, files: bool) -> list[str]:
+    with versions.files(store, version, "" if files else contents.MANIFEST) as folder:
+        broken = contents.changed_files(folder, version.tags["seal"], files)
+        if broken == [contents.MANIFEST]:
+            return [f"file {contents.MANIFEST}"]
+        numbers, text = versions.metrics(store, version), version.description or ""
+        return [*(f"file {name}" for name in broken), *contents.changed(folder, version.tags, numbers, text)]
+
+
+def _of_earlier(store: MlflowClient, current: set[str]) -> Iterator[str]:
+    """Versions of earlier runs that are gone, each once."""
+    told = current | removed()
+    for run in snapshot.kept():
+        with tempfile.TemporaryDirectory() as folder:
+            config, digests = run.open(Path(folder))
+        for model, md5 in _missing(store, config, digests):
+            if md5 not in told:
+                told.add(md5)
+                yield f"{model}: {config.registered_name} lacks the version of an earlier run (dvc.md5 {md5})"
+
+
+def _missing(store: MlflowClient, config: Config, digests: Digests) -> list[tuple[str, str]]:
+    wanted = [(model, md5) for model in config.attack.models if (md5 := digests[model])]
+    return [(model, md5) for model, md5 in wanted if versions.find(store, config.registered_name, md5, model) is None]
+
+
+def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
+    """Mend the registry from DVC's cache, without training: this run, and those that were registered here or committed before it.
+
+    Runs are replayed in their order, so that the gate decides as it did. Returns, in words, what could not be brought back.
+    """
+    with opened("Nothing was changed.") as store:
+        for version in _all(store, config.registered_name):
+            if "measured" in version.tags and ("seal" not in version.tags or _changed(store, version, True)):
+                for tag in {"measured", "seal"} & version.tags.keys():  # so that the replay writes it anew
+                    store.delete_model_version_tag(version.name, version.version, tag)
+    lost, replay, seen = [], False, {snapshot.of(root, {}).digest}
+    for run in _earlier():
+        if run.digest in seen:
+            continue
+        seen.add(run.digest)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                settings, known = run.open(Path(folder))
+                if replay := replay or _is_needed(settings, known):
+                    run.restore(Path(folder), settings)
+                    register_all(settings, known, Path(folder), run.at)
+            except Mistake as mistake:
+                lost.append(f"{mistake}")
+    register_all(config, digests, root)
+    return lost
+
+
+def _earlier() -> Iterator[snapshot.Snapshot]:
+    """Committed runs before those of this workspace, of which many are committed too."""
+    kept = list(snapshot.kept())
+    known = {run.digest for run in kept}
+    yield from (run for run in snapshot.committed() if run.digest not in known)
+    yield from kept
+
+
+def _is_needed(config: Config, digests: Digests) -> bool:
+    with opened("Nothing was changed.") as store:
+        if any(md5 not in removed() for _, md5 in _missing(store, config, digests)):
+            return True
+        found = [versions.find(store, config.registered_name, digests[model], model) for model in config.attack.models]
+        return any(version and "measured" not in version.tags for version in found)
+
+
+def removed() -> set[str]:
+    return set(json.loads(REMOVED.read_text())) if REMOVED.exists() else set()
+
+
+def gc(config: Config) -> list[dict[str, Any]]:
+    """The versions of the run's registered model that no alias, no dvc.lock of a commit or of the workspace, and no report needs."""
+    name, needed = config.registered_name, _needed()
+    with opened("Nothing was changed.") as store:
+        aliased = set(aliases(store, name).values())
+        versions_ = [version for version in _all(store, name) if "dvc.md5" in version.tags]
+        kept = [version for version in versions_ if int(version.version) in aliased or version.tags["dvc.md5"] in needed]
+        parents = {part for version in kept for part in version.tags.get("parents", "").split(", ")}
+        return [
+            {"name": name, "version": int(version.version), "model": version.tags["model"], "dvc.md5": version.tags["dvc.md5"]}
+            for version in versions_
+            if version not in kept and f"{version.tags['model']}: version {version.version}" not in parents
+        ]
+
+
+def _needed() -> set[str]:
+    """DVC's digests that a kept dvc.lock or the receipt names."""
+    locks = [run.lock for run in snapshot.committed()] + [snapshot.of(Path(), {}).lock]
+    receipt = Path("report/registered.json")
+    told = json.loads(receipt.read_text())["models"].values() if receipt.exists() else ()
+    return {md5 for lock in locks for md5 in snapshot.outputs(lock).values()} | {one["dvc.md5"] for one in told}
+
+
+def remove(unneeded: list[dict[str, Any]]) -> None:
+    """Take out versions with their files; they stay out when the registry is mended. Refuses a version that has an alias by now."""
+    with opened("What was removed is removed.") as store:
+        for one in unneeded:
+            if one["version"] in aliases(store, one["name"]).values():
+                raise Mistake(f"{one['name']}/{one['version']}: has an alias (got a version in use). Run `basin gc` again.")
+            model = versions.logged(store, store.get_model_version(one["name"], str(one["version"])))
+            REMOVED.parent.mkdir(parents=True, exist_ok=True)
+            REMOVED.write_text(json.dumps(sorted(removed() | {one["dvc.md5"]}), indent=1) + "\n")
+            store.delete_model_version(one["name"], str(one["version"]))
+            store.delete_logged_model(model.model_id)
+            if urlparse(model.artifact_location).scheme in ("", "file"):
+                shutil.rmtree(Path(unquote(urlparse(model.artifact_location).path)), ignore_errors=True)
