@@ -101,7 +101,7 @@ def score(
     """The class of every image file under a folder, as CSV. A file that cannot be read is a row with its problem."""
     from pipeline import registry, scoring
 
-    files, problems = scoring.run(target, folder, csv_file, resize, registry.load)
+    files, problems = scoring.run(target, folder, csv_file, resize, registry.load_with_twin)
     typer.echo(f"{csv_file}: {files - problems} of {files} images scored" + (f", {problems} could not be read" if problems else ""))
 
 

@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-from pipeline import artifact
+from pipeline import artifact, serving
 from pipeline.ode import flows
 from pipeline.registry import card, contents, runs
 from pipeline.registry.candidates import SCHEMA, Candidate
