@@ -22,6 +22,7 @@ def main(model: str, suite_name: str) -> None:
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, stage.config.threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
         stage.run.metrics(judging.numbers(summary) | stability)
+        stage.run.tags({"flags": ", ".join(summary["flags"]) or "none"} | {f"flag.{name}": "raised" for name in summary["flags"]})
         stage.run.artifact(entry.OUTCOMES / model / suite_name / "outcomes.csv")
 
 

@@ -35,5 +35,6 @@ def numbers(summary: dict[str, Any]) -> dict[str, float]:
         "low": summary["interval"][0],
         "high": summary["interval"][1],
     }
-    flat |= {f"after.{name}": robust for name, robust in summary["attacks"].items()}
+    flat |= {f"after.{name}": robust for name, robust in summary["attacks"].items()} | {"flags": len(summary["flags"])}
+    flat |= {f"probe.{name}": figure for name, figure in summary.get("probes", {}).items()}
     return flat | ({"masked": summary["masked"]["robust"]} if summary["masked"] else {})

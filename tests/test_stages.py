@@ -177,6 +177,27 @@ def test_an_attack_measures_what_the_model_has(whole):
     assert (defence["head"], defence["training"], defence["from"], defence["n"]) == ("sodef", "natural", "adversarial/pgd", 20)
 
 
+def test_mlflow_is_told_the_flags_and_the_figures_behind_them(whole, tmp_path):
+    folder = workspace(tmp_path / "tracked")
+    for part in ("data", "models"):
+        shutil.copytree(whole / part, folder / part)
+    recipe = folder / "models/head/sodef/recipe.json"
+    recipe.write_text(recipe.read_text().replace('"steps": 4', '"steps": 1').replace('"T": 2.0', '"T": 50.0'))
+    environment = {**os.environ, **ENVIRONMENT, "BASIN_TRACKING": "on", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    command = [sys.executable, "-m", "stages.attack", "head/sodef", "tiny"]
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=120)
+    from mlflow import MlflowClient
+
+    store = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = store.search_runs([store.get_experiment_by_name("digits").experiment_id])
+    summary = json.loads((folder / "outcomes/head/sodef/tiny/summary.json").read_text())
+    flags = {key.removeprefix("flag."): value for key, value in run.data.tags.items() if key.startswith("flag.")}
+    assert flags == dict.fromkeys(summary["flags"], "raised") and "stiff-solve" in flags
+    assert run.data.tags["flags"] == ", ".join(summary["flags"]) and run.data.metrics["flags"] == len(flags)
+    probes = {key.removeprefix("probe."): value for key, value in run.data.metrics.items() if key.startswith("probe.")}
+    assert probes == pytest.approx(summary["probes"]) and "one_step" in probes
+
+
 def test_another_folder_and_a_fresh_process_give_the_same_bytes(whole, tmp_path):
     """Without the checks of annotations: they change nothing either."""
     folder = workspace(tmp_path / "a folder with spaces")
