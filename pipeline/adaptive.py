@@ -15,6 +15,7 @@ Weak and cheap attempts go first: what they break costs the others nothing.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import nn
 
@@ -37,7 +38,7 @@ def attempts(declared: Declaration, settings: Adaptive, model: nn.Module) -> dic
 
 
 def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[tuple[str, Attempt]]:
-    own = Way(draws=s.draws) if declared.randomised else Way()
+    own = Way(draws=s.draws if declared.randomised else None, exact=declared.adjoint)
     yield "fgsm", Attempt(_attack("fgsm"), own)
     yield "pgd", Attempt(_attack("pgd", steps=20, step=0.1), own)
     yield "apgd_ce", Attempt(_apgd("ce", s.steps), own)
@@ -45,7 +46,7 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
     if declared.twin:
         both = [_apgd("ce", s.steps).tree(), _apgd(targeted, s.steps, s.targets).tree()]
         yield "transfer", Attempt(_attack("transfer", attacks=both))
-    for name, way in _ways(declared, s, model):
+    for name, way in _ways(declared, own, model):
         yield f"apgd_ce: {name}", Attempt(_apgd("ce", s.steps), way)
         yield f"apgd_targeted: {name}", Attempt(_apgd(targeted, s.steps, FEW), way)
     yield "features", Attempt(_attack("features"), own)
@@ -64,26 +65,25 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
         yield f"apgd_ce x{2**k}", Attempt(longer, own, doubling=k)
 
 
-def _ways(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[tuple[str, Way]]:
+def _ways(declared: Declaration, own: Way, model: nn.Module) -> Iterator[tuple[str, Way]]:
     """The gradients besides the reported function's own that the declaration asks for."""
-    draws = s.draws if declared.randomised else None
     if declared.flows:
         steps = max(flow.solver.steps for flow in flows(model))
         fine = Solver(method="rk4", steps=4 * steps)
-        yield "finer steps", Way(solver=fine, draws=draws)
-        yield "euler", Way(solver=Solver(method="euler", steps=2 * steps), draws=draws)
+        yield "finer steps", replace(own, solver=fine)
+        yield "euler", replace(own, solver=Solver(method="euler", steps=2 * steps))
         for tolerance in TOLERANCES:
-            yield f"dopri5 {tolerance:g}", Way(solver=Solver(method="dopri5", tolerance=tolerance), draws=draws)
+            yield f"dopri5 {tolerance:g}", replace(own, solver=Solver(method="dopri5", tolerance=tolerance))
         for share in SHARES:
-            yield f"{share:g} T", Way(solver=fine, share=share, draws=draws)
+            yield f"{share:g} T", replace(own, solver=fine, share=share)
     for gradient in declared.gradients:
-        yield f"{gradient} gradient", Way(gradient=gradient, draws=draws)
+        yield f"{gradient} gradient", replace(own, gradient=gradient)
     if declared.purifier:
-        yield "no purifier", Way(bare=True, draws=draws)
+        yield "no purifier", replace(own, bare=True)
     if declared.blind:
-        yield "straight through", Way(straight=True, draws=draws)
+        yield "straight through", replace(own, straight=True)
     if declared.distributions:
-        yield "mean weights", Way(mean=True)
+        yield "mean weights", replace(own, mean=True, draws=None)
 
 
 def naive(declared: Declaration, solver: Solver | None) -> Way | None:

@@ -15,7 +15,7 @@ from torch.nn.functional import log_softmax
 
 from pipeline.attacks import gradient, margin
 from pipeline.distribution import distributions
-from pipeline.ode import flows
+from pipeline.ode import exactly, flows
 from pipeline.randomness import Random, drawing, generator, random_layers
 from pipeline.substitutes import substitutes
 from pipeline.types import Images, Labels, Logits
@@ -36,9 +36,10 @@ class Declaration:
     classes: int
     randomised: bool  # two passes over an image may differ
     batch_dependent: bool  # an image's logits depend on the images beside it
-    blind: bool  # the gradient is zero, not the derivative of what is computed, or buried in noise
+    blind: bool  # the gradient, by no adjoint, is zero, not the derivative of what is computed, or buried in noise
     gradients: tuple[str, ...]  # besides the one in use (pipeline/substitutes.py)
     flows: bool  # an ODE is solved
+    adjoint: bool  # and its gradient taken by the adjoint, by a model of whoever's making
     purifier: bool  # something cleans the image first
     distributions: bool  # weights are drawn, and have means
     twin: bool  # there is an undefended model of the same data
@@ -51,13 +52,16 @@ def declare(model: nn.Module, twin: nn.Module | None, images: Images) -> Declara
         first = model(images)
         randomised = bool(random_layers(model)) or _differs(first, model(images))
         alone = first if randomised else torch.cat([model(image[None]) for image in images])
+        with exactly() as by_adjoint:
+            blind = _is_blind(model, images, first.argmax(1), randomised)
         return Declaration(
             classes=first.shape[1],
             randomised=randomised,
             batch_dependent=_differs(first, alone),
-            blind=_is_blind(model, images, first.argmax(1), randomised),
+            blind=blind,
             gradients=substitutes(model),
             flows=bool(flows(model)),
+            adjoint=bool(by_adjoint),
             purifier=not isinstance(getattr(model, "purifier", nn.Identity()), nn.Identity),
             distributions=bool(distributions(model)),
             twin=twin is not None,
@@ -95,6 +99,7 @@ def difference_error(model: nn.Module, x: Images, y: Labels) -> float:
     flat = g.flatten(1)
     fallback = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
     direction = torch.where(flat.abs().amax(1, keepdim=True) > 0, flat, fallback)
+    direction = direction / direction.abs().amax(1, keepdim=True)  # first, because squares of large gradients are infinite in float32
     direction = direction / direction.norm(dim=1, keepdim=True)
     claimed = (flat * direction).sum(1)
     errors = []

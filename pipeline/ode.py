@@ -8,13 +8,14 @@ direction and the gradient comes out wrong, so it exists only to measure what it
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchdiffeq
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torchdiffeq._impl import adjoint
 
 from pipeline.types import Features, Settings
 
@@ -102,3 +103,26 @@ def solving_with(module: nn.Module, solver: Solver) -> Iterator[None]:
     finally:
         for flow, theirs in own:
             flow.solver = theirs
+
+
+@contextmanager
+def exactly() -> Iterator[list[str]]:
+    """Differentiate every solve through its steps, also where a model, of whoever's making, calls torchdiffeq's adjoint.
+
+    Yields a list that gets the method of each solve of which that was so. The solves themselves do not change.
+    """
+    methods: list[str] = []
+
+    class Stepwise:
+        @staticmethod
+        def apply(
+            shapes: Any, func: Any, y0: Tensor, t: Tensor, rtol: Any, atol: Any, method: str, options: Any, event_fn: Any, *_: Any
+        ) -> Any:
+            methods.append(method)
+            return torchdiffeq.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
+
+    own, adjoint.OdeintAdjointMethod = adjoint.OdeintAdjointMethod, Stepwise
+    try:
+        yield methods
+    finally:
+        adjoint.OdeintAdjointMethod = own

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from pipeline.distribution import mean_network
 from pipeline.lookup import Choice
-from pipeline.ode import Solver, flows, solving_with
+from pipeline.ode import Solver, exactly, flows, solving_with
 from pipeline.randomness import random_layers
 from pipeline.substitutes import differentiating
 
@@ -24,13 +25,15 @@ from pipeline.substitutes import differentiating
 class Way:
     """What is changed in a model while an attack looks at it; nothing by default.
 
-    `solver` solves every flow, `share` of its integration time; `gradient` names that of the layers that have several
-    (pipeline/substitutes.py); `draws` passes are averaged where something is random (EOT); `mean` takes the means of all
-    distributions; `bare` leaves the purifier out; `straight` takes the derivative of every rounding as 1 (BPDA).
+    `solver` solves every flow, `share` of its integration time; `exact` differentiates through the steps of every solve that the model
+    gives to the adjoint; `gradient` names that of the layers that have several (pipeline/substitutes.py); `draws` passes are averaged
+    where something is random (EOT); `mean` takes the means of all distributions; `bare` leaves the purifier out; `straight` takes the
+    derivative of all that rounds or saturates as 1 (BPDA).
     """
 
     solver: Solver | None = None
     share: float = 1.0
+    exact: bool = False
     gradient: str | None = None
     draws: int | None = None
     mean: bool = False
@@ -45,6 +48,8 @@ class Way:
                 stack.enter_context(solving_with(model, self.solver))
             if self.share != 1:
                 stack.enter_context(_shortened(model, self.share))
+            if self.exact:
+                stack.enter_context(exactly())
             if self.gradient:
                 stack.enter_context(differentiating(model, self.gradient))
             if self.draws:
@@ -61,6 +66,7 @@ class Way:
         words = [
             f"{self.solver.gradient} gradient of {self.solver.method}" if self.solver else "",
             f"{self.share:g} of the integration time" if self.share != 1 else "",
+            "through the solve's steps" if self.exact else "",
             f"{self.gradient} gradient" if self.gradient else "",
             f"{self.draws} draws a gradient" if self.draws else "",
             "mean weights" if self.mean else "",
@@ -119,15 +125,16 @@ def _bare(model: nn.Module) -> Iterator[None]:
         model.purifier = own
 
 
-ROUNDING = {getattr(owner, name) for owner in (torch, Tensor) for name in ("round", "floor", "ceil", "trunc", "sign")}
+FLAT = ("round", "floor", "ceil", "trunc", "sign", "softmax", "sigmoid", "tanh")  # almost everywhere, or where they saturate
+STRAIGHT = {getattr(owner, name) for owner in (torch, Tensor, functional) for name in FLAT if hasattr(owner, name)}
 
 
 class _StraightThrough(TorchFunctionMode):
-    """Functions that are flat almost everywhere, and whose derivative says nothing, pass a gradient on as it comes (Bengio et al. 2013,
+    """Functions that are flat, and whose derivative says nothing, pass a gradient on as it comes (Bengio et al. 2013,
     arXiv 1308.3432). Any model's, whether it says that it has them or not; their values stay what they are."""
 
     def __torch_function__(self, func: Callable[..., Tensor], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in ROUNDING and args and args[0].requires_grad:
+        if func in STRAIGHT and args and args[0].requires_grad:
             return _Straight.apply(args[0], lambda x: func(x, *args[1:], **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
