@@ -8,12 +8,10 @@ from typing import Annotated
 
 import typer
 
-from pipeline import environment
+from pipeline import cli_registry, environment
 from pipeline.errors import Mistake, did_you_mean, exit_on_mistake
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train defences, attack them, keep every model and number.")
-registry_app = typer.Typer(no_args_is_help=True, help="Compare MLflow's registry with the run, and mend it.")
-app.add_typer(registry_app, name="registry")
 
 REPORT, RECEIPT = Path("report/index.html"), Path("report/registered.json")
 Targets = Annotated[list[str] | None, typer.Argument(help="stages as `dvc stage list` names them; all by default")]
@@ -126,30 +124,7 @@ def ui(
     server.show(mlflow_port, prefect_port)
 
 
-@registry_app.command()
-def verify() -> None:
-    """What MLflow's registry lacks of this run; exit code 1 where it lacks something."""
-    from pipeline import registry
-
-    problems = registry.verify(*_run())
-    typer.echo("\n".join(problems) or "The registry has every model of this run.")
-    sys.exit(bool(problems))
-
-
-@registry_app.command()
-def sync() -> None:
-    """Bring MLflow's registry up to this run, from the model folders; trains nothing."""
-    from pipeline import registry
-
-    typer.echo(f"{registry.register_all(*_run())['name']}: in step with this run.")
-
-
-def _run():  # type: ignore[no-untyped-def]
-    """The config and DVC's digest of each attacked model's folder."""
-    from pipeline import config, repro
-
-    settings = config.load()
-    return settings, {model: repro.digest(Path("models", model)) for model in settings.attack.models}
+cli_registry.attach(app)
 
 
 def _finish(code: int, targets: list[str] | None) -> None:
@@ -162,9 +137,11 @@ def _finish(code: int, targets: list[str] | None) -> None:
         attack = config.load().attack
         Console().print(report.terminal(report.read(Path("outcomes"), attack.models, attack.suites)))
         name = json.loads(RECEIPT.read_text())["name"]
+        for one in (version for version in registry.find(name=name) if version["aliases"]):
+            typer.echo(f"{one['name']}/{one['version']} {one['model']}: {one['standing']} ({one['reasons']})")
         typer.echo(f"Report: {REPORT}    Champion: models:/{name}@champion")
         typer.echo("Next:  make ui  |  dvc exp run -S head.sodef_natural.head.T=1.0  |  basin use fashion_mnist")
-        if problems := registry.verify(*_run()):
+        if problems := registry.verify(*cli_registry.run(), files=False):
             typer.echo("\n".join([*problems, "To mend it: basin registry sync"]))
     sys.exit(code)
 

@@ -19,7 +19,7 @@ from pipeline.registry.candidates import SCHEMA
 from pipeline.registry.opening import aliases, opened
 from pipeline.registry.promotion import Registered
 
-ROW = ("name", "version", "aliases", "model", "worst_case", "interval", "n", "clean", "standing", "unresolved", "data", "threat")
+ROW = ("name", "version", "aliases", "model", "worst_case", "interval", "n", "clean", "standing", "reasons", "unresolved", "data", "threat")
 NOTHING = "Nothing was changed."
 
 
@@ -63,7 +63,8 @@ def _row(store: MlflowClient, version: ModelVersion, called: dict[str, int]) -> 
     return {
         "name": version.name, "version": number, "aliases": sorted(key for key, value in called.items() if value == number),
         "model": tags["model"], "worst_case": numbers["worst_case"], "interval": [numbers["interval_low"], numbers["interval_high"]],
-        "n": int(tags["n"]), "clean": numbers["clean"], "standing": tags.get("standing", ""), "unresolved": tags["unresolved"],
+        "n": int(tags["n"]), "clean": numbers["clean"], "standing": tags.get("standing", ""),
+        "reasons": tags.get("reasons", ""), "unresolved": tags["unresolved"],
         "data": tags["data"], "threat": tags["threat"],
     }  # fmt: skip
 

@@ -1,0 +1,188 @@
+"""The commands of `basin` that look models up, compare them, and look after MLflow's registry."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.errors import Mistake
+
+registry_app = typer.Typer(no_args_is_help=True, help="Compare MLflow's registry with the runs, and mend it.")
+Target = Annotated[str, typer.Argument(help="NAME@ALIAS or NAME/VERSION, e.g. digits-linf-0.15@champion; `basin models` lists them")]
+Json = Annotated[Path | None, typer.Option("--json", help="where to write the answer for a program")]
+
+
+def attach(app: typer.Typer) -> None:
+    """Add the commands to the console script."""
+    for command in (models, show, compare, pull, promote, checkout, gc):
+        app.command()(command)
+    app.add_typer(registry_app, name="registry")
+
+
+def models(
+    data: Annotated[str | None, typer.Option(help="kind of the data set, e.g. digits")] = None,
+    norm: Annotated[str | None, typer.Option(help="of the threat that they were attacked with: linf | l2")] = None,
+    eps: Annotated[float | None, typer.Option(help="its radius, in pixels scaled to [0, 1]")] = None,
+    min_robust: Annotated[float, typer.Option(help="worst-case robust accuracy of at least, 0 to 1")] = 0.0,
+    min_clean: Annotated[float, typer.Option(help="clean accuracy of at least, 0 to 1")] = 0.0,
+    json_file: Json = None,
+) -> None:
+    """The models of the registry, the most robust first: aliases, worst case with its interval, clean accuracy, what the gate says.
+
+    `basin models --data digits --norm linf --eps 0.15 --min-robust 0.5` lists those that fit a need.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline import registry
+
+    found = registry.find(data, norm, eps, min_robust, min_clean)
+    _write(json_file, found)
+    grid = Table("version", "aliases", "model", "worst case", "clean", "n", "standing", "flags not resolved", box=None, pad_edge=False)
+    for one in found:
+        low, high = one["interval"]
+        worst = f"{one['worst_case']:.1%} [{low:.1%}, {high:.1%}]"
+        cells = f"{one['name']}/{one['version']}", ", ".join(one["aliases"]), one["model"], worst, f"{one['clean']:.1%}", str(one["n"])
+        grid.add_row(*cells, one["standing"], one["unresolved"])
+    Console(soft_wrap=True).print(grid if found else "No model of the registry fits.", markup=False)
+
+
+def show(target: Target, json_file: Json = None) -> None:
+    """Everything that stands in a version: its card, tags, metrics and files."""
+    from pipeline import registry
+
+    found = registry.show(target)
+    _write(json_file, found)
+    typer.echo(found["card"] or "No card.")
+    for title, table in (("Tags", found["tags"]), ("Metrics", found["metrics"])):
+        typer.echo(f"\n{title}\n" + "\n".join(f"  {key}: {value}" for key, value in sorted(table.items())))
+    typer.echo("\nFiles\n" + "\n".join(f"  {name}" for name in found["files"]))
+
+
+def compare(a: Target, b: Target, json_file: Json = None) -> None:
+    """Two versions side by side, and the difference of their robust accuracies on the images that both were attacked on.
+
+    The interval is that of the promotion gate (docs/registry.md): what it keeps on one side of zero is more than chance.
+    """
+    from pipeline import registry
+
+    found = registry.compare(a, b)
+    _write(json_file, found)
+    for kind in ("metrics", "tags"):
+        typer.echo("\n".join(f"{key:24} {_cell(one):>24}  {_cell(other)}" for key, (one, other) in found[kind].items()) + "\n")
+    if difference := found["difference"]:
+        low, high = (100 * value for value in difference["interval"])
+        typer.echo(f"A - B: {100 * difference['value']:+.1f} points [{low:+.1f}, {high:+.1f}] on {difference['n']} images that both met")
+        for side, ways in found["attacked_by_less"].items():
+            typer.echo("\n".join(f"{side.upper()} was attacked by less: {way}" for way in ways), nl=bool(ways))
+    else:
+        typer.echo("Not comparable: measured on other data, other images or another threat.")
+
+
+def pull(
+    target: Target,
+    to: Annotated[Path | None, typer.Option(help="the folder to make; NAME-VERSION by default")] = None,
+    json_file: Json = None,
+) -> None:
+    """Take a model folder (weights, recipe, twin) out of the registry; every file is compared with its digest."""
+    from pipeline import registry
+
+    folder = to or Path(target.removeprefix("models:/").replace("@", "-").replace("/", "-"))
+    found = registry.pull(target, folder)
+    _write(json_file, {"folder": str(folder), "files": found})
+    typer.echo(f"{folder}: {len(found)} files. Next: basin evaluate {folder} --data data/prepared --eps 0.1")
+
+
+def promote(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what the gate decides")] = False, json_file: Json = None
+) -> None:
+    """Ask the promotion gate of params.yaml who is champion, challenger or unreliable, and why; move the alias if that changes.
+
+    Registration does the same at the end of every run. docs/registry.md says what the gate asks.
+    """
+    from pipeline import config, registry
+
+    decisions = registry.promote(config.load(), dry_run)
+    _write(json_file, {name: {"standing": one.standing, "reasons": list(one.reasons)} for name, one in decisions.items()})
+    for name, one in decisions.items():
+        typer.echo(f"{one.standing:10}  {name}: {'; '.join(one.reasons)}")
+    typer.echo("Nothing was changed." if dry_run else "The registry says so.")
+
+
+def checkout(target: Target) -> None:
+    """Restore the run of a version into this folder: its commit, params.yaml, dvc.lock and DVC's outputs.
+
+    Refuses to touch anything where tracked files have changes that are in no commit, or where a part of the run is missing, and says which.
+    """
+    from pipeline.registry import checkout as restoring
+
+    run, outs = restoring.checkout(target)
+    typer.echo(f"Commit {run.at['commit'][:12]} and {len(outs)} outputs are in place. Next: dvc repro. Back: git switch -")
+
+
+def gc(
+    yes: Annotated[bool, typer.Option("--yes", help="remove without asking")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list")] = False,
+    json_file: Json = None,
+) -> None:
+    """List the versions that no alias, no dvc.lock of a commit and no report needs, ask, and remove them with their files.
+
+    A champion has an alias and is never removed.
+    """
+    from pipeline import config, registry
+
+    found = registry.gc(config.load())
+    _write(json_file, found)
+    for one in found:
+        typer.echo(f"{one['name']}/{one['version']}  {one['model']}  {one['dvc.md5']}")
+    if not found or dry_run:
+        typer.echo(f"{len(found)} versions that nothing needs.")
+    elif yes or typer.confirm(f"Remove these {len(found)} versions?"):
+        registry.remove(found)
+        typer.echo(f"{len(found)} versions removed.")
+
+
+@registry_app.command()
+def verify(json_file: Json = None) -> None:
+    """What of MLflow's registry is missing, stale, foreign or changed by hand; exit code 1 where anything is."""
+    from pipeline import registry
+
+    problems = registry.verify(*run())
+    _write(json_file, problems)
+    typer.echo("\n".join(problems) or "The registry is what the runs left.")
+    sys.exit(bool(problems))
+
+
+@registry_app.command()
+def sync(json_file: Json = None) -> None:
+    """Mend MLflow's registry from DVC's cache: this run and those before it; trains nothing. Exit code 1 where something stays lost."""
+    from pipeline import registry
+
+    lost = registry.sync(*run())
+    problems = [*lost, *registry.verify(*run())]
+    _write(json_file, problems)
+    typer.echo("\n".join(problems) or "The registry is what the runs left.")
+    sys.exit(bool(problems))
+
+
+def run() -> tuple[Any, dict[str, str | None]]:
+    """The config, and DVC's digest of each model's folder."""
+    from pipeline import config
+    from pipeline.registry import snapshot
+
+    settings = config.load()
+    return settings, snapshot.digests(settings)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value or "-")
+
+
+def _write(path: Path | None, answer: Any) -> None:
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise Mistake(f"--json: no such folder (got {str(path.parent)!r}). Make it first.")
+    path.write_text(json.dumps(answer, indent=1) + "\n")
