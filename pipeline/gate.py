@@ -131,11 +131,8 @@ def _at_least(own: dict[str, Any], settings: dict[str, Any]) -> bool:
 
 def disqualified(one: Contender, gate: Gate) -> Decision | None:
     """Why a version cannot be champion whatever the others are; None where it can."""
-    if one.unresolved:
-        naive = (
-            f"; the {one.masked:.1%} of its naive gradient count for nothing" if one.masked is not None and one.masked > one.worst else ""
-        )
-        return Decision("unreliable", (f"not resolved: {', '.join(one.unresolved)}{naive}",))
+    if left := [flag for flag in one.unresolved if flag not in gate.accepted_flags]:
+        return Decision("unreliable", (f"not resolved: {', '.join(left)}{_naive(one, one.worst)}",))
     if one.clean < gate.clean_floor:
         return Decision("challenger", (f"clean accuracy {one.clean:.1%} is below the floor of {gate.clean_floor:.1%}",))
     return None
@@ -150,9 +147,8 @@ def decide(one: Contender, champion: Contender | None, gate: Gate) -> Decision:
     if one.measured_on != champion.measured_on:
         return Decision("challenger", (f"measured on another threat or data than {champion.name}; registry.name gives it a place",))
     if one.worst <= champion.worst:
-        return Decision(
-            "challenger", (f"worst case {one.worst:.1%}, {champion.name} has {champion.worst:.1%}{_naive(one, champion.worst)}",)
-        )
+        naive = _naive(one, champion.worst)
+        return Decision("challenger", (f"worst case {one.worst:.1%}, {champion.name} has {champion.worst:.1%}{naive}",))
     if less := attacked_by_less(one, champion):
         return Decision("challenger", tuple(f"attacked by less than {champion.name}: {way}" for way in less))
     difference = paired(one.held, champion.held, gate.confidence)

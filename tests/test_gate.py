@@ -1,0 +1,132 @@
+"""The gate: who becomes champion, on equal terms and beyond chance."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from scipy.stats import binomtest
+
+from pipeline import gate
+from pipeline.config import Gate
+from pipeline.gate import Contender, Difference, attacked_by_less, decide, paired
+
+PGD = {"kind": "pgd", "steps": 20}
+QUICK = {"attacks": {"pgd": PGD}, "adaptive": None, "masked": None}
+
+
+class Version(Contender):
+    """Of 100 images the first `held` hold."""
+
+    def __init__(self, name: str, held: int, *, images: range = range(100), suites: Any = None, **other: Any):
+        self.name, self.clean, self.masked, self.unresolved, self.measured_on = name, 0.9, None, (), ("linf-0.1", "d")
+        self._suites, self._held = suites or {"quick": QUICK}, {i: float(i < held) for i in images}
+        self.worst = sum(self._held.values()) / len(images)
+        vars(self).update(other)
+
+    @property
+    def suites(self) -> Mapping[str, Any]:
+        return self._suites
+
+    @property
+    def held(self) -> Mapping[int, float]:
+        return self._held
+
+
+DEFAULT = Gate()
+OLD = Version("version 1", 50)
+
+
+def reason(one: Version, champion: Version | None = OLD, settings: Gate = DEFAULT) -> tuple[str, str]:
+    decision = decide(one, champion, settings)
+    return decision.standing, "; ".join(decision.reasons)
+
+
+@pytest.mark.parametrize(("k", "l"), [(5, 0), (6, 0), (9, 1), (8, 2), (30, 12), (40, 40), (1, 9), (0, 0)])
+def test_the_interval_excludes_zero_where_mcnemars_exact_test_rejects(k, l):  # noqa: E741
+    low, high = Difference(k, l, 100).interval
+    p = binomtest(k, k + l).pvalue if k + l else 1.0
+    assert (low > 0 or high < 0) == (p < 0.05)
+    assert low - 1e-12 <= (k - l) / 100 <= high + 1e-12
+
+
+def test_shares_of_draws_count_for_what_they_are():
+    half = {i: 0.5 for i in range(20)}
+    whole = paired({i: 1.0 for i in range(20)}, half)
+    assert whole.value == 0.5 and (whole.k, whole.l) == (10, 0) and whole.interval[0] > 0
+    assert paired({1: 1.0}, {2: 1.0}) is None
+
+
+def test_a_better_model_replaces_the_champion_and_chance_does_not():
+    assert reason(Version("version 2", 60)) == ("champion", "+10.0 points [+3.8, +10.0] on 100 images against version 1")
+    assert reason(Version("version 2", 54)) == (
+        "challenger",
+        "+4.0 points [-0.8, +4.0] on 100 images against version 1: not beyond its 95% interval",
+    )
+    assert reason(Version("version 2", 50))[0] == "challenger", "a tie stays with the champion"
+    assert reason(Version("version 2", 10), None) == ("champion", "the title was vacant: 10.0% in the worst case")
+
+
+def test_a_flag_that_is_not_resolved_makes_unreliable():
+    masked = Version("version 2", 90, unresolved=("gradient-masked",), masked=0.95)
+    expected = "not resolved: gradient-masked; the 95.0% under its naive gradient count for nothing"
+    assert reason(masked) == reason(masked, None) == ("unreliable", expected)
+    assert reason(masked, settings=Gate(accepted_flags=("gradient-masked",)))[0] == "champion"
+
+
+def test_a_naive_number_counts_for_nothing():
+    expected = "worst case 5.0%, version 1 has 50.0%; the 80.0% under its naive gradient count for nothing"
+    assert reason(Version("version 2", 5, masked=0.8)) == ("challenger", expected)
+
+
+def test_below_the_clean_floor_nobody_is_champion():
+    assert reason(Version("version 2", 45, clean=0.45), None) == ("challenger", "clean accuracy 45.0% is below the floor of 50.0%")
+
+
+def test_other_data_or_another_threat_cannot_be_compared():
+    expected = "measured on another threat or data than version 1; registry.name gives it a place"
+    assert reason(Version("version 2", 90, measured_on=("linf-0.1", "e"))) == ("challenger", expected)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "missing"),
+    [
+        ({"a": QUICK}, {"b": QUICK}, []),
+        ({"a": QUICK | {"attacks": {"x": PGD, "fgsm": {"kind": "fgsm"}}}}, {"b": QUICK}, []),
+        ({"a": QUICK | {"attacks": {"pgd": PGD | {"steps": 5}}}}, {"b": QUICK}, ["without attack pgd of suite b"]),
+        ({"a": {"adaptive": {"steps": 200}}}, {"b": {"adaptive": {"steps": 100}}}, []),
+        ({"a": {"adaptive": {"steps": 50}}}, {"b": {"adaptive": {"steps": 100}}}, ["without adaptive of suite b"]),
+        ({"a": QUICK}, {"b": QUICK | {"masked": {"attack": PGD}}}, ["without masked of suite b"]),
+        ({"a": QUICK}, {"a": QUICK, "exchange": {"exchange": True}}, ["without exchange of suite exchange"]),
+    ],
+)
+def test_attacked_by_less_is_an_attack_missing(mine, theirs, missing):
+    assert attacked_by_less(Version("2", 60, suites=mine), Version("1", 50, suites=theirs)) == missing
+
+
+def test_attacked_by_less_is_an_image_missing():
+    few = Version("version 2", 60, images=range(60))
+    assert reason(few) == ("challenger", "attacked by less than version 1: without 40 of its 100 images")
+    assert attacked_by_less(OLD, few) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "adaptive", "last", "left"),
+    [
+        ({"quick": ["gradient-masked"]}, [], False, ["gradient-masked"]),
+        ({"quick": ["gradient-masked", "vanishing-gradient"], "all": []}, ["all"], False, []),
+        ({"quick": ["more-steps-help"], "all": []}, ["all"], False, []),
+        ({"quick": [], "all": ["more-steps-help"]}, ["all"], False, ["more-steps-help"]),
+        ({"quick": ["large-radius-holds"], "all": []}, ["all"], False, ["large-radius-holds"]),
+        ({"all": ["black-box-beats-white-box"]}, ["all"], False, []),
+        ({"all": ["black-box-beats-white-box"]}, ["all"], True, ["black-box-beats-white-box"]),
+    ],
+)
+def test_what_the_adaptive_suite_answers(flags, adaptive, last, left):
+    """docs/flags.md."""
+    assert gate.unresolved(flags, adaptive, last) == left
+
+
+def test_a_gate_out_of_range_is_refused():
+    with pytest.raises(ValidationError, match="clean_floor"):
+        Gate.model_validate({"clean_floor": 1.5})
