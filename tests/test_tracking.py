@@ -198,6 +198,53 @@ def test_uri_is_where_mlflow_itself_would_look(folder, monkeypatch):
     assert tracking.uri() == "http://tracking:5000"
 
 
+def counted() -> dict[str, int]:
+    """Rows of MLflow's database."""
+    tables = {"runs": "run_uuid", "metrics": "*", "params": "*", "inputs": "*"}
+    with sqlite3.connect("mlflow.db") as found:
+        return {table: found.execute(f"SELECT count({what}) FROM {table}").fetchone()[0] for table, what in tables.items()}
+
+
+def test_a_journal_delivered_again_changes_nothing(folder, monkeypatch):
+    """A delivery that is killed at its very end leaves the journal, and of the file beside it what it left."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    (folder / "history.csv").write_text("loss\n")
+    with tracking.run("head/sodef", {"epochs": 3}, {"data_digest": "d1"}, experiment="digits") as run:
+        run.metrics({"loss": 0.5, "error": float("nan")}, step=1)
+        run.artifact("history.csv")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (journal,) = (folder / ".basin/runs").rglob("*.jsonl")
+    content, before = journal.read_bytes(), None
+    from pipeline.tracking.mirror import Delivery, deliver_all
+
+    for _ in range(2):  # the second time nothing but the run's own tag says that it is there
+        journal.write_bytes(content)
+        assert deliver_all() and list((folder / ".basin/runs").rglob("*.*")) == []
+        before = before or counted()
+        assert counted() == before == {"runs": 1, "metrics": 2, "params": 1, "inputs": 1}
+    journal.write_bytes(content)
+    delivery = Delivery(journal)
+    lines = [json.loads(line) for line in content.splitlines()]
+    delivery.send(lines, ended=False)
+    (folder / "mlartifacts" / "digits" / delivery.run_id / "artifacts" / "history.csv").unlink()
+    Delivery(journal).send(lines, ended=True)
+    assert not list((folder / "mlartifacts").rglob("history.csv")), "what was sent is not sent again"
+    assert counted() == before
+
+
+def test_delivering_what_is_left_passes_over_a_running_stage(folder):
+    from pipeline.tracking.mirror import deliver_all
+
+    stage = start(folder, then="print('trained', flush=True); time.sleep(3)")
+    assert stage.stdout.readline() == "trained\n"
+    while stage.poll() is None:
+        assert deliver_all()
+        time.sleep(0.1)
+    stage.communicate()
+    (found,) = runs()
+    assert found.info.status == "FINISHED" and found.data.metrics == {"loss": 1 / 3}
+
+
 def test_a_line_cut_short_waits_for_its_end(folder):
     from pipeline.tracking.mirror import _complete_lines
 

@@ -20,6 +20,7 @@ from pipeline.registry import candidates, promotion, runs, snapshot, versions
 from pipeline.registry.candidates import Candidate
 from pipeline.registry.opening import aliases, opened
 from pipeline.registry.promotion import CHAMPION
+from pipeline.tracking import client as mlflow_client
 
 IMAGES = 64  # validation images on which a version, loaded back, is compared with its folder
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def register_all(
     """
     run, name, at = candidates.read(config, digests, root), config.registered_name, at or snapshot.here()
     images = load_split(root / "data/prepared", "validation").floats(slice(0, IMAGES)).numpy()
-    with opened() as store:
+    with opened() as store, mlflow_client.alone():
         versions.describe(store, name, run[0])
         current = {one.model: _version(store, name, one, images, at) for one in run}
         runs.gather(store, run, candidates.pipeline(run))

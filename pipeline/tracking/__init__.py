@@ -6,6 +6,7 @@ that is killed outright is still seen to be KILLED, and what could not be delive
 `python -m pipeline.tracking.mirror` delivers it. A stage that is tried again after a kill continues the run it began.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 RUNS = Path(".basin/runs")
 PATIENCE = 30  # seconds that a stage waits at its end for the mirror, and that the mirror outlives a stage
@@ -28,8 +29,8 @@ log = logging.getLogger(__name__)
 class Run:
     """One stage's run. Nothing here raises because of MLflow, or waits for it."""
 
-    def __init__(self, journal: Path):
-        self.journal = journal
+    def __init__(self, journal: Path, held: TextIO | None = None):
+        self.journal, self.held = journal, held
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers at a step (an epoch); they appear in MLflow while the stage goes on."""
@@ -80,21 +81,28 @@ def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experime
         raise
     finally:
         tracked._write({"end": status})
+        if tracked.held:
+            tracked.held.close()
         if mirror:
             _wait(mirror, journal)
 
 
 def _open(journal: Path) -> tuple[Run, subprocess.Popen | None]:
-    """The journal and the process that mirrors it; in a session of its own, so that a kill of the stage's group leaves it to finish."""
+    """The journal and the process that mirrors it; in a session of its own, so that a kill of the stage's group leaves it to finish.
+
+    The stage and its mirror hold a shared lock on the journal, from before it has its name: nobody else takes it for an old one.
+    """
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH")]))
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
-        journal.touch()
+        held = (unnamed := journal.with_suffix(".new")).open("a")
+        fcntl.flock(held, fcntl.LOCK_SH)
+        unnamed.rename(journal)
         command = [sys.executable, "-m", "pipeline.tracking.mirror", str(journal), str(os.getpid())]
         mirror = subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
-        return Run(journal), mirror
+        return Run(journal, held), mirror
     except OSError as error:
         log.warning("%s: no journal can be kept (got %s). The stage goes on untracked.", journal, error)
         return Run(Path(os.devnull)), None

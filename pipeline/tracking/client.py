@@ -6,9 +6,11 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import mlflow
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
@@ -22,6 +24,7 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+BASIN, MIGRATING, REGISTERING = 20270, 1, 2  # numbers that PostgreSQL's locks have for names
 CUSTOM_MODELS = {"mlflow.experimentKind": "custom_model_development"}  # else the UI takes the experiment for one of chat traces
 
 
@@ -37,6 +40,8 @@ def client() -> MlflowClient:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if database := local_database():
         _prepare(database)
+    elif is_shared_database(uri()):
+        _prepare_shared(uri())
     return MlflowClient(uri())
 
 
@@ -59,20 +64,51 @@ def local_database() -> Path | None:
     return Path(uri().removeprefix(SQLITE)) if uri().startswith(SQLITE) else None
 
 
+def is_shared_database(where: str) -> bool:
+    return where.startswith("postgresql")
+
+
+@contextmanager
+def alone(purpose: int = REGISTERING) -> Iterator[None]:
+    """Keep others from the same purpose: with a lock of PostgreSQL's, one beside a local database, or, with a server, of this checkout."""
+    if is_shared_database(uri()):
+        engine = sqlalchemy.create_engine(uri(), poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+        with engine.connect() as held:
+            held.execute(sqlalchemy.text("SELECT pg_advisory_lock(:basin, :purpose)"), {"basin": BASIN, "purpose": purpose})
+            yield
+    else:
+        lock = (database.parent if (database := local_database()) else Path()) / ".basin" / f"mlflow.{purpose}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            yield
+
+
+@cache
+def _prepare_shared(where: str) -> None:
+    """Make the tables where there are none. MLflow's own first use by several processes at once breaks them."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with alone(MIGRATING):
+        SqlAlchemyStore(where, artifact_root()).engine.dispose()
+
+
+def artifact_root() -> str:
+    """Where files go when the tracking URI is a database, which has no place for them."""
+    return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or Path(ARTIFACTS).absolute().as_uri()
+
+
 def _prepare(database: Path) -> None:
     """Make a new database beside its place and move it there whole.
 
     MLflow's own first use runs its migrations in place: several processes at once, or a kill half-way, break the file for good.
     """
-    lock = database.parent / ".basin" / "mlflow.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with alone(MIGRATING):
         if not database.exists() or not database.stat().st_size:
             from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-            new = lock.with_name("mlflow.db.new")
+            new = database.parent / ".basin" / "mlflow.db.new"
             new.unlink(missing_ok=True)
             SqlAlchemyStore(f"{SQLITE}{new}", (database.parent / ARTIFACTS).as_uri()).engine.dispose()
             new.replace(database)
@@ -100,4 +136,6 @@ def experiment_id(store: MlflowClient, name: str) -> str:
 def _create(store: MlflowClient, name: str) -> Experiment:
     database = local_database()
     folder = (database.parent / ARTIFACTS / name).as_uri() if database else None
+    if is_shared_database(uri()):
+        folder = f"{artifact_root()}/{name}"
     return store.get_experiment(store.create_experiment(name, folder, CUSTOM_MODELS))

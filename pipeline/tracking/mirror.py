@@ -1,6 +1,7 @@
 """Delivers journals to MLflow. `python -m pipeline.tracking.mirror` sends what earlier runs could not; a stage starts it otherwise."""
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -11,10 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline import files
 from pipeline.tracking import PATIENCE, RUNS, cause, kept, uri
 
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
+ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # a request repeated blindly could make a run twice; the journal repeats it knowingly
+JOURNAL = "journal"  # the tag of a run that says which journal it was made for
 METRICS, OTHERS = 1000, 100  # MLflow's limits on one call
 LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY, LONGEST_DIGEST = 6000, 8000, 250, 36  # and on one entry, in characters
 Line = dict[str, Any]
@@ -27,9 +31,14 @@ def mirror(journal: Path, stage: int | None = None) -> bool:
     True: everything has arrived and the journal is gone. Complains once.
     """
     waiting: list[Line] = []
-    delivery, again, complained = Delivery(), 0.0, False
+    delivery, again, complained = Delivery(journal), 0.0, False
     with journal.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH if stage else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # of a stage that is running, or another process delivers it
+            return True
+        if not os.fstat(file.fileno()).st_nlink:  # which it has done
+            return True
         while True:
             ended = stage is None or os.getppid() != stage  # asked before reading: nothing is written after
             waiting += _complete_lines(file)
@@ -50,6 +59,7 @@ def mirror(journal: Path, stage: int | None = None) -> bool:
             time.sleep(POLL)
         if not waiting:
             journal.unlink()
+            delivery.known.unlink(missing_ok=True)
         return not waiting
 
 
@@ -68,12 +78,17 @@ def _complete_lines(file: TextIO) -> Iterator[Line]:
 
 
 class Delivery:
-    """Sends the lines of one journal to one run, made at the first attempt. Sending a line twice changes nothing."""
+    """Sends the lines of one journal to one run, made at the first attempt. Sending a line twice changes nothing.
 
-    def __init__(self) -> None:
+    Whose run it is stands in two places, because this process or the server can be killed between any two calls: in a file beside the
+    journal, and in the run's tag `journal`, which MLflow writes together with the run.
+    """
+
+    def __init__(self, journal: Path) -> None:
         self.store: Any = None
         self.run_id = ""
-        self.resume = Path()
+        self.name, self.known, self.resume = journal.name, journal.with_suffix(".run"), Path()
+        self.sent: dict[str, str] = {}  # file -> digest of what has been uploaded
 
     def send(self, lines: list[Line], ended: bool) -> None:
         if not self.run_id and lines:
@@ -92,17 +107,28 @@ class Delivery:
         self.store, start = client(), first["start"]
         self.resume = RUNS / start["resume"]
         experiment = experiment_id(self.store, start["experiment"])
-        self.run_id = self._earlier() or self.store.create_run(experiment, first["time"], run_name=start["run_name"]).info.run_id
-        self.resume.write_text(json.dumps({"uri": uri(), "run_id": self.run_id}) + "\n")
+        run_id = self._earlier(self.known) or self._earlier(self.resume) or self._made(experiment) or self._make(experiment, first)
+        for place in (self.known, self.resume):
+            files.write(place, json.dumps({"uri": uri(), "run_id": run_id, "sent": self.sent}).encode())
+        self.run_id = run_id
         self.store.update_run(self.run_id, "RUNNING")
         self._params(start["params"])
         self._dataset(start["experiment"], first["tags"].get("data_digest", ""))
 
-    def _earlier(self) -> str | None:
-        """The run that a killed attempt left, where MLflow still has it."""
+    def _make(self, experiment: str, first: Line) -> str:
+        tags = {JOURNAL: self.name}
+        return self.store.create_run(experiment, first["time"], tags, run_name=first["start"]["run_name"]).info.run_id
+
+    def _made(self, experiment: str) -> str | None:
+        """The run that was made for this journal, where nobody lived to hear of it."""
+        found = self.store.search_runs([experiment], f"tags.{JOURNAL} = '{self.name}'", max_results=1)
+        return found[0].info.run_id if found else None
+
+    def _earlier(self, place: Path) -> str | None:
+        """The run that an earlier delivery or a killed attempt left, where MLflow still has it."""
         from mlflow.exceptions import MlflowException
 
-        if not self.resume.exists() or (left := json.loads(self.resume.read_text()))["uri"] != uri():
+        if not place.exists() or (left := json.loads(place.read_text()))["uri"] != uri():
             return None
         try:
             found = self.store.get_run(left["run_id"])
@@ -110,7 +136,10 @@ class Delivery:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        return left["run_id"] if found.info.lifecycle_stage == "active" else None
+        if found.info.lifecycle_stage != "active":
+            return None
+        self.sent = left.get("sent", {})
+        return left["run_id"]
 
     def _params(self, params: dict[str, str]) -> None:
         from mlflow.entities import Param
@@ -139,12 +168,18 @@ class Delivery:
             self.store.log_batch(self.run_id, tags=entries[at : at + OTHERS])
 
     def _artifact(self, path: Path) -> None:
-        if path.is_dir():
-            self.store.log_artifacts(self.run_id, str(path), path.name)
-        elif path.exists():
-            self.store.log_artifact(self.run_id, str(path))
-        else:
+        """Each file once: what this run already has with the same content stays."""
+        if not path.exists():
             log.warning("tracking: %s is no longer there to be attached to its run.", path)
+            return
+        for one in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+            with one.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            if self.sent.get(str(one)) != digest:
+                below = one.parent.relative_to(path.parent).as_posix()
+                self.store.log_artifact(self.run_id, str(one), None if below == "." else below)
+                self.sent[str(one)] = digest
+                files.write(self.known, json.dumps({"uri": uri(), "run_id": self.run_id, "sent": self.sent}).encode())
 
     def _end(self, last: Line) -> None:
         """A journal without a last word is that of a stage that was killed."""
@@ -162,20 +197,14 @@ def _short(value: str, longest: int) -> str:
 
 def deliver_all() -> bool:
     """Deliver every journal that earlier runs left; those of stages still running are passed over."""
-    arrived = True
-    for journal in sorted(RUNS.rglob("*.jsonl")):
-        with journal.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-        arrived = mirror(journal) and arrived
-    return arrived
+    os.environ.update(ONCE)
+    return all([mirror(journal) for journal in sorted(RUNS.rglob("*.jsonl")) if journal.exists()])
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s %(message)s")
     if sys.argv[1:]:
         os.nice(10)  # training first
+        os.environ.update(ONCE)
         sys.exit(not mirror(Path(sys.argv[1]), int(sys.argv[2])))
     sys.exit(not deliver_all())
