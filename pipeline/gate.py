@@ -62,7 +62,7 @@ class Difference:
         k, m, tail = self.k, self.k + self.l, (1 - self.confidence) / 2
         low = float(betaincinv(k, m - k + 1, tail)) if k > 0 else 0.0
         high = float(betaincinv(k + 1, m - k, 1 - tail)) if k < m else 1.0
-        return (2 * low - 1) * m / self.n, (2 * high - 1) * m / self.n
+        return (2 * low - 1) * m / self.n + 0.0, (2 * high - 1) * m / self.n + 0.0
 
     def __str__(self) -> str:
         low, high = self.interval

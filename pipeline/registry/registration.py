@@ -48,7 +48,7 @@ def register_all(
             checks.point(alias(one.model, config), current[one.model])
         decide(store, name, config.registry.gate, checks)
     if root == Path():
-        snapshot.keep(snapshot.of(root, at))
+        snapshot.keep(snapshot.of(root, at), name, {one.model: one.md5 for one in run})
     return candidates.receipt(name, run)
 
 

@@ -20,7 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import Mistake
 from pipeline.registry import candidates
 
-KEPT, AT = Path(".basin/registry"), "at.json"
+KEPT, ABOUT = Path(".basin/registry"), "about.json"
 PARAMS, LOCK = "params.yaml", "dvc.lock"
 OWN = re.compile(r"^  register:\n(?:    .*\n)*", re.MULTILINE)  # the entry of the stage that writes here, which ends after it has written
 
@@ -95,23 +95,28 @@ def git(*arguments: str) -> str:
         return ""
 
 
-def keep(run: Snapshot) -> None:
-    """Remember a run that was registered."""
+def keep(run: Snapshot, name: str, models: Mapping[str, str]) -> None:
+    """Remember a run that was registered: as `name`, its models with DVC's digests."""
     known = sorted(KEPT.glob("*-*"))
     if not run.lock or any(folder.name.endswith(run.digest) for folder in known):
         return
     number = int(known[-1].name.partition("-")[0]) + 1 if known else 1
     folder = KEPT / f"{number:05d}-{run.digest}"
     folder.mkdir(parents=True)
-    for name, text in ((PARAMS, run.params), (LOCK, run.lock), (AT, json.dumps(dict(run.at)))):
-        (folder / name).write_text(text)
+    about = json.dumps({"at": dict(run.at), "name": name, "models": dict(models)}, indent=1)
+    for file, text in ((PARAMS, run.params), (LOCK, run.lock), (ABOUT, about)):
+        (folder / file).write_text(text)
 
 
 def kept() -> Iterator[Snapshot]:
     """The runs that were registered from this workspace, oldest first; one that was cut short while it was written is passed over."""
-    for folder in sorted(KEPT.glob("*-*")):
-        if (folder / AT).exists():
-            yield of(folder, json.loads((folder / AT).read_text()))
+    yield from (of(about.parent, json.loads(about.read_text())["at"]) for about in sorted(KEPT.glob(f"*/{ABOUT}")))
+
+
+def promised() -> Iterator[tuple[str, str, str]]:
+    """Registered model, model and DVC's digest, of everything in the runs that were kept."""
+    for about in (json.loads(path.read_text()) for path in sorted(KEPT.glob(f"*/{ABOUT}"))):
+        yield from ((about["name"], model, md5) for model, md5 in about["models"].items())
 
 
 def committed() -> Iterator[Snapshot]:

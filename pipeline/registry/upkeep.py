@@ -90,14 +90,9 @@ def _changed(store: MlflowClient, version: ModelVersion, files: bool) -> list[st
 
 def _of_earlier(store: MlflowClient, current: set[str]) -> Iterator[str]:
     """Versions of earlier runs that are gone, each once."""
-    told = current | removed()
-    for run in snapshot.kept():
-        with tempfile.TemporaryDirectory() as folder:
-            config, digests = run.open(Path(folder))
-        for model, md5 in _missing(store, config, digests):
-            if md5 not in told:
-                told.add(md5)
-                yield f"{model}: {config.registered_name} lacks the version of an earlier run (dvc.md5 {md5})"
+    for name, model, md5 in dict.fromkeys(snapshot.promised()):
+        if md5 not in current | removed() and versions.find(store, name, md5, model) is None:
+            yield f"{model}: {name} lacks the version of an earlier run (dvc.md5 {md5})"
 
 
 def _missing(store: MlflowClient, config: Config, digests: Digests) -> list[tuple[str, str]]:
@@ -123,13 +118,20 @@ def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 settings, known = run.open(Path(folder))
-                if replay := replay or _is_needed(settings, known):
+                settings = _without(settings, {model for model, md5 in known.items() if md5 in removed()})
+                if settings.attack.models and (replay := replay or _is_needed(settings, known)):
                     run.restore(Path(folder), settings)
                     register_all(settings, known, Path(folder), run.at)
             except Mistake as mistake:
                 lost.append(f"{mistake}")
     register_all(config, digests, root)
     return lost
+
+
+def _without(config: Config, models: set[str]) -> Config:
+    """The same run, some models not attacked."""
+    left = [model for model in config.attack.models if model not in models]
+    return config.model_copy(update={"attack": config.attack.model_copy(update={"models": left})})
 
 
 def _earlier() -> Iterator[snapshot.Snapshot]:
@@ -142,7 +144,7 @@ def _earlier() -> Iterator[snapshot.Snapshot]:
 
 def _is_needed(config: Config, digests: Digests) -> bool:
     with opened("Nothing was changed.") as store:
-        if any(md5 not in removed() for _, md5 in _missing(store, config, digests)):
+        if _missing(store, config, digests):
             return True
         found = [versions.find(store, config.registered_name, digests[model], model) for model in config.attack.models]
         return any(version and "measured" not in version.tags for version in found)

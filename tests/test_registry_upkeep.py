@@ -1,0 +1,211 @@
+"""Upkeep: what was lost or changed is found and mended from DVC's cache; what is not needed goes; a run comes back into the workspace."""
+
+import json
+import os
+import pickle
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_registry import MODELS, NAME, PARAMS, aliases, retrain, store, workspace  # noqa: F401
+
+from pipeline import config, registry
+from pipeline.errors import Mistake
+from pipeline.registry import checkout, snapshot, versions
+
+DVC_YAML = {
+    "prepare": [f"data/prepared/{name}" for name in ("train.safetensors", "validation.safetensors", "test.safetensors", "about.json")],
+    **{model.replace("/", "-"): [f"models/{model}"] for model in MODELS},
+    **{model.replace("/", "-") + "-quick": [f"outcomes/{model}/quick"] for model in MODELS},
+}
+
+
+def do(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def dvc(*arguments: str) -> None:
+    do(sys.executable, "-P", "-m", "dvc", "--quiet", *arguments)
+
+
+def commit(message: str) -> None:
+    do("git", "add", "-A")
+    do("git", "-c", "user.name=n", "-c", "user.email=e@example.org", "commit", "-qm", message)
+
+
+def run() -> tuple[config.Config, dict[str, str | None]]:
+    settings = config.load()
+    return settings, snapshot.digests(settings)
+
+
+@pytest.fixture(scope="module")
+def history(workspace, tmp_path_factory):  # noqa: F811
+    """A project of git and DVC with two runs, both registered: one of a commit (versions 1, 2), one that is in none (version 3)."""
+    folder, before = tmp_path_factory.mktemp("history"), Path.cwd()
+    shutil.copytree(workspace, folder, dirs_exist_ok=True)
+    os.chdir(folder)
+    stages = {name: {"cmd": "false", "outs": outs} for name, outs in DVC_YAML.items()}
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    Path(".gitignore").write_text("/.basin\n/mlflow.db\n/mlartifacts\n/data\n/models\n/outcomes\n/report\n")
+    do("git", "init", "-q")
+    dvc("init")
+    dvc("config", "core.analytics", "false")
+    dvc("commit", "--force")
+    commit("first run")
+    registry.register_all(*run())
+    retrain(run()[0], "head/ode", seed=1, held=35)
+    dvc("commit", "--force")
+    registry.register_all(*run())
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def project(history, tmp_path, monkeypatch):
+    """A copy of it to work in; MLflow's database names its files by their place, which moves with them."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "project"
+    shutil.copytree(history, folder, symlinks=True)
+    places = {
+        "experiments": "artifact_location",
+        "runs": "artifact_uri",
+        "logged_models": "artifact_location",
+        "model_versions": "storage_location",
+    }
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        for table, column in places.items():
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(history), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def state() -> dict[str, Any]:
+    """All that the registry says, but for ids, times and the time that a pass takes."""
+    found = {}
+    for version in store().search_model_versions(f"name = '{NAME}'"):
+        numbers = {key: value for key, value in versions.metrics(store(), version).items() if not key.startswith("latency")}
+        with versions.files(store(), version) as folder:
+            files = {path: (folder / path).read_bytes() for path in ("card.md", "card.html", "examples.png", "manifest.json")}
+        found[int(version.version)] = {"tags": version.tags, "metrics": numbers, "description": version.description, "files": files}
+    return {"versions": found, "aliases": aliases()}
+
+
+def forget() -> None:
+    shutil.rmtree("mlartifacts")
+    Path("mlflow.db").unlink()
+
+
+@pytest.fixture
+def nothing_unpickles(monkeypatch):
+    """Whatever reads or writes a pickle fails."""
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a pickle")
+
+    import cloudpickle
+
+    for name in ("load", "loads", "dump", "dumps", "Unpickler", "Pickler"):
+        monkeypatch.setattr(pickle, name, refused)
+        if hasattr(cloudpickle, name):
+            monkeypatch.setattr(cloudpickle, name, refused)
+    for name in ("load", "save"):
+        monkeypatch.setattr(torch, name, refused)
+
+
+def test_a_deleted_database_comes_back_whole(project, nothing_unpickles):
+    """Every version, the one of an earlier run too, with its metrics, tags, card, files and aliases; no pickle on any of these ways."""
+    before = state()
+    assert sorted(before["versions"]) == [1, 2, 3] and before["aliases"] == {"natural": "1", "ode": "3", "champion": "3"}
+    assert registry.verify(*run()) == []
+    forget()
+    assert f"head/ode: missing from registered model {NAME}" in registry.verify(*run())
+    assert registry.sync(*run()) == []
+    assert state() == before and registry.verify(*run()) == []
+    assert registry.load(f"{NAME}/2") and "weights.safetensors" in registry.pull(f"{NAME}@champion", Path("taken"))
+
+
+def test_committed_runs_come_back_where_nothing_else_is_left(project):
+    before = state()["versions"]
+    forget()
+    shutil.rmtree(".basin")
+    assert registry.sync(*run()) == []
+    after = state()["versions"]
+    assert {v: one["metrics"] for v, one in after.items()} == {v: one["metrics"] for v, one in before.items()}
+    assert {v: one["tags"]["dvc.md5"] for v, one in after.items()} == {v: one["tags"]["dvc.md5"] for v, one in before.items()}
+
+
+def test_what_dvcs_cache_lost_is_named(project):
+    lost = store().get_model_version(NAME, "2").tags["dvc.md5"]
+    (project / ".dvc/cache/files/md5" / lost[:2] / lost[2:]).unlink()
+    forget()
+    commit = do("git", "rev-parse", "HEAD")[:12]
+    (told,) = registry.sync(*run())
+    assert told == f"the run of commit {commit}: not in DVC's cache (got no models/head/ode). Try `dvc fetch -A`."
+
+
+def test_what_was_changed_by_hand_is_found_and_mended(project):
+    before = state()
+    one = store().get_model_version(NAME, "2")
+    store().set_model_version_tag(NAME, "2", "worst_case", "0.99")
+    with versions.files(store(), one) as folder:
+        (folder / "card.md").write_text("the best model ever")
+        (folder / "artifacts/ode/recipe.json").write_text("{}")
+    store().log_metric(one.run_id, "clean", 2.0, model_id=versions.logged(store(), one).model_id)
+    store().create_model_version(NAME, "models:/elsewhere")
+    store().set_registered_model_alias(NAME, "ode", "1")
+    problems = registry.verify(*run())
+    for what in ("tag worst_case", "file card.md", "file artifacts/ode/recipe.json", "metric clean"):
+        assert f"{NAME}/2: changed by hand: {what}" in problems
+    assert f"{NAME}@ode: points to version 1 instead of 3" in problems
+    with pytest.raises(Mistake, match=r"digits-linf-0.15/2: changed since it was registered \(got card.md\)"):
+        registry.pull(f"{NAME}/2", Path("taken"))
+    assert registry.sync(*run()) == []
+    store().delete_model_version(NAME, "4")
+    assert state() == before
+
+
+def test_gc_takes_what_nobody_needs_and_never_a_champion(project):
+    assert registry.gc(run()[0]) == [], "version 2 is in a commit's dvc.lock"
+    retrain(run()[0], "head/ode", seed=2, held=12)
+    dvc("commit", "--force")
+    registry.register_all(*run())
+    retrain(run()[0], "head/ode", seed=3, held=12)
+    dvc("commit", "--force")
+    registry.register_all(*run())
+    found = registry.gc(run()[0])
+    assert [one["version"] for one in found] == [4], "3 is champion, 5 is of this run, 1 and 2 are of a commit"
+    registry.remove(found)
+    assert sorted(state()["versions"]) == [1, 2, 3, 5] and registry.verify(*run()) == []
+    assert registry.sync(*run()) == [] and sorted(state()["versions"]) == [1, 2, 3, 5], "what was removed stays away"
+    with pytest.raises(Mistake, match="digits-linf-0.15/3: has an alias"):
+        registry.remove([found[0] | {"version": 3}])
+
+
+def test_checkout_restores_a_run_or_says_what_is_missing(project):
+    target = f"{NAME}/2"
+    with pytest.raises(Mistake, match=r"workspace: has changes that are in no commit \(got dvc.lock\). Commit them"):
+        checkout.checkout(target)
+    commit("second run")
+    wanted = store().get_model_version(NAME, "2").tags["dvc.md5"]
+    now = run()[1]["head/ode"]
+    _, outs = checkout.checkout(target)
+    assert run()[1]["head/ode"] == wanted != now and "models/head/ode" in outs
+    assert do("git", "rev-parse", "HEAD").strip() == store().get_model_version(NAME, "2").tags["commit"]
+    registry.register_all(*run())
+    assert aliases()["ode"] == "2", "the files are those of version 2"
+    do("git", "checkout", "-q", "--", ".")
+    (project / ".dvc/cache/files/md5" / wanted[:2] / wanted[2:]).unlink()
+    store().set_model_version_tag(NAME, "2", "commit", "0" * 40)
+    with pytest.raises(Mistake) as caught:
+        checkout.checkout(target)
+    assert [message.partition(" (got")[0] for message in caught.value.messages] == [
+        "commit: not in this repository", "models/head/ode: not in DVC's cache",
+    ]  # fmt: skip
