@@ -110,10 +110,10 @@ def page(rows: list[dict[str, Any]], command: str) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "pyautoattack"))
     about = (
         f"Made by `{command}`: {rows[0]['n']} test images of scikit-learn's digits, {THREAT.norm} {THREAT.eps:g}, one PGD-trained network "
-        f"of distributions (scale {SCALE:g}, no prior), clean accuracy {rows[0]['clean']:.1%} over single draws; {versions}, "
-        f"Python {platform.python_version()}, CPU, one thread. *robust*: expected over single draws, at the points that the attack ended with, over "
-        "100 fresh draws, in % with the 95% interval; *ensemble*: the same of ensembles of 20 draws; *logged*: what AutoAttack's own loop "
-        "reports; passes: images passed through the network forwards, a draw each; seconds of processor time."
+        f"of distributions (scale {SCALE:g}, no prior), clean accuracy {rows[0]['clean']:.1%} over single draws; {versions}, Python "
+        f"{platform.python_version()}, CPU, one thread. *robust*: expected over single draws, at the points that the attack ended with, "
+        "over 100 fresh draws, in % with the 95% interval; *ensemble*: the same of ensembles of 20 draws; *logged*: what AutoAttack's own "
+        "loop reports; passes: images passed through the network forwards, a draw each; seconds of processor time."
     )
     lines = ["# A random network, judged over draws", "", textwrap.fill(about, 140, break_on_hyphens=False), ""]
     lines += ["| seed | attack | robust | ensemble | logged | passes (millions) | seconds |", "|---|---|---|---|---|---|---|"]
