@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow ui report check lint types imports test test-all lock clean
+.PHONY: help setup repro flow serve ui report check lint types imports test test-all lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ repro: setup ## the main job: dvc repro, then the result
 
 flow: setup ## the same graph as a Prefect flow, in parallel
 	basin flow
+
+serve: setup ## offer repro, sweep, evaluate and nightly on Prefect's pages (:4200) and work on their runs until Ctrl-C
+	basin serve
 
 ui: setup ## MLflow on :5000 and Prefect on :4200, this machine only; Ctrl-C ends both
 	basin ui

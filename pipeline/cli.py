@@ -105,12 +105,13 @@ def score(
 
 @app.command()
 def serve(
-    cron: Annotated[str | None, typer.Option(help="when to run, e.g. '0 3 * * *'; only on demand without it")] = None, workers: Workers = 2
+    pool: Annotated[str, typer.Option(help="the work pool whose runs this workspace takes")] = "basin",
+    port: Annotated[int, typer.Option(help="of Prefect's pages, where PREFECT_API_URL names no server that is there already")] = 4200,
 ) -> None:
-    """Offer the flow to Prefect's pages and schedules until interrupted."""
+    """Offer prefect.yaml's deployments (repro, sweep, evaluate, nightly) on Prefect's pages, and work on their runs, until interrupted."""
     from pipeline import flow as prefect_flow
 
-    prefect_flow.serve(cron=cron, workers=workers)
+    prefect_flow.serve(pool, port)
 
 
 @app.command()

@@ -39,9 +39,20 @@ class Stage:
     frozen: bool = False
 
     @property
-    def gpus(self) -> int:
-        """How many GPUs it wants where there are any: `meta: {gpu: 1}`."""
-        return int(self.meta.get("gpu", 0))
+    def gpus(self) -> float:
+        """How many GPUs it wants where there are any: `meta: {gpu: 1}`; `{gpu: 0.5}` shares one with another stage that does."""
+        return self._amount("gpu", 0.0)
+
+    @property
+    def cpus(self) -> int:
+        """How many of the run's workers it takes: `meta: {cpu: 2}`; 1 where nothing is said."""
+        return max(1, round(self._amount("cpu", 1.0)))
+
+    def _amount(self, key: str, default: float) -> float:
+        asked = self.meta.get(key, default)
+        if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 <= asked < float("inf"):
+            raise Mistake(f"dvc.yaml: {self.name}: meta.{key}: should be a number, 0 or above (got {asked!r}). Say how many it wants.")
+        return float(asked)
 
 
 class StageFailed(Exception):
@@ -209,7 +220,61 @@ def check() -> None:
     config.load()
 
 
-def _child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+def change(overrides: Sequence[str], path: str = "params.yaml") -> None:
+    """Set KEY=VALUE entries of params.yaml as `dvc exp run -S` does, comments kept.
+
+    Raises Mistake, and changes nothing, where one is wrong.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
+
+    before = Path(path).read_bytes()
+    try:
+        apply_overrides(path, list(overrides))
+        check()
+    except (DvcException, ValueError) as error:
+        Path(path).write_bytes(before)
+        said = " ".join(str(error.__cause__ or error).split())
+        raise Mistake(
+            f"changes: cannot be made in {path} (got {', '.join(overrides)}: {said}). Write KEY=VALUE, of a key that is there."
+        ) from error
+    except Mistake:
+        Path(path).write_bytes(before)
+        raise
+
+
+def has_remote() -> bool:
+    """Whether there is a place to pull from and push to."""
+    with _repository() as repo:
+        return bool(repo.config["core"].get("remote"))
+
+
+def measured(revision: str) -> dict[str, Any]:
+    """The metrics of a commit or an experiment, as dotted keys; {} where it has none."""
+    from dvc.api import metrics_show  # type: ignore[import-untyped]
+    from dvc.exceptions import DvcException
+
+    try:
+        return _flat(metrics_show(rev=revision))
+    except DvcException:
+        return {}
+
+
+def has_experiment(name: str) -> bool:
+    """Whether the current commit has an experiment of that name."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    reference = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
+    return bool(head) and subprocess.run(["git", "show-ref", "--verify", "--quiet", reference], check=False).returncode == 0
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Stages say `python -m stages...`: let that be this Python even where its folder is not on PATH. Lines arrive as they are written."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
@@ -220,12 +285,12 @@ def reproduce(targets: Sequence[str] = (), *options: str) -> int:
     check()
     guards = Guards()
     try:
-        return guards.start([*DVC, "repro", *options, *targets], env=_child_environment({})).wait()
+        return guards.start([*DVC, "repro", *options, *targets], env=child_environment({})).wait()
     finally:
         guards.end()
 
 
-def _lines(pipe: IO[bytes]) -> Iterator[str]:
+def lines(pipe: IO[bytes]) -> Iterator[str]:
     """Lines as a terminal would show them in the end, blank ones left out: of a redrawn progress bar the last state."""
     for line in pipe:
         if text := line.decode(errors="replace").rstrip().rsplit("\r", 1)[-1]:
@@ -247,12 +312,12 @@ def reproduce_one(
     guards = guards or Guards()
     # Without --wait-for-lock a stage that ends while another commits for over 3 s fails, and its work is lost.
     command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
-    process = guards.start(command, _child_environment(env or {}), keep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = guards.start(command, child_environment(env or {}), keep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     outcome: Outcome = "unchanged"
     last: deque[str] = deque(maxlen=50)
     with process.stdout as pipe:
-        for line in _lines(pipe):
+        for line in lines(pipe):
             on_line(line)
             last.append(line)
             if line == f"Running stage '{stage}':":

@@ -1,14 +1,17 @@
-"""What only one process at a time may have: the workspace, and each GPU.
+"""What only one process at a time may have: the workspace, a worker's place, and each GPU or a part of one.
 
-Locks are `flock`s on files under .basin/: the kernel frees them however the holder dies. A GPU's lock is handed on to the guard of the
-stage (`Guards.start(keep=...)`), so a device stays taken until the last process that used it is gone.
+Locks are `flock`s on files under .basin/: the kernel frees them however the holder dies, and no server keeps the count, so none can lose
+it. A slot's locks are handed on to the guard of the stage (`Guards.start(keep=...)`): it stays taken until the last process that used it
+is gone. BASIN_SLOTS names a folder for the GPUs' locks that all workspaces of one machine share.
 """
 
 import fcntl
+import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -16,6 +19,8 @@ from typing import IO
 from pipeline.errors import Mistake
 
 FOLDER = Path(".basin")
+PARTS = 12  # of a GPU: halves, thirds, quarters and sixths come out even
+PATIENCE = 15.0  # seconds for what a dead flow left behind to end: more than a guard's grace
 
 
 def _try_lock(path: Path) -> IO[str] | None:
@@ -31,21 +36,35 @@ def _try_lock(path: Path) -> IO[str] | None:
 
 
 @contextmanager
-def only_flow(path: Path = FOLDER / "flow.lock") -> Iterator[None]:
-    """Hold the workspace; a `Mistake` names the process that has it already.
+def only_flow(path: Path = FOLDER / "flow.lock", patience: float = 0.0) -> Iterator[IO[str]]:
+    """Hold the workspace; a `Mistake` names the process that has it already, after `patience` seconds.
 
-    Two flows in one workspace would start each stage twice: DVC guards its files, not its stages.
+    Two flows in one workspace would start each stage twice: DVC guards its files, not its stages. The lock goes to the guards as well, so a
+    flow that takes over from a killed one waits until the last of its stages is gone.
     """
-    file = _try_lock(path)
-    if file is None:
+    started = time.monotonic()
+    while (file := _try_lock(path)) is None:
         holder = path.read_text().strip() or "unknown"
+        if time.monotonic() - started < (patience if _is_alive(holder) else max(patience, PATIENCE)):
+            time.sleep(0.2)
+            continue
         said = f"{path}: another flow is at work in this workspace (PID {holder})."
         raise Mistake(f"{said} Wait for it to end, or stop it with: kill {holder}.")
     with file:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        yield file
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def devices() -> list[str]:
@@ -62,11 +81,10 @@ def devices() -> list[str]:
 
 
 class Taken:
-    """Devices held until `release`; `keep` are the locks' file descriptors, for the guard."""
+    """A slot held until `release`; `ids` are its devices, `keep` the locks' file descriptors, for the guard."""
 
-    def __init__(self, locks: dict[str, IO[str]]):
-        self.ids = list(locks)
-        self._locks = list(locks.values())
+    def __init__(self, ids: Sequence[str], locks: Sequence[IO[str]]):
+        self.ids, self._locks = list(ids), list(locks)
 
     @property
     def keep(self) -> list[int]:
@@ -81,15 +99,40 @@ class Taken:
             lock.close()
 
 
-def take(wanted: int, ids: Sequence[str], folder: Path = FOLDER) -> Taken | None:
-    """Lock `wanted` devices, or all there are if that is fewer (none on a machine without); None while too few are free."""
-    locks: dict[str, IO[str]] = {}
-    wanted = min(wanted, len(ids))
+def take(gpus: float, ids: Sequence[str], folder: Path | None = None, cpus: int = 0, workers: int = 0) -> Taken | None:
+    """Lock `cpus` of `workers` places, and `gpus` devices, or all there are if that is fewer; None while too few are free.
+
+    A share of a device is counted in `PARTS`, rounded up, and is all on one device: the first with room, so that shares gather there.
+    """
+    shared = folder or Path(os.environ.get("BASIN_SLOTS", FOLDER))
+    whole, share = divmod(min(gpus, len(ids)), 1)
+    wanted = [(PARTS, ids[::-1])] * int(whole) + [(math.ceil(share * PARTS - 1e-9), ids)] * (share > 0)
+    devices: list[str] = []
     with ExitStack() as undo:
-        for device in ids:
-            if len(locks) < wanted and (lock := _try_lock(folder / f"gpu-{device}.lock")):
-                locks[device] = undo.enter_context(lock)
-        if len(locks) < wanted:
+        locks = _some(min(cpus, workers), ((folder or FOLDER) / f"worker-{place}.lock" for place in range(workers)), undo)
+        for parts, among in wanted:
+            for device in among:
+                paths = (shared / f"gpu-{device.replace('/', '_')}.{part}.lock" for part in range(PARTS))
+                if locks is not None and device not in devices and (found := _some(parts, paths, undo)) is not None:
+                    devices.append(device)
+                    locks += found
+                    break
+        if locks is None or len(devices) < len(wanted):
             return None
         undo.pop_all()
-    return Taken(locks)
+    return Taken(sorted(devices, key=list(ids).index), locks)
+
+
+def _some(wanted: int, paths: Iterable[Path], undo: ExitStack) -> list[IO[str]] | None:
+    """Lock as many of the files; None, and none of them locked, where too few are free."""
+    with ExitStack() as mine:
+        locks: list[IO[str]] = []
+        for path in paths:
+            if len(locks) == wanted:
+                break
+            if lock := _try_lock(path):
+                locks.append(mine.enter_context(lock))
+        if len(locks) < wanted:
+            return None
+        undo.push(mine.pop_all())
+    return locks

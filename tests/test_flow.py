@@ -95,7 +95,7 @@ def test_branches_run_at_once_and_dvc_lock_is_as_dvc_repro_writes_it(flow: Modul
     plain = workspace(FORK, "plain")
     dvc(plain, "repro")
     place = workspace(FORK, "flow")
-    flow.pipeline()
+    flow.repro()
     when = spans(place)
     assert when["left"][0] < when["right"][1] and when["right"][0] < when["left"][1]
     assert when["prepare"][1] <= min(when["left"][0], when["right"][0])
@@ -104,20 +104,20 @@ def test_branches_run_at_once_and_dvc_lock_is_as_dvc_repro_writes_it(flow: Modul
     assert set(state_names(prefect_server, "flow: everything").values()) == {"Completed"}
 
     before = notes(place)
-    flow.pipeline()
+    flow.repro()
     assert notes(place) == before
     assert state_names(prefect_server, "flow: everything") == dict.fromkeys(["prepare", "left", "right", "join"], "Skipped")
     assert dvc(place, "repro").stdout.count("didn't change, skipping") == 4
 
     (place / "dvc.lock").unlink()
     (place / "b").unlink()
-    flow.pipeline(targets=["left"])
+    flow.repro(targets=["left"])
     assert state_names(prefect_server, "flow: left") == {"prepare": "Completed", "left": "Restored"}
 
 
 def test_one_worker_runs_one_stage_at_a_time(flow: ModuleType, workspace: MakeProject):
     place = workspace(FORK.replace(" 1 a", " 0.3 a"))
-    flow.pipeline(targets=["left", "right"], workers=1)
+    flow.repro(targets=["left", "right"], workers=1)
     when = spans(place)
     assert when["left"][1] <= when["right"][0] or when["right"][1] <= when["left"][0]
     assert "join" not in when
@@ -137,7 +137,7 @@ Path("out").write_text("resumed from " + checkpoint.read_text())
 def test_a_killed_stage_is_tried_again_and_resumes(flow: ModuleType, workspace: MakeProject):
     place = workspace("stages:\n  fragile:\n    cmd: python killed_once.py\n    outs: [out]\n")
     (place / "killed_once.py").write_text(KILLED_ONCE)
-    flow.pipeline()
+    flow.repro()
     assert (place / "out").read_text() == "resumed from half"
 
 
@@ -159,7 +159,7 @@ stages:
 def test_bad_input_is_not_retried_and_stops_its_own_branch_only(flow: ModuleType, prefect_server: str, workspace: MakeProject):
     place = workspace(BRANCHES, "branches")
     with pytest.raises(flow.StagesFailed, match=r"^wrong: exit code 2: error: eps: too large$"):
-        flow.pipeline()
+        flow.repro()
     assert (place / "tries").read_text() == "tried\n"
     assert (place / "c").exists()
     assert state_names(prefect_server, "branches: everything") == {"wrong": "Failed", "after": "NotReady", "other": "Completed"}
@@ -169,7 +169,7 @@ def test_gpu_stages_get_a_device_each_and_never_share_it(flow: ModuleType, works
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     stages = (f"  s{n}:\n    cmd: python stage.py s{n} o{n} 1.5\n    outs: [o{n}]\n    meta: {{gpu: 1}}\n" for n in range(3))
     place = workspace("stages:\n" + "".join(stages))
-    flow.pipeline(workers=3)
+    flow.repro(workers=3)
     device = {name: gpu for _, name, what, gpu, _ in notes(place) if what == "start"}
     assert set(device.values()) == {"0", "1"}
     when = spans(place)
@@ -184,7 +184,7 @@ def test_gpu_stages_get_a_device_each_and_never_share_it(flow: ModuleType, works
 def test_a_gpu_stage_runs_without_gpus(flow: ModuleType, workspace: MakeProject, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     place = workspace("stages:\n  s:\n    cmd: python stage.py s o 0\n    outs: [o]\n    meta: {gpu: 1}\n")
-    flow.pipeline()
+    flow.repro()
     assert (place / "o").exists()
 
 
@@ -297,7 +297,7 @@ def test_bad_input_is_told_before_a_server_is_started(project: MakeProject, monk
 def test_no_workers_is_a_mistake(flow: ModuleType, project: MakeProject):
     project(FORK)
     with pytest.raises(Mistake, match=r"^workers: at least one stage must run at a time \(got 0\)\. Give 1 or more\.$"):
-        flow.pipeline(workers=0)
+        flow.repro(workers=0)
 
 
 def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str, workspace: MakeProject):
@@ -309,7 +309,7 @@ def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str
         "    - printf 'model,robust\\nbackbone/natural,0.25\\n' > report/table.csv\n"
         "    outs: [report/table.csv, report/index.html]\n"
     )
-    flow.pipeline()
+    flow.repro()
     found = httpx.post(f"{prefect_server}/artifacts/latest/filter", json={}).raise_for_status().json()
     data = {artifact["key"]: artifact["data"] for artifact in found}
     assert '"backbone/natural"' in data["results"]

@@ -1,0 +1,46 @@
+"""The flow from a terminal, once: what `basin flow` does."""
+
+import logging
+import os
+import signal
+import sys
+
+import prefect.context
+from prefect.settings import get_current_settings
+
+from pipeline import environment, server, slots
+from pipeline.errors import EXIT_CODE, exit_on_mistake
+from pipeline.flow.reproduction import StagesFailed, go_on, plan, repro
+from pipeline.guard import Stopped
+
+log = logging.getLogger(__name__)
+
+
+def use_server(port: int | None = None) -> str:
+    """The API of the user's own server, or of one that is started for this process and ends with it, on `port` or any free one."""
+    environment.apply()
+    prefect.context.refresh_global_settings_context()  # prefect read its settings when it was imported
+    settings = get_current_settings()
+    if not settings.api.url:
+        os.environ["PREFECT_API_URL"] = server.start(settings.home, port)
+        prefect.context.refresh_global_settings_context()
+    return str(get_current_settings().api.url)
+
+
+def main(targets: list[str] | None = None, workers: int = 2) -> int:
+    """Run the flow once from the command line. Exit code 0: all up to date; 1: a stage failed; 2: bad input; 130: interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to end like Ctrl-C, stages included
+    try:
+        with exit_on_mistake():
+            with slots.only_flow():
+                plan(targets)  # before a server is started
+            use_server()
+            repro(targets, workers=workers)
+    except StagesFailed as error:
+        sys.stderr.write("".join(f"failed: {each}\n" for each in error.failed.values()))
+        sys.stderr.write(f"What is done is kept. To go on: {go_on(targets)}\n")
+        return EXIT_CODE if error.bad_input else 1
+    except (KeyboardInterrupt, Stopped):
+        sys.stderr.write("Stopped; what is done is kept.\n")
+        return 130
+    return 0

@@ -1,0 +1,79 @@
+"""Every night: pull what others made, bring the graph up to date, let the gate decide who is champion, write what changed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed, State
+
+from pipeline import repro as dvc
+from pipeline.errors import Mistake
+from pipeline.flow import children, pages
+from pipeline.flow.reproduction import Targets, Workers, bring_up_to_date, run_name
+from pipeline.guard import Guards
+
+
+@task(name="transfer", task_run_name="{direction}", cache_policy=NO_CACHE, persist_result=False, **children.RETRIES)
+def transfer(direction: str, guards: Guards, *options: str) -> State:
+    """`dvc pull` or `dvc push` of outputs and run cache; Skipped where no remote is configured."""
+    if not dvc.has_remote():
+        return Completed(name="Skipped", message="no DVC remote: see docs/cluster.md")
+    children.run(direction, [*dvc.DVC, "--wait-for-lock", direction, "--run-cache", *options], get_run_logger().info, guards)
+    return Completed()
+
+
+@task(name="promote", cache_policy=NO_CACHE, persist_result=False)
+def promote() -> dict[str, Any]:
+    """The gate's decisions, acted on, and the champion then."""
+    from pipeline import config, registry
+
+    decisions = registry.promote(config.load(), dry_run=False)
+    return {"champion": _champion(), "decisions": [[name, one.standing, "; ".join(one.reasons)] for name, one in decisions.items()]}
+
+
+def _champion() -> str:
+    from pipeline import config, registry
+
+    found = [one for one in registry.find(name=config.load().registered_name) if registry.CHAMPION in one["aliases"]]
+    return f"version {found[0]['version']} ({found[0]['model']}, worst case {found[0]['worst_case']:.1%})" if found else "none"
+
+
+@flow(name="nightly", flow_run_name=run_name, persist_result=False)
+def nightly(targets: Targets | None = None, workers: Workers = 2) -> State:
+    """Pull data and earlier results, reproduce, promote by the gate, push, and write what changed.
+
+    Args:
+        targets: stages or families of stages; everything if empty
+        workers: how many stages may run at once, at least 1
+    """
+    guards = Guards()
+    try:
+        before = _champion()
+        pulled = transfer("pull", guards, "--allow-missing", return_state=True)
+        state = bring_up_to_date(targets, None, workers)
+        decided = promote(return_state=True)
+        pushed = transfer("push", guards, return_state=True)
+    except Mistake as mistake:
+        return Failed(message=str(mistake), data=mistake)
+    except BaseException:
+        guards.end()
+        raise
+    steps = {"pull": pulled, "reproduce": state, "promote": decided, "push": pushed}
+    _summary(steps, before)
+    if state.is_failed():
+        return state
+    failed = [f"{name}: {one.message}" for name, one in steps.items() if not one.is_completed()]
+    return Failed(message="\n".join(failed)) if failed else Completed(message=state.message)
+
+
+def _summary(steps: Mapping[str, State], before: str) -> None:
+    rows = [[name, state.name, state.message or ""] for name, state in steps.items()]
+    text = pages.markdown(["step", "state", ""], rows)
+    if steps["promote"].is_completed():
+        found = steps["promote"].result()
+        verdict = "stays" if before == found["champion"] else "is new"
+        text += f"\n\nThe champion {verdict}: {found['champion']}; before: {before}\n\n"
+        text += pages.markdown(["version", "standing", "why"], found["decisions"])
+    create_markdown_artifact(text, key="nightly", description="What changed tonight")

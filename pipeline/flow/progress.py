@@ -1,0 +1,95 @@
+"""How far a stage at work is, read from its checkpoint: epochs of a training, steps of a suite and the images that still hold.
+
+The stage itself knows nothing of this: it writes its checkpoint after every epoch and every attack in any case.
+"""
+
+import contextvars
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import yaml
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectHTTPStatusError
+from safetensors import SafetensorError, safe_open
+
+CHECKPOINTS = Path(".basin/checkpoints")
+LOOK = 2.0  # seconds between two looks
+log = logging.getLogger(__name__)
+
+
+class Progress(NamedTuple):
+    percent: float
+    words: str
+
+
+@contextmanager
+def shown(stage: str, key: str) -> Iterator[None]:
+    """While the block runs, keep a progress artifact of the stage on Prefect's pages, from its first checkpoint on."""
+    ended = threading.Event()
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(_follow, stage, key, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _follow(stage: str, key: str, ended: threading.Event) -> None:
+    artifact: Any = None
+    last: Progress | None = None
+    while not ended.wait(LOOK):
+        if (now := read(stage)) is None or now == last:
+            continue
+        try:
+            if artifact is None:
+                artifact = create_progress_artifact(now.percent, key, f"{stage}: {now.words}")
+            else:
+                update_progress_artifact(artifact, now.percent, f"{stage}: {now.words}")
+            last = now
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            log.debug("%s: no progress shown (%s)", stage, error)
+
+
+def read(stage: str) -> Progress | None:
+    """Where the stage's newest checkpoint stands; None without one. `stage` as DVC names it."""
+    family, _, item = stage.partition("@")
+    place = CHECKPOINTS / family / ("/".join(item.rsplit("-", 1)) if family == "attack" else item)
+    try:
+        newest = max(place.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+        with safe_open(newest, "numpy") as file:
+            if "about" in file.keys():
+                return _of_suite(json.loads(file.get_tensor("about").tobytes()), item.rsplit("-", 1)[-1])
+            return _of_training(json.loads(file.metadata()["progress"]), family, item)
+    except (ValueError, OSError, SafetensorError, KeyError, TypeError, yaml.YAMLError):
+        return None  # none yet, or gone by now: the stage has ended
+
+
+def _params() -> dict[str, Any]:
+    return yaml.safe_load(Path("params.yaml").read_text())
+
+
+def _of_training(progress: Mapping[str, Any], family: str, name: str) -> Progress:
+    done, planned = len(progress["history"]), _epochs(_params()[family][name]["schedule"])
+    best = f", accuracy {progress['history'][-1]['accuracy']:.1%}" if done else ""
+    return Progress(min(100.0, 100 * done / max(planned, 1)), f"{done} of {planned} epochs{best}")
+
+
+def _epochs(schedule: Mapping[str, Any]) -> int:
+    """Of a schedule, or of the schedules of all phases."""
+    return int(schedule.get("epochs", 0)) + sum(_epochs(phase) for phase in schedule.values() if isinstance(phase, dict))
+
+
+def _of_suite(about: Mapping[str, Any], suite: str) -> Progress:
+    """An adaptive suite plans as it goes: of such a one the share is that of the images that are settled, because they fell."""
+    asked, n = _params()["suites"][suite], len(about["attack"])
+    fallen = sum(bool(name) for name in about["attack"])
+    planned = len(asked.get("attacks", {})) + ("masked" in asked) + ("curve" in asked) + ("exchange" in asked)
+    share = fallen / max(n, 1) if "adaptive" in asked else min(1.0, about["finished"] / max(planned, 1))
+    return Progress(100 * share, f"{n} images attacked in {about['finished']} steps, {n - fallen} hold")

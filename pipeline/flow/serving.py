@@ -1,0 +1,121 @@
+"""The deployments of prefect.yaml offered to Prefect's pages and schedules, with a worker in this workspace that is looked after.
+
+    serve --> guard --> worker --> flow run --> guard --> dvc --> stage
+
+A worker that dies takes its flow with it (the guard ends its group), and another is started. A run whose process is gone is marked Crashed
+at once by whoever served it, else after 75 s by the server (automations.py), and then started again, up to `ATTEMPTS` times.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.states import Cancelled, Crashed, State
+
+from pipeline import repro
+from pipeline.errors import Mistake
+from pipeline.flow import automations
+from pipeline.flow.commands import use_server
+from pipeline.guard import Guards
+
+POOL = "basin"
+NOTES = Path(".basin/flow_runs")  # a file a run that was started here, named by its id
+ATTEMPTS = 25
+WORKSPACE = "BASIN_WORKSPACE"
+log = logging.getLogger(__name__)
+
+
+def enter() -> dict[str, str]:
+    """The pull step of every deployment: into the workspace in which this worker is served, and a note that the run is here."""
+    if not (workspace := os.environ.get(WORKSPACE)):
+        raise Mistake(f"{WORKSPACE}: this worker does not know its workspace (got nothing). Start it with: basin serve.")
+    os.chdir(workspace)
+    NOTES.mkdir(parents=True, exist_ok=True)
+    (NOTES / os.environ["PREFECT__FLOW_RUN_ID"]).write_text(str(os.getpid()))
+    return {"directory": workspace}
+
+
+def serve(pool: str = POOL, port: int = 4200) -> None:
+    """Deploy, and work until interrupted. The server is the user's own (PREFECT_API_URL), or one on `port` that ends with this."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    api, guards = use_server(port), Guards()
+    log.info("Prefect's pages: %s   Ctrl-C ends the worker; its run goes on when it is served again.", api.removesuffix("/api"))
+    try:
+        with get_client(sync_client=True) as client:
+            _deploy(client, pool)
+            while True:
+                rescue(client)
+                code = _worker(pool, guards).wait()
+                log.warning("The worker has ended (exit code %d); another is started.", code)
+                time.sleep(2)  # not faster than a server that is away comes back
+    except KeyboardInterrupt:
+        return
+    finally:
+        guards.end()
+
+
+def _worker(pool: str, guards: Guards) -> subprocess.Popen:
+    """One run at a time: a workspace has one dvc.lock. More at a time: more workspaces (docs/cluster.md)."""
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
+    environment = repro.child_environment({WORKSPACE: str(Path.cwd())})
+    return guards.start(command, {"PREFECT_WORKER_QUERY_SECONDS": "2", **environment}, stdin=subprocess.DEVNULL)
+
+
+def _deploy(client: SyncPrefectClient, pool: str) -> None:
+    """What prefect.yaml says, except for schedules that are there: they belong to whoever paused or changed them on the pages."""
+    try:
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=_template()))
+    except ObjectAlreadyExists:
+        log.debug("%s: the work pool is there", pool)
+    automations.install(client)
+    before = {one.id: client.read_deployment_schedules(one.id) for one in client.read_deployments()}
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    said = subprocess.run(command, env={**os.environ, "BASIN_POOL": pool}, capture_output=True, text=True, check=False)
+    if said.returncode:
+        raise Mistake(f"prefect.yaml: cannot be deployed (got {' '.join((said.stdout + said.stderr).split())[-500:]}). Mend it.")
+    for deployment, schedules in before.items():
+        if schedules:
+            for schedule in client.read_deployment_schedules(deployment):
+                client.delete_deployment_schedule(deployment, schedule.id)
+            client.create_deployment_schedules(deployment, [(schedule.schedule, schedule.active) for schedule in schedules])
+
+
+def _template() -> dict[str, Any]:
+    from prefect.workers.process import ProcessWorker
+
+    return ProcessWorker.get_default_base_job_template()
+
+
+def rescue(client: SyncPrefectClient) -> None:
+    """Tell the server which runs of this workspace are no more: it starts the crashed ones again, and has the cancelled ones end."""
+    for note in NOTES.glob("*"):
+        run = UUID(note.name)
+        if _is_alive(note):
+            continue
+        try:
+            found = client.read_flow_run(run)
+        except ObjectNotFound:
+            found = None
+        if found and found.state and not found.state.is_final() and not found.state.is_scheduled():
+            log.warning("%s: its process is gone", found.name)
+            state: State = Cancelled() if found.state.is_cancelling() else Crashed(message="Its process is gone")
+            client.set_flow_run_state(run, state, force=True)
+        note.unlink(missing_ok=True)
+
+
+def _is_alive(note: Path) -> bool:
+    """Whether the process that left the note is still the one that runs it: PIDs are used again."""
+    try:
+        return psutil.Process(int(note.read_text())).environ().get("PREFECT__FLOW_RUN_ID") == note.name
+    except (psutil.Error, ValueError):
+        return False
