@@ -83,6 +83,8 @@ class Evaluation:
             steps.append(partial(self._judge_again, outcomes))
         if curve:
             steps.append(partial(self._curve, outcomes, *curve))
+        if finished:
+            log.info("%s: goes on after %d of %d steps", self.seed[1], finished, len(steps))
         bar = tqdm(steps, desc=self.seed[1], unit="attack", initial=finished, mininterval=2, delay=2, disable=None)
         for position, step in enumerate(steps[finished:], start=finished):
             step()

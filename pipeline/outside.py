@@ -167,7 +167,7 @@ def run(
     return answer | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def _as_taken(model: nn.Module, x: Images) -> Images:
+def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
     """The images; of grey ones that were read as colour one channel, where the model takes no colour."""
     if x.shape[1] != 3 or not torch.equal(x[:, :1].expand_as(x), x):
         return x
