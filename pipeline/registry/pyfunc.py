@@ -44,6 +44,7 @@ class RegisteredClassifier(PythonModel):
     def load_context(self, context: Any) -> None:
         self.device = (context.model_config or {}).get("device", "cpu")
         self.classifier = artifact.load(context.artifacts["model"], self.device)
+        self.twin = artifact.load_twin(context.artifacts["model"], self.device)
         self.lock = threading.Lock()  # the server answers in threads, and a pass changes the model while it lasts
         recipe = self.classifier.recipe
         self.shape, saved, current = tuple(recipe["shape"]), recipe["sources"], artifact.sources(self.classifier)
