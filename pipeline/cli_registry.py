@@ -24,7 +24,7 @@ def attach(app: typer.Typer) -> None:
 def models(
     data: Annotated[str | None, typer.Option(help="kind of the data set, e.g. digits")] = None,
     norm: Annotated[str | None, typer.Option(help="of the threat that they were attacked with: linf | l2")] = None,
-    eps: Annotated[float | None, typer.Option(help="its radius, in pixels scaled to [0, 1]")] = None,
+    eps: Annotated[str | None, typer.Option(help="its radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")] = None,
     min_robust: Annotated[float, typer.Option(help="worst-case robust accuracy of at least, 0 to 1")] = 0.0,
     min_clean: Annotated[float, typer.Option(help="clean accuracy of at least, 0 to 1")] = 0.0,
     json_file: Json = None,
@@ -36,9 +36,9 @@ def models(
     from rich.console import Console
     from rich.table import Table
 
-    from pipeline import registry
+    from pipeline import outside, registry
 
-    found = registry.find(data, norm, eps, min_robust, min_clean)
+    found = registry.find(data, norm, outside.threat(norm or "linf", eps).eps if eps else None, min_robust, min_clean)
     _write(json_file, found)
     grid = Table("version", "aliases", "model", "worst case", "clean", "n", "standing", "flags not resolved", box=None, pad_edge=False)
     for one in found:

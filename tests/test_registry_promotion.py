@@ -1,5 +1,9 @@
 """The gate on real models, trained and attacked here: one that masks its gradient is refused, a better one becomes champion."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,7 +70,7 @@ def settings(tmp_path, monkeypatch) -> config.Config:
     return found
 
 
-def test_a_masked_model_is_refused_and_a_better_one_becomes_champion(settings):
+def test_a_masked_model_is_refused_and_a_better_one_becomes_champion(settings, tmp_path_factory):
     natural = trained(settings, "natural", epochs=4)
     attacked(settings, "natural", natural)
     assert register("natural")["natural"]["standing"] == "champion"
@@ -94,3 +98,26 @@ def test_a_masked_model_is_refused_and_a_better_one_becomes_champion(settings):
         "version 2 (backbone/masked)": "unreliable",
         "version 3 (backbone/robust)": "champion",
     }
+    assert elsewhere(tmp_path_factory.mktemp("second project")) == {"clean": float(tags["robust"]["clean"]), "same": 100}
+
+
+SECOND_PROJECT = f"""
+import csv, json, mlflow, numpy
+from safetensors.numpy import load_file
+where = mlflow.artifacts.download_artifacts("models:/{NAME}@champion") + "/outcomes/backbone/robust/quick/"
+rows, points = list(csv.DictReader(open(where + "outcomes.csv"))), load_file(where + "adversarial.safetensors")
+model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
+clean, adversarial = (model.predict(points[name]).argmax(1) for name in ("clean", "images"))
+right = [int(row["label"]) for row in rows] == clean
+same = [int(row["adversarial"]) for row in rows] == adversarial
+print(json.dumps({{"clean": float(right.mean()), "same": int(same.sum())}}))
+"""
+
+
+def elsewhere(folder: Path) -> dict[str, float]:
+    """What a process without the checkout computes from the version alone: clean accuracy, adversarial predictions that are as recorded."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path.cwd()}/mlflow.db"
+    done = subprocess.run([sys.executable, "-c", SECOND_PROJECT], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -8,7 +8,8 @@ that the gate lets through. Decision 0004 and docs/registry.md give the reasons.
 from pipeline.registry.lookup import compare, find, load, load_with_twin, pull, show
 from pipeline.registry.promotion import CHAMPION
 from pipeline.registry.registration import alias, promote, register_all
-from pipeline.registry.upkeep import gc, remove, sync, verify
+from pipeline.registry.removal import gc, remove
+from pipeline.registry.upkeep import sync, verify
 
 __all__ = [
     "CHAMPION", "alias", "compare", "find", "gc", "load", "load_with_twin", "promote", "pull", "register_all", "remove", "show", "sync",

@@ -1,12 +1,8 @@
-"""Is the registry what the runs say, and making it so again; taking out what nobody needs."""
+"""Is the registry what the runs say, and making it so again."""
 
-import json
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlparse
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -18,8 +14,8 @@ from pipeline.registry.candidates import SCHEMA
 from pipeline.registry.opening import aliases, opened
 from pipeline.registry.promotion import CHAMPION
 from pipeline.registry.registration import alias, register_all
+from pipeline.registry.removal import removed
 
-REMOVED = snapshot.KEPT / "removed.json"  # DVC's digests of versions that `gc` took out: `sync` does not bring them back
 Digests = Mapping[str, str | None]
 
 
@@ -148,45 +144,3 @@ def _is_needed(config: Config, digests: Digests) -> bool:
             return True
         found = [versions.find(store, config.registered_name, digests[model], model) for model in config.attack.models]
         return any(version and "measured" not in version.tags for version in found)
-
-
-def removed() -> set[str]:
-    return set(json.loads(REMOVED.read_text())) if REMOVED.exists() else set()
-
-
-def gc(config: Config) -> list[dict[str, Any]]:
-    """The versions of the run's registered model that no alias, no dvc.lock of a commit or of the workspace, and no report needs."""
-    name, needed = config.registered_name, _needed()
-    with opened("Nothing was changed.") as store:
-        aliased = set(aliases(store, name).values())
-        versions_ = [version for version in _all(store, name) if "dvc.md5" in version.tags]
-        kept = [version for version in versions_ if int(version.version) in aliased or version.tags["dvc.md5"] in needed]
-        parents = {part for version in kept for part in version.tags.get("parents", "").split(", ")}
-        return [
-            {"name": name, "version": int(version.version), "model": version.tags["model"], "dvc.md5": version.tags["dvc.md5"]}
-            for version in versions_
-            if version not in kept and f"{version.tags['model']}: version {version.version}" not in parents
-        ]
-
-
-def _needed() -> set[str]:
-    """DVC's digests that a kept dvc.lock or the receipt names."""
-    locks = [run.lock for run in snapshot.committed()] + [snapshot.of(Path(), {}).lock]
-    receipt = Path("report/registered.json")
-    told = json.loads(receipt.read_text())["models"].values() if receipt.exists() else ()
-    return {md5 for lock in locks for md5 in snapshot.outputs(lock).values()} | {one["dvc.md5"] for one in told}
-
-
-def remove(unneeded: list[dict[str, Any]]) -> None:
-    """Take out versions with their files; they stay out when the registry is mended. Refuses a version that has an alias by now."""
-    with opened("What was removed is removed.") as store:
-        for one in unneeded:
-            if one["version"] in aliases(store, one["name"]).values():
-                raise Mistake(f"{one['name']}/{one['version']}: has an alias (got a version in use). Run `basin gc` again.")
-            model = versions.logged(store, store.get_model_version(one["name"], str(one["version"])))
-            REMOVED.parent.mkdir(parents=True, exist_ok=True)
-            REMOVED.write_text(json.dumps(sorted(removed() | {one["dvc.md5"]}), indent=1) + "\n")
-            store.delete_model_version(one["name"], str(one["version"]))
-            store.delete_logged_model(model.model_id)
-            if urlparse(model.artifact_location).scheme in ("", "file"):
-                shutil.rmtree(Path(unquote(urlparse(model.artifact_location).path)), ignore_errors=True)
