@@ -3,7 +3,7 @@
     serve --> guard --> worker --> flow run --> guard --> dvc --> stage
 
 A worker that dies takes its flow with it (the guard ends its group), and another is started. A run whose process is gone is marked Crashed
-at once by whoever served it, else after 75 s by the server (automations.py), and then started again, up to `ATTEMPTS` times.
+at once by whoever served it, else after 75 s by the server (automations.py), and then started again.
 """
 
 import logging
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -30,19 +31,17 @@ from pipeline.guard import Guards
 
 POOL = "basin"
 NOTES = Path(".basin/flow_runs")  # a file a run that was started here, named by its id
-ATTEMPTS = 25
 WORKSPACE = "BASIN_WORKSPACE"
 log = logging.getLogger(__name__)
 
 
 def enter() -> dict[str, str]:
     """The pull step of every deployment: into the workspace in which this worker is served, and a note that the run is here."""
-    if not (workspace := os.environ.get(WORKSPACE)):
-        raise Mistake(f"{WORKSPACE}: this worker does not know its workspace (got nothing). Start it with: basin serve.")
+    workspace = os.environ.get(WORKSPACE, ".")  # a worker that `basin serve` did not start has none: the flow will say so
     os.chdir(workspace)
     NOTES.mkdir(parents=True, exist_ok=True)
     (NOTES / os.environ["PREFECT__FLOW_RUN_ID"]).write_text(str(os.getpid()))
-    return {"directory": workspace}
+    return {"directory": os.getcwd()}
 
 
 def serve(pool: str = POOL, port: int = 4200) -> None:
@@ -54,10 +53,13 @@ def serve(pool: str = POOL, port: int = 4200) -> None:
         with get_client(sync_client=True) as client:
             _deploy(client, pool)
             while True:
-                rescue(client)
-                code = _worker(pool, guards).wait()
-                log.warning("The worker has ended (exit code %d); another is started.", code)
-                time.sleep(2)  # not faster than a server that is away comes back
+                try:
+                    rescue(client)
+                    code = _worker(pool, guards).wait()
+                    log.warning("The worker has ended (exit code %d); another is started.", code)
+                except httpx.TransportError as error:
+                    log.warning("Prefect's server at %s is away (%s); trying again.", api, error)
+                time.sleep(2)  # not faster than a server comes back
     except KeyboardInterrupt:
         return
     finally:
