@@ -1,12 +1,11 @@
-"""The pins without which Prefect installs and then does not work: docs/decisions/0002-pins-that-make-prefect-work.md."""
+"""The pins without which Prefect installs and then does not work: docs/decisions/0002-pins-that-make-prefect-work.md.
 
-import subprocess
-import sys
+That a schedule's run is also run to its end, a slow test sees: tests/test_flow_serving.py.
+"""
+
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from pathlib import Path
 
 import httpx
 import pytest
@@ -42,23 +41,3 @@ def test_the_scheduler_fills_a_schedule(prefect_server: str):
     runs = wait_for_runs(prefect_server, deployment, ["SCHEDULED"], seconds=30)
     assert runs, "the server accepted a schedule and created no run from it"
     assert all(run["auto_scheduled"] for run in runs)
-
-
-@pytest.mark.slow
-def test_a_served_flow_runs_on_its_schedule(prefect_server: str, project: Callable[..., Path]):
-    place = project("stages:\n  one:\n    cmd: echo 1 > out\n    outs: [out]\n")
-    code = "from pipeline import environment; environment.apply(); from pipeline import flow; flow.serve('often', interval=10)"
-    server = subprocess.Popen([sys.executable, "-c", code], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        deployment = ""
-        deadline = time.monotonic() + 60
-        while not deployment and time.monotonic() < deadline:
-            found = filtered(prefect_server, "deployments", {"deployments": {"name": {"any_": ["often"]}}})
-            deployment = found[0]["id"] if found else ""
-            time.sleep(0.5)
-        runs = wait_for_runs(prefect_server, deployment, ["COMPLETED"], seconds=90)
-    finally:
-        server.terminate()
-        said = server.communicate(timeout=60)[0]
-    assert runs, said[-3000:]
-    assert (place / "out").read_text() == "1\n"
