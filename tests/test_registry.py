@@ -217,6 +217,17 @@ numpy.save("net.npy", model.unwrap_python_model().classifier(torch.from_numpy(x)
         assert np.load(elsewhere / name, allow_pickle=False).tobytes() == expected.tobytes()
 
 
+def test_basin_evaluate_finds_the_same_of_a_version_and_of_its_folder(registered):
+    """Its twin included, from which points are carried over."""
+    from pipeline import outside
+
+    ball = outside.threat("linf", "0.15")
+    targets = f"models:/{NAME}@champion", f"models:/{NAME}/2", "models/head/ode"
+    found = [outside.run(target, "data/prepared", ball, "quick", 20, 0, registry.load_with_twin) for target in targets]
+    assert all(one | {"target": "", "seconds": 0} == found[0] | {"target": "", "seconds": 0} for one in found)
+    assert found[0]["declared"]["twin"] and found[0]["masked"] and found[0]["n"] == 20
+
+
 def test_no_pickle_and_the_twin_travels(run):
     registry.register_all(run, digests())
     files = {path.name for path in Path("mlartifacts").rglob("*") if path.is_file()}
