@@ -1,0 +1,48 @@
+"""A project outside the checkout, in an environment of its own, gets the numbers that the registry recorded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from test_registry import MODELS, NAME, digests, workspace  # noqa: F401
+
+from pipeline import config, registry
+
+ROOT = Path(__file__).parent.parent
+UV = Path(sys.executable).parent / "uv"
+
+
+@pytest.mark.slow
+def test_another_project_reproduces_a_version(workspace, tmp_path_factory, monkeypatch, capsys):  # noqa: F811
+    run = tmp_path_factory.mktemp("run")
+    shutil.copytree(workspace, run, dirs_exist_ok=True)
+    stages = os.environ | {"PYTHONPATH": str(ROOT), "BASIN_TRACKING": "off"}
+    for stage in ("backbone natural", "head ode", *(f"attack {model} quick" for model in MODELS)):
+        subprocess.run([sys.executable, "-m", *f"stages.{stage}".split()], cwd=run, env=stages, check=True, capture_output=True)
+    monkeypatch.chdir(run)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    registry.register_all(config.load(), digests())
+
+    elsewhere, uri = tmp_path_factory.mktemp("elsewhere"), f"sqlite:///{run}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    needed = mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion/requirements.txt")
+    subprocess.run([UV, "venv", "-q", "--python", sys.executable, elsewhere / "venv"], check=True)
+    subprocess.run([UV, "pip", "install", "-q", "--python", elsewhere / "venv", "-r", needed], check=True)
+    shutil.copyfile(ROOT / "tests" / "second_project.py", elsewhere / "second_project.py")
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    clean |= {"MLFLOW_TRACKING_URI": uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    program = [elsewhere / "venv/bin/python", "second_project.py", f"models:/{NAME}@champion"]
+    done = subprocess.run(program, cwd=elsewhere, env=clean, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert not found["code"].startswith(str(ROOT)) and found["modules"] == []
+    assert found["clean"]["recorded"] == found["clean"]["computed"] > 0.2, "an untrained one would do as well otherwise"
+    assert found["clean predictions"]["recorded"] == found["clean predictions"]["computed"]
+    assert len(found["adversarial"]["recorded"]) == 10 and found["adversarial"]["recorded"] == found["adversarial"]["computed"]
+    with capsys.disabled():
+        print(f"\nclean accuracy {found['clean']['computed']} of {found['n']}, and ten adversarial predictions, as recorded")
