@@ -132,6 +132,7 @@ def test_a_deleted_database_comes_back_whole(project, nothing_unpickles):
     assert registry.load(f"{NAME}/2") and "weights.safetensors" in registry.pull(f"{NAME}@champion", Path("taken"))
 
 
+@pytest.mark.slow
 def test_committed_runs_come_back_where_nothing_else_is_left(project):
     before = state()["versions"]
     forget()
@@ -142,6 +143,7 @@ def test_committed_runs_come_back_where_nothing_else_is_left(project):
     assert {v: one["tags"]["dvc.md5"] for v, one in after.items()} == {v: one["tags"]["dvc.md5"] for v, one in before.items()}
 
 
+@pytest.mark.slow
 def test_what_dvcs_cache_lost_is_named(project):
     lost = store().get_model_version(NAME, "2").tags["dvc.md5"]
     (project / ".dvc/cache/files/md5" / lost[:2] / lost[2:]).unlink()
@@ -159,12 +161,13 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
         (folder / "card.md").write_text("the best model ever")
         (folder / "artifacts/ode/recipe.json").write_text("{}")
     store().log_metric(one.run_id, "clean", 2.0, model_id=versions.logged(store(), one).model_id)
-    store().create_model_version(NAME, "models:/elsewhere")
+    store().create_model_version(NAME, "s3://elsewhere/model")
     store().set_registered_model_alias(NAME, "ode", "1")
     problems = registry.verify(*run())
     for what in ("tag worst_case", "file card.md", "file artifacts/ode/recipe.json", "metric clean"):
         assert f"{NAME}/2: changed by hand: {what}" in problems
     assert f"{NAME}@ode: points to version 1 instead of 3" in problems
+    assert f"{NAME}/4: foreign, not registered by Basin" in problems
     with pytest.raises(Mistake, match=r"digits-linf-0.15/2: changed since it was registered \(got card.md\)"):
         registry.pull(f"{NAME}/2", Path("taken"))
     assert registry.sync(*run()) == []
@@ -172,6 +175,7 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
     assert state() == before
 
 
+@pytest.mark.slow
 def test_gc_takes_what_nobody_needs_and_never_a_champion(project):
     assert registry.gc(run()[0]) == [], "version 2 is in a commit's dvc.lock"
     retrain(run()[0], "head/ode", seed=2, held=12)
