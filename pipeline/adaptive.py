@@ -8,7 +8,8 @@
 | has layers with several gradients | each of them (BPDA and its like) |
 | has a purifier | gradients of the model without it |
 | is random | gradients averaged over draws (EOT), and those of the mean weights |
-| has a gradient that is zero or wrong | straight through what rounds, and four times the search that needs none: scores, then decisions |
+| takes its solves' gradient by the adjoint | every gradient through the steps of the solve instead |
+| has a gradient that is zero, wrong or buried | straight through what is flat, and four times the search that needs none |
 | has features | towards the features of an image of another class |
 
 Weak and cheap attempts go first: what they break costs the others nothing.
@@ -55,10 +56,12 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
         yield "pgd_eot", Attempt(_attack("pgd", steps=s.steps, step=0.1), own)
     else:
         yield "fab", Attempt(_attack("fab", targets=s.targets), own)
-    queries = max(s.queries // (s.draws if declared.randomised else 1), 1) * (LONGER if declared.blind else 1)
-    yield "square", Attempt(_attack("square", queries=queries), own)
+    queries = s.queries * (LONGER if declared.blind else 1)
     if declared.blind:
         yield "spsa", Attempt(_attack("spsa", steps=s.steps, samples=max(queries // (2 * s.steps), 1), delta=SPSA_DELTA), own)
+    queries = max(queries // (s.draws if declared.randomised else 1), 1)
+    yield "square", Attempt(_attack("square", queries=queries), own)
+    if declared.blind:
         yield "boundary", Attempt(_attack("boundary", queries=queries), own)
     for k in range(1, s.doublings + 1):
         longer = _attack("apgd", loss="ce", steps=s.steps * 2**k, restarts=2**k)

@@ -13,7 +13,7 @@ from pipeline.attacks import gradient, margin
 from pipeline.declaration import VANISHED, WRONG, Declaration, difference_error, signal_to_noise, vanished
 from pipeline.evaluation import RISING, Evaluation
 from pipeline.lookup import choose
-from pipeline.ode import Solver, flows
+from pipeline.ode import Solver
 from pipeline.outcomes import Outcomes, mean
 from pipeline.randomness import generator
 from pipeline.stability import is_unstable, starts, stiffness
@@ -100,16 +100,16 @@ def _gradients(model: nn.Module, x: Images, y: Labels, attempts: Mapping[str, At
         draws = max((attempt.way.draws or getattr(model, "draws", 1) for attempt in attempts.values()), default=1)
         return figures | {"signal_to_noise": signal_to_noise(model, x, y) * draws**0.5}
     figures["gradient_error"] = difference_error(model, x, y)
-    if declared.flows:
-        own = flows(model)[0].solver
-        exact, adjoint = (_through(solver, model, x, y) for solver in (own.model_copy(update={"gradient": "exact"}), ADJOINT))
+    if declared.flows or declared.adjoint:
+        theirs = Way(solver=ADJOINT) if declared.flows else Way()
+        exact, adjoint = (_through(way, model, x, y) for way in (Way(exact=True), theirs))
         figures["adjoint_cosine"] = cosine_similarity(exact, adjoint).median().item()
     return figures
 
 
-def _through(solver: Solver, model: nn.Module, x: Images, y: Labels) -> Tensor:
-    """[n, d]: the gradient of the margin, which does not saturate, with this solver."""
-    with Way(solver=solver).through(model):
+def _through(way: Way, model: nn.Module, x: Images, y: Labels) -> Tensor:
+    """[n, d]: the gradient of the margin, which does not saturate, in this way."""
+    with way.through(model):
         return gradient(model, x, y, margin)[0].flatten(1)
 
 

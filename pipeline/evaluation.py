@@ -48,6 +48,10 @@ class Counted:
         self.passes += len(x) * getattr(self.network, "draws", 1)
         return self.network(x)
 
+    def single(self, x: Images) -> Logits:
+        self.passes += len(x)
+        return self.network.single(x)  # type: ignore[attr-defined]
+
 
 @dataclass
 class Evaluation:
@@ -159,7 +163,8 @@ class Evaluation:
         for b, chosen in enumerate(bar):
             clean, labels = o.images[chosen].to(self.device), o.labels[chosen].to(self.device)
             counted = Counted(self.classifier)
-            target = Target(counted, threat, self.twin, getattr(self.classifier, "features", None))
+            single = counted.single if self.randomised and hasattr(self.classifier, "single") else None
+            target = Target(counted, threat, self.twin, getattr(self.classifier, "features", None), single)
             with self.seeded(name, b):
                 with attempt.way.through(self.classifier):
                     draws = generator(*self.seed, name, b, device=self.device)

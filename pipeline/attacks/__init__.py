@@ -18,12 +18,16 @@ from pipeline.types import Images, Labels, Network, PerImage
 
 @dataclass(frozen=True)
 class Target:
-    """What an attack is given: the network, the ball, and where there are any the undefended twin and the backbone's features."""
+    """What an attack is given: the network, the ball, and where there are any the undefended twin and the backbone's features.
+
+    `single` is one draw of a network that draws, which is what its robust accuracy is about; the network itself may average several.
+    """
 
     network: Network
     threat: ThreatModel
     twin: Network | None = None
     features: Callable[[Images], Tensor] | None = None  # images -> [n, ...]
+    single: Network | None = None
 
 
 PerImageLoss = Callable[[Tensor, Labels], PerImage]

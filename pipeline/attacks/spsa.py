@@ -4,7 +4,9 @@
     x_{t+1} = P(x_t - alpha Adam(g))                                               J = z_y - max_{i != y} z_i, x_0 = x
 
 A difference over 2 delta does not see shattered or wrong derivatives, and J does not saturate as cross-entropy does. It costs 2 n + 1
-queries a step. A broken image is queried no further. The queries x_t +- delta v may lie delta outside the pixel range; candidates do not.
+queries a step. A broken image is queried no further, unless the network draws: then a point that more draws misread is looked for, and a
+query for g is one draw, because more directions say more than more draws in each. The queries x_t +- delta v may lie delta outside the
+pixel range; candidates do not.
 """
 
 import torch
@@ -33,7 +35,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     with torch.no_grad():
         best.offer(x, target.network(x), labels)
         for t in range(1, params.steps + 1):
-            rows = (~best.broken).nonzero().flatten()
+            rows = (~best.broken | (target.single is not None)).nonzero().flatten()
             if not len(rows):
                 break
             g = estimate(params, target, x[rows], labels[rows], generator)
@@ -47,11 +49,11 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
 
 def estimate(params: Params, target: Target, x: Images, labels: Labels, generator: torch.Generator) -> Tensor:
     """g, the mean over the directions; several directions go through the network in one pass."""
-    total = torch.zeros_like(x)
+    total, network = torch.zeros_like(x), target.single or target.network
     for k in _shares(params.samples, max(PASS // (2 * x.numel()), 1)):
         v = torch.randint(2, (k, *x.shape), generator=generator, device=x.device) * 2.0 - 1.0
         points = torch.cat([x + params.delta * v, x - params.delta * v])
-        above, below = margin(target.network(points.flatten(0, 1)), labels.repeat(2 * k)).view(2, k, len(x), 1, 1, 1)
+        above, below = margin(network(points.flatten(0, 1)), labels.repeat(2 * k)).view(2, k, len(x), 1, 1, 1)
         total += ((above - below) * v).sum(0)
     return total / (2 * params.delta * params.samples)
 

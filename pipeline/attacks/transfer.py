@@ -22,7 +22,8 @@ class Params(Settings):
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     assert target.twin is not None, "given only to a model that has a twin (NEEDS_TWIN)"
-    source, best = Target(target.twin, target.threat), Incumbent(images)
+    source = Target(target.twin, target.threat, features=getattr(target.twin, "features", None))
+    best = Incumbent(images)
     for attack in params.attacks:
         x = attack.module.perturb(attack.params, source, images, labels, generator)
         with torch.no_grad():

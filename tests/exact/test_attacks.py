@@ -233,6 +233,18 @@ def test_spsa_asks_what_it_says_in_large_passes_and_none_of_a_broken_image(linea
     assert asked[0] == len(x) and asked[1] == 20 * len(x) and asked[-1] < len(x)
 
 
+def test_spsa_asks_a_network_that_draws_for_single_draws_and_goes_on_where_an_image_is_broken(linear):
+    model, x, y = linear
+    asked = {"averaged": [], "single": []}
+
+    def counted(name):
+        return lambda images: (asked[name].append(len(images)), model(images))[1]
+
+    target = Target(counted("averaged"), BALL, single=counted("single"))
+    spsa.perturb(spsa.Params(steps=30, samples=10), target, x, y, generator(0, "a"))
+    assert asked == {"averaged": 31 * [len(x)], "single": 30 * [20 * len(x)]}
+
+
 # Features ---------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +298,14 @@ def test_images_without_a_guide_are_left_alone(trained, few):
 def test_the_feature_attack_says_what_it_needs(trained, few):
     with pytest.raises(Mistake, match=r"attack features: it needs the features of the attacked model \(got none\)\. Attack a classifier"):
         features.perturb(features.Params(), Target(trained, BALL), *few, generator(0, "a"))
+
+
+def test_a_twin_is_attacked_through_its_own_features(trained, twin, few):
+    choice = choose("attacks", {"kind": "transfer", "attacks": [{"kind": "features"}]})
+    target = Target(trained, BALL, twin, trained.features)
+    found = choice.module.perturb(choice.params, target, *few, generator(0, "a"))
+    own = Target(twin, BALL, features=twin.features)
+    assert torch.equal(found, features.perturb(features.Params(), own, *few, generator(0, "a"))) and not torch.equal(found, few[0])
 
 
 # Square -----------------------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.classifier import Classifier
 from pipeline.heads.sodef import SineDrift
-from pipeline.ode import STABILITY_LIMIT, Flow, Solver, flows, solving_with
+from pipeline.ode import STABILITY_LIMIT, Flow, Solver, exactly, flows, solving_with
 from pipeline.stability import is_unstable, starts, stiffness
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -112,6 +112,25 @@ def test_the_adjoint_works_where_parameters_are_frozen():
     flow = Flow(sine(0.5, 4, seed=0).requires_grad_(False), 1.0, Solver(method="dopri5", gradient="adjoint"))
     z0 = torch.ones(2, 4, dtype=torch.float64)
     assert gradient(flow, flow.solver, z0, z0).abs().min() > 0
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_an_adjoint_solve_can_be_differentiated_through_its_steps(method):
+    """Whoever calls it; the solution does not change, and afterwards the adjoint is back, even after an error."""
+    drift = sine(2.0, 3, seed=0)
+    z0 = torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+
+    def solved(gradient):
+        z = Flow(drift, 2.0, Solver(method=method, gradient=gradient))(z0)
+        return z, torch.autograd.grad(z.sum(), z0)[0]
+
+    plain, adjoint = solved("exact"), solved("adjoint")
+    with pytest.raises(RuntimeError, match="stop"), exactly() as methods:
+        through = solved("adjoint")
+        raise RuntimeError("stop")
+    assert methods == [method]
+    assert all(torch.equal(one, other) for one, other in zip(through, plain))
+    assert torch.equal(solved("adjoint")[1], adjoint[1]) and not torch.equal(adjoint[1], plain[1])
 
 
 def test_a_swapped_solver_is_put_back_even_after_an_error():
