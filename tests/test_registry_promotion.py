@@ -70,6 +70,7 @@ def settings(tmp_path, monkeypatch) -> config.Config:
     return found
 
 
+@pytest.mark.slow
 def test_a_masked_model_is_refused_and_a_better_one_becomes_champion(settings, tmp_path_factory):
     natural = trained(settings, "natural", epochs=4)
     attacked(settings, "natural", natural)
