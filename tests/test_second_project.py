@@ -14,6 +14,7 @@ from test_registry import MODELS, NAME, digests, workspace  # noqa: F401
 from pipeline import config, registry
 
 ROOT = Path(__file__).parent.parent
+FLAGS = [line[3:] for line in (ROOT / "docs/flags.md").read_text().splitlines() if line.startswith("## ")]
 UV = Path(sys.executable).parent / "uv"
 
 
@@ -21,6 +22,13 @@ UV = Path(sys.executable).parent / "uv"
 def test_another_project_reproduces_a_version(workspace, tmp_path_factory, monkeypatch, capsys):  # noqa: F811
     run = tmp_path_factory.mktemp("run")
     shutil.copytree(workspace, run, dirs_exist_ok=True)
+    params = (
+        (run / "params.yaml")
+        .read_text()
+        .replace("channels: [2], hidden: 8", "channels: [8], hidden: 32")
+        .replace("epochs: 1,", "epochs: 20,")
+    )
+    (run / "params.yaml").write_text(f"{params}\nregistry: {{gate: {{accepted_flags: {json.dumps(FLAGS)}}}}}\n")
     stages = os.environ | {"PYTHONPATH": str(ROOT), "BASIN_TRACKING": "off"}
     for stage in ("backbone natural", "head ode", *(f"attack {model} quick" for model in MODELS)):
         subprocess.run([sys.executable, "-m", *f"stages.{stage}".split()], cwd=run, env=stages, check=True, capture_output=True)
