@@ -189,7 +189,9 @@ def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
     names = {"clean", "worst_case", "interval_low", "interval_high", "twin", "n", "robust.quick", "flags", "unresolved"}
     costs = {"latency_ms.1", "latency_ms.64", "parameters", "nfe"}
     assert {m.key: m.value for m in model.metrics} == store().get_run(version.run_id).data.metrics
-    assert {m.key for m in model.metrics} == names | costs and json.loads(model.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": 2}]
+    assert {m.key for m in model.metrics} == names | costs and json.loads(model.tags["mlflow.modelVersions"]) == [
+        {"name": NAME, "version": 2}
+    ]
     assert {m.key: m.value for m in model.metrics}["nfe"] == 8, "two steps of RK4"
     assert "| **robust, worst case of all** | **50.0%** | 35.2% to 64.8% | 40 |" in version.description
     assert version.description.startswith("head/ode: 50.0% robust, 100.0% clean\n")
