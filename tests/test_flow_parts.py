@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,6 +12,16 @@ from safetensors.numpy import save_file
 from pipeline import repro, slots
 from pipeline.errors import Mistake
 from pipeline.repro import Stage
+
+
+@pytest.fixture
+def flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The package alone: nothing here talks to a server."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    from pipeline import flow
+
+    return flow
+
 
 FORK = [Stage("a"), Stage("short", ("a",)), Stage("long", ("a",)), Stage("join", ("short", "long"))]
 

@@ -41,12 +41,14 @@ CLI = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 class Served:
     """A Prefect server with a home and a port of its own, and `basin serve` in a workspace."""
 
-    def __init__(self, home: Path, place: Path, schedule: dict[str, Any] | None = None):
+    def __init__(self, home: Path, place: Path, schedule: dict[str, Any] | None = None, extra: dict[str, str] | None = None):
         self.home, self.place, self.port = home, place, server.free_port()
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self.env |= environment.SILENT | environment.SAFE | {"PREFECT_HOME": str(home), "PREFECT_API_URL": self.url}
         self.env |= {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_SERVER_API_PORT": str(self.port)}
+        self.env |= extra or {}
+        self.password = tuple(self.env.get("PREFECT_API_AUTH_STRING", "").split(":")) if extra else None
         self.processes: dict[str, subprocess.Popen] = {}
         content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
         content["deployments"][0] |= {"schedules": [schedule]} if schedule else {}
@@ -72,7 +74,7 @@ class Served:
         return found[0] if found else None
 
     def call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=30)
+        answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=30, auth=self.password)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
@@ -89,7 +91,7 @@ class Served:
             return "unknown"
 
     def history(self, run: str) -> list[str]:
-        states = httpx.get(f"{self.url}/flow_run_states/", params={"flow_run_id": run}).json()
+        states = httpx.get(f"{self.url}/flow_run_states/", params={"flow_run_id": run}, auth=self.password).json()
         return [state["name"] for state in sorted(states, key=lambda state: state["timestamp"])]
 
     def end(self) -> None:
@@ -127,14 +129,14 @@ def until(condition: Callable[[], Any], seconds: float) -> Any:
 
 @pytest.fixture
 def served(project: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """`served(dvc_yaml, schedule)`: all of it, started."""
+    """`served(dvc_yaml, schedule, extra environment)`: all of it, started."""
     started = []
 
-    def make(dvc_yaml: str, schedule: dict[str, Any] | None = None) -> Served:
+    def make(dvc_yaml: str, schedule: dict[str, Any] | None = None, extra: dict[str, str] | None = None) -> Served:
         place = project(dvc_yaml)
         (place / "stage.py").write_text(STAGE)
         (place / "steps.py").write_text(STEPS)
-        started.append(all_of_it := Served(tmp_path / "prefect", place, schedule))
+        started.append(all_of_it := Served(tmp_path / "prefect", place, schedule, extra))
         all_of_it.start("server")
         all_of_it.start("serve")
         until(lambda: all_of_it.call("deployments/filter", {}), 60)
@@ -153,7 +155,7 @@ def test_a_form_refuses_schedules_fire_cancels_reach_the_stage(served: Callable[
     assert "0 is less than the minimum of 1" in refused.value.response.text
 
     # The schedule of 5 s fires; its run starts; the schedule is paused.
-    until(lambda: notes(here.place), 90)
+    until(lambda: notes(here.place), 180)
     schedule = here.deployment()["schedules"][0]["id"]
     here.call(f"deployments/{here.deployment()['id']}/schedules/{schedule}", {"active": False}, "PATCH")
     run = here.call("flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}})[0]
@@ -162,7 +164,7 @@ def test_a_form_refuses_schedules_fire_cancels_reach_the_stage(served: Callable[
     assert any(tag.startswith("commit: ") for tag in run["tags"])
 
     # A cancel ends dvc and the stage within seconds, and the checkpoint stays.
-    until(lambda: (here.place / "checkpoint").exists(), 30)
+    until(lambda: (here.place / "checkpoint").exists(), 60)
     stage = stage_pid(here.place)
     asked = time.monotonic()
     here.call(f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
@@ -174,7 +176,7 @@ def test_a_form_refuses_schedules_fire_cancels_reach_the_stage(served: Callable[
 
     # Started again, it goes on from there; nothing is done twice.
     again = here.run()
-    until(lambda: here.state(again) == "Completed", 90)
+    until(lambda: here.state(again) == "Completed", 180)
     steps = [int(line.split()[0]) for line in (here.place / "steps").read_text().splitlines()]
     assert steps.count(done - 1) == 1 and steps[-1] == 39
 

@@ -20,11 +20,11 @@ BEGUN = {f"prefect.flow-run.{name}" for name in ("Running", "Scheduled", "Late",
 
 
 def _rule(name: str, expect: set[str], posture: Posture, action: ChangeFlowRunState, **trigger: Any) -> AutomationCore:
+    """Only runs of our deployments, which have the tag `basin`: the server may be other people's too."""
     runs = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
-    each = {"prefect.resource.id"}
-    return AutomationCore(
-        name=name, actions=[action], trigger=EventTrigger(expect=expect, match=runs, for_each=each, posture=posture, threshold=1, **trigger)
-    )
+    ours = ResourceSpecification({"prefect.resource.id": "prefect.tag.basin", "prefect.resource.role": "tag"})
+    common = {"for_each": {"prefect.resource.id"}, "threshold": 1, "match": runs, "match_related": ours}
+    return AutomationCore(name=name, actions=[action], trigger=EventTrigger(expect=expect, posture=posture, **common, **trigger))
 
 
 def _silent(name: str, after: set[str], expect: set[str], message: str) -> AutomationCore:
