@@ -5,12 +5,13 @@ Needs a Chromium of the system (`apt install chromium`) and says so where there 
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_flow import FORK
-from test_flow_serving import Served, served  # noqa: F401
+from test_flow import FORK, gone, notes
+from test_flow_serving import Served, served, until  # noqa: F401
 
 pytestmark = pytest.mark.slow
 playwright = pytest.importorskip("playwright.sync_api")
@@ -31,13 +32,52 @@ def page(tmp_path: Path) -> Iterator:
         browser.close()
 
 
-def test_a_person_at_the_pages(served, page):  # noqa: F811
-    here: Served = served(FORK.replace(" b 1 a", " b 12 a").replace(" c 1 a", " c 12 a"), {"interval": 3600, "active": True})
+def test_a_person_at_the_pages(served: Callable[..., Served], page: Any):  # noqa: F811
+    here = served(FORK.replace(" b 1 a", " b 25 a").replace(" c 1 a", " c 25 a"), {"interval": 3600, "active": True})
     root, deployment = here.url.removesuffix("/api"), here.deployment()["id"]
 
+    # The form: a wrong value is refused, a changed one starts a run.
     page.goto(f"{root}/deployments/deployment/{deployment}/run")
-    page.wait_for_timeout(5000)
-    page.shot("form")
-    print(page.locator("body").inner_text()[:3000])
-    words = "e => [e.tagName, e.type, e.name, e.value, e.innerText, e.getAttribute('aria-label'), e.className.slice(0, 60)].join('|')"
-    print(page.evaluate(f"[...document.querySelectorAll('input,button,textarea')].map({words}).join('\\n')"))
+    page.locator("input[type=number]").fill("0")
+    page.get_by_role("button", name="Submit").click()
+    page.get_by_text("0 is less than the minimum of 1").first.wait_for()
+    page.shot("1-refused")
+    page.locator("input[type=number]").fill("3")
+    page.get_by_role("button", name="Submit").click()
+    run = until(
+        lambda: here.call("flow_runs/filter", {"flow_runs": {"deployment_id": {"any_": [deployment]}, "tags": {"all_": ["basin"]}}}), 30
+    )
+    run = next(one for one in run if not one["auto_scheduled"])
+    assert run["parameters"]["workers"] == 3
+
+    # Two tasks at once, and the second run of the chain not begun.
+    until(lambda: {"left", "right"} <= {name for _, name, what, *_ in notes(here.place)}, 180)
+    page.goto(f"{root}/runs/flow-run/{run['id']}?tab=Task+Runs")
+    page.get_by_text("left").first.wait_for()
+    assert page.get_by_text("Running").count() >= 3, "the run and two tasks"
+    page.shot("2-two-at-once")
+
+    # Cancelled from the menu: the stages end.
+    stages = {int(line[-1]) for line in notes(here.place)}
+    page.locator(".flow-run-menu button").first.click()
+    page.get_by_text("Cancel", exact=True).last.click()
+    page.get_by_role("button", name="Confirm").click()
+    assert gone(stages, patience=30)
+    until(lambda: here.state(run["id"]) == "Cancelled", 90)
+    page.shot("3-cancelled")
+
+    # Started again by its Retry button: it ends right.
+    page.goto(f"{root}/runs/flow-run/{run['id']}")
+    page.get_by_role("button", name="Retry").first.click()
+    page.get_by_role("button", name="Retry").last.click()
+    until(lambda: here.state(run["id"]) == "Completed", 180)
+    assert sorted(name for _, name, what, *_ in notes(here.place) if what == "end") == ["join", "left", "prepare", "right"]
+
+    page.goto(f"{root}/artifacts/key/stages")
+    page.get_by_text("What became of each stage").first.wait_for()
+    page.shot("4-artifact")
+
+    page.goto(f"{root}/deployments/deployment/{deployment}")
+    page.locator(".deployment-schedule-card .p-toggle__control").click()
+    until(lambda: [one["active"] for one in here.deployment()["schedules"]] == [False], 30)
+    page.shot("5-paused")

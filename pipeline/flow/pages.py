@@ -1,13 +1,17 @@
 """What Prefect's pages show of a run: what became of each stage, how to go on, the results, the report; and the run's tags."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import State
 
@@ -16,6 +20,16 @@ from pipeline.repro import Stage
 
 REPORT = Path("report/index.html")
 TABLE = Path("report/table.csv")
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def optional() -> Iterator[None]:
+    """A page that cannot be written because the server is away fails no run."""
+    try:
+        yield
+    except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+        log.warning("Prefect's pages lack a part of this run: %s: %s", type(error).__name__, error)
 
 
 def key(name: str) -> str:
@@ -37,6 +51,7 @@ def tag() -> None:
     mark([*marks, f"commit: {tracking.commit()['commit'][:12]}"])
 
 
+@optional()
 def mark(tags: Sequence[str]) -> None:
     """Add tags to this flow run."""
     if flow_run.id:
@@ -44,12 +59,14 @@ def mark(tags: Sequence[str]) -> None:
             client.update_flow_run(flow_run.id, tags=sorted({*(flow_run.tags or []), *tags}))
 
 
+@optional()
 def outputs(stage: Stage) -> None:
     """What a stage wrote, with DVC's digests."""
     rows = [[f"`{out}`", f"`{repro.digest(out)}`"] for out in stage.outs]
     create_markdown_artifact(markdown(["output", "DVC's digest"], rows), key=key(stage.name), description=f"What {stage.name} wrote")
 
 
+@optional()
 def publish(stages: Sequence[Stage], states: Mapping[str, State], go_on: str) -> None:
     """What became of each stage, why, and the command to go on; the results and the report if this run covers them."""
     rows = [[stage.name, states[stage.name].name, states[stage.name].message or ""] for stage in stages]

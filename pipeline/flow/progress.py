@@ -5,22 +5,20 @@ The stage itself knows nothing of this: it writes its checkpoint after every epo
 
 import contextvars
 import json
-import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import yaml
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.exceptions import PrefectHTTPStatusError
 from safetensors import SafetensorError, safe_open
+
+from pipeline.flow import pages
 
 CHECKPOINTS = Path(".basin/checkpoints")
 LOOK = 2.0  # seconds between two looks
-log = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
@@ -38,7 +36,7 @@ def shown(stage: str, key: str) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(5.0)  # not as long as a server may be away
 
 
 def _follow(stage: str, key: str, ended: threading.Event) -> None:
@@ -47,14 +45,12 @@ def _follow(stage: str, key: str, ended: threading.Event) -> None:
     while not ended.wait(LOOK):
         if (now := read(stage)) is None or now == last:
             continue
-        try:
+        last = now
+        with pages.optional():
             if artifact is None:
                 artifact = create_progress_artifact(now.percent, key, f"{stage}: {now.words}")
             else:
                 update_progress_artifact(artifact, now.percent, f"{stage}: {now.words}")
-            last = now
-        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
-            log.debug("%s: no progress shown (%s)", stage, error)
 
 
 def read(stage: str) -> Progress | None:
