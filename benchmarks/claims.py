@@ -329,7 +329,7 @@ def section(comparison: Comparison) -> Iterator[str]:
 
 
 def wrapped(text: str) -> str:
-    return textwrap.fill(text, 140, break_on_hyphens=False)
+    return textwrap.fill(" ".join(text.split()), 140, break_on_hyphens=False)
 
 
 # Running ----------------------------------------------------------------------------------------------------------------------------------

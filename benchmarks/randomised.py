@@ -72,8 +72,9 @@ def rand(model: Classifier, seed: int, x: Images, y: Labels) -> tuple[Tensor, fl
     logging.getLogger("auto-attack").disabled = True
     counted = Counted(model)
     with foreign.seeded(generator(seed, "randomised", "rand")) as number, drawing(model, generator(seed, "randomised", "passes")):
-        attack = AutoAttack(foreign.sealed(counted), device="cpu", eps=THREAT.eps, norm="Linf", seed=number, version="rand", verbose=False)
-        points, labels = attack.run_standard_evaluation(x, y, batch_size=len(x), return_labels=True)[:2]
+        attack = AutoAttack(foreign.sealed(counted), device="cpu", eps=THREAT.eps, norm="Linf", seed=number, version="rand")
+        attack.verbose = False
+        points, labels = attack.run_standard_evaluation(x, y, batch_size=len(x))
     return points, (labels == y).float().mean().item(), counted.passes
 
 
