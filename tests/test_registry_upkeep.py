@@ -168,7 +168,7 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
         assert f"{NAME}/2: changed by hand: {what}" in problems
     assert f"{NAME}@ode: points to version 1 instead of 3" in problems
     assert f"{NAME}/4: foreign, not registered by Basin" in problems
-    with pytest.raises(Mistake, match=r"digits-linf-0.15/2: changed since it was registered \(got card.md\)"):
+    with pytest.raises(Mistake, match=r"digits-linf-0.15/2: changed since it was registered \(got artifacts/ode/recipe.json\)"):
         registry.pull(f"{NAME}/2", Path("taken"))
     assert registry.sync(*run()) == []
     store().delete_model_version(NAME, "4")
