@@ -39,8 +39,9 @@ def enter() -> dict[str, str]:
     """The pull step of every deployment: into the workspace in which this worker is served, and a note that the run is here."""
     workspace = os.environ.get(WORKSPACE, ".")  # a worker that `basin serve` did not start has none: the flow will say so
     os.chdir(workspace)
-    NOTES.mkdir(parents=True, exist_ok=True)
-    (NOTES / os.environ["PREFECT__FLOW_RUN_ID"]).write_text(str(os.getpid()))
+    if run := os.environ.get("PREFECT__FLOW_RUN_ID"):  # not where a worker looks the flow up to call its hooks
+        NOTES.mkdir(parents=True, exist_ok=True)
+        (NOTES / run).write_text(str(os.getpid()))
     return {"directory": os.getcwd()}
 
 
