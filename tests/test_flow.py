@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from pipeline import slots
-from pipeline.errors import Mistake
 
 MakeProject = Callable[..., Path]
 
@@ -292,12 +291,6 @@ def test_bad_input_is_told_before_a_server_is_started(project: MakeProject, monk
     assert process.communicate(timeout=60)[0] == "error: target: no such stage (got 'jion'). Did you mean 'join'?\n"
     assert process.returncode == 2
     assert not (place / ".basin/prefect/server.log").exists()
-
-
-def test_no_workers_is_a_mistake(flow: ModuleType, project: MakeProject):
-    project(FORK)
-    with pytest.raises(Mistake, match=r"^workers: at least one stage must run at a time \(got 0\)\. Give 1 or more\.$"):
-        flow.repro(workers=0)
 
 
 def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str, workspace: MakeProject):
