@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from pipeline import lookup, optimise
 from pipeline.attacks import Target, gradient, pgd
 from pipeline.threat import TOLERANCE, ThreatModel
-from pipeline.training import fast, free, mart, natural, trades, yopo
+from pipeline.training import alp, fast, free, mart, natural, trades, yopo
 
 L2 = ThreatModel(norm="l2", eps=0.5)
 balls = pytest.mark.parametrize("ball", [small.BALL, L2], ids=str)
@@ -61,6 +61,17 @@ def test_mart_is_its_equation():
     others[rows, y] = 0
     by_hand = -q[rows, y].log() - (1 - others.amax(1)).log() + 5.0 * (p * (p / q).log()).sum(1) * (1 - p[rows, y])
     assert torch.allclose(mart.loss(params, network, x, y, small.BALL, seeded()), by_hand.mean(), atol=1e-5)
+
+
+def test_alp_is_its_equation():
+    network, x, y = drawn()
+    params = alp.Params.model_validate({"lambda": 0.7, "steps": 3})
+    moved = pgd.ascend(pgd.Params(steps=3, step=params.step), Target(network, small.BALL), x, y, seeded())
+    z, z_moved = network(x), network(moved)
+    pairing = ((z - z_moved) ** 2).sum(1).mean() / 10
+    assert pairing > 0
+    by_hand = (cross_entropy(z, y) + cross_entropy(z_moved, y)) / 2 + 0.7 * pairing
+    assert torch.allclose(alp.loss(params, network, x, y, small.BALL, seeded()), by_hand, atol=1e-6)
 
 
 def test_fast_takes_one_step_from_a_random_start():
