@@ -1,5 +1,6 @@
 """A project outside the checkout, in an environment of its own, gets the numbers that the registry recorded."""
 
+import ast
 import json
 import os
 import shutil
@@ -7,15 +8,36 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import mlflow
 import pytest
 from test_registry import MODELS, NAME, digests, workspace  # noqa: F401
 
 from pipeline import config, registry
+from pipeline.registry import versions
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [line[3:] for line in (ROOT / "docs/flags.md").read_text().splitlines() if line.startswith("## ")]
 UV = Path(sys.executable).parent / "uv"
+
+
+def test_a_version_names_every_library_that_its_code_imports():
+    """What pyfunc.py and any part of a classifier import, directly or not."""
+    graph, parts = grimp.build_graph("pipeline"), ("pipeline.heads", "pipeline.backbones", "pipeline.purifiers")
+    code = {"pipeline.registry.pyfunc"} | {module for part in parts for module in graph.find_descendants(part)}
+    code |= {above for module in code for above in graph.find_upstream_modules(module)}
+    imported = set()
+    for module in code:
+        path = ROOT / (module.replace(".", "/") + ".py")
+        for node in ast.walk(ast.parse((path if path.exists() else path.with_suffix("") / "__init__.py").read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported |= {
+                    name.split(".")[0]
+                    for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+                }
+    brought = {"PIL": "pillow", "pydantic_core": "pydantic"}
+    needed = {brought.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"pipeline"}}
+    assert needed <= set(versions.LIBRARIES)
 
 
 @pytest.mark.slow

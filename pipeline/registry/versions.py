@@ -28,7 +28,7 @@ from pipeline.ode import flows
 from pipeline.registry import card, contents, runs
 from pipeline.registry.candidates import SCHEMA, Candidate
 
-LIBRARIES = ("mlflow", "numpy", "torch", "torchdiffeq", "safetensors", "pydantic", "jaxtyping", "pillow")
+LIBRARIES = ("mlflow", "numpy", "torch", "torchdiffeq", "safetensors", "pydantic", "jaxtyping", "pillow", "tqdm")
 BATCH = 64  # images of a pass whose time is taken
 log = logging.getLogger(__name__)
 
