@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow.tracking._tracking_service import utils
 from test_registry import MODELS, NAME, PARAMS, aliases, retrain, store, workspace  # noqa: F401
 
 from pipeline import config, registry
@@ -83,6 +84,7 @@ def project(history, tmp_path, monkeypatch):
     with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
         for table, column in places.items():
             database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(history), str(folder)))
+    utils._artifact_repos_cache.clear()  # MLflow remembers where a model's files were
     monkeypatch.chdir(folder)
     return folder
 
