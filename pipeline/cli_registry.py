@@ -33,20 +33,21 @@ def models(
 
     `basin models --data digits --norm linf --eps 0.15 --min-robust 0.5` lists those that fit a need.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from pipeline import outside, registry
 
     found = registry.find(data, norm, outside.threat(norm or "linf", eps).eps if eps else None, min_robust, min_clean)
     _write(json_file, found)
-    grid = Table("version", "aliases", "model", "worst case", "clean", "n", "standing", "flags not resolved", box=None, pad_edge=False)
-    for one in found:
-        low, high = one["interval"]
-        worst = f"{one['worst_case']:.1%} [{low:.1%}, {high:.1%}]"
-        cells = f"{one['name']}/{one['version']}", ", ".join(one["aliases"]), one["model"], worst, f"{one['clean']:.1%}", str(one["n"])
-        grid.add_row(*cells, one["standing"], one["unresolved"])
-    Console(soft_wrap=True).print(grid if found else "No model of the registry fits.", markup=False)
+    rows = [("version", "aliases", "model", "worst case", "clean", "n", "standing", "flags not resolved"), *map(_cells, found)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows if found else [("No model of the registry fits.",)]:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def _cells(one: dict[str, Any]) -> tuple[str, ...]:
+    low, high = one["interval"]
+    worst, version = f"{one['worst_case']:.1%} [{low:.1%}, {high:.1%}]", f"{one['name']}/{one['version']}"
+    called = ", ".join(one["aliases"])
+    return version, called, one["model"], worst, f"{one['clean']:.1%}", str(one["n"]), one["standing"], one["unresolved"]
 
 
 def show(target: Target, json_file: Json = None) -> None:

@@ -215,3 +215,39 @@ def test_checkout_restores_a_run_or_says_what_is_missing(project):
     assert [message.partition(" (got")[0] for message in caught.value.messages] == [
         "commit: not in this repository", "models/head/ode: not in DVC's cache",
     ]  # fmt: skip
+
+
+def test_the_commands_answer_in_words_and_in_json(project):
+    from typer.testing import CliRunner
+
+    from pipeline.cli import app
+
+    def basin(*words: str, code: int = 0, json_too: bool = True) -> tuple[str, Any]:
+        done = CliRunner().invoke(app, [*words, *(["--json", "answer.json"] if json_too else [])])
+        assert done.exit_code == code, (words, done.output, done.exception)
+        return done.output, json.loads(Path("answer.json").read_text()) if json_too else None
+
+    said, answer = basin("models", "--eps", "0.15", "--min-robust", "0.5")
+    assert [(one["version"], one["aliases"], one["standing"]) for one in answer] == [
+        (3, ["champion", "ode"], "champion"), (2, [], "challenger"),
+    ]  # fmt: skip
+    assert f"{NAME}/3" in said and "87.5% [73.9%, 94.5%]" in said
+    assert "No model of the registry fits." in basin("models", "--data", "cifar10")[0]
+    assert "head/ode: 87.5% robust" in basin("show", f"{NAME}@champion")[0]
+    said, answer = basin("compare", f"{NAME}@champion", f"{NAME}/2")
+    assert answer["difference"]["value"] == 0.375 and "A - B: +37.5 points" in said
+    assert answer["attacked_by_less"] == {"a": [], "b": []}
+    said, answer = basin("promote", "--dry-run")
+    assert [one["standing"] for one in answer.values()] == ["champion", "challenger", "challenger"] and "Nothing was changed." in said
+    assert sorted(basin("pull", f"{NAME}@champion", "--to", "taken")[1]["files"])[-1] == "weights.safetensors"
+    assert basin("registry", "verify")[1] == [] and basin("gc", "--dry-run")[1] == []
+    store().set_model_version_tag(NAME, "3", "worst_case", "0.99")
+    assert f"{NAME}/3: changed by hand: tag worst_case" in basin("registry", "verify", code=1)[0]
+    for words, message in (
+        (("show", f"{NAME}/9"), f"TARGET: no such version in sqlite:///{project}/mlflow.db (got '{NAME}/9')"),
+        (("show", f"{NAME}@chmpion"), "Did you mean 'champion'?"),
+        (("show", "nonsense"), "TARGET: names no version (got 'nonsense'). Give NAME@ALIAS or NAME/VERSION"),
+    ):
+        with pytest.raises(Mistake) as caught:
+            CliRunner().invoke(app, list(words), catch_exceptions=False)
+        assert message in str(caught.value)
