@@ -21,7 +21,8 @@ from pipeline.substitutes import substitutes
 from pipeline.types import Images, Labels, Logits
 from pipeline.ways import Way
 
-SAME = 1e-3  # the largest difference of two passes' logits that rounding explains, as a share of the logits' spread
+SAME = 1e-3  # the largest difference of two passes' logits that rounding explains, as a share of the usual distance to the top logit
+ROUNDING = 1e-5  # and as a share of the logit itself
 VANISHED = 0.1  # of the images, whose gradient is exactly zero
 WRONG = 0.5  # median relative error of the gradient against finite differences
 BURIED = 0.1  # median signal-to-noise ratio of one draw's gradient, below which 20 draws find no direction either
@@ -78,7 +79,9 @@ def _seeded(model: nn.Module, images: Images) -> Iterator[None]:
 
 
 def _differs(one: Logits, other: Logits) -> bool:
-    return bool((one - other).abs().max() > SAME * one.std().clamp_min(torch.finfo(one.dtype).tiny))
+    below = one.amax(1, keepdim=True) - one
+    usual = below[below > 0].median().nan_to_num()  # of no logits at all below the top one, the median is not a number
+    return bool(((one - other).abs() > SAME * usual + ROUNDING * one.abs()).any())
 
 
 def _is_blind(model: nn.Module, x: Images, y: Labels, randomised: bool) -> bool:

@@ -15,7 +15,7 @@ from pipeline.outcomes import Outcomes
 from pipeline.suite import Suite
 from pipeline.threat import HIGH, LOW, ThreatModel
 from pipeline.types import Images, Labels
-from pipeline.ways import Attempt
+from pipeline.ways import Attempt, Way
 
 LOOKED_AT = 16  # images on which a model's declaration is measured
 
@@ -50,7 +50,8 @@ def evaluate(
     declared = declare(model, twin, sample)
     tried = {name: Attempt(attack) for name, attack in suite.attacks.items()}
     if suite.adaptive:
-        tried |= attempts(declared, suite.adaptive, model)
+        asked_for = attempts(declared, suite.adaptive, model)
+        tried |= {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = Attempt(suite.masked.attack, way) if suite.masked and way else None
     curve = (Attempt(suite.curve.attack), list(suite.curve.radii)) if suite.curve else None

@@ -40,7 +40,10 @@ class Masked(Settings):
 
 
 class Suite(Settings):
-    """Attacks in the order in which they run; an image that one broke is not given to the next."""
+    """Attacks in the order in which they run; an image that one broke is not given to the next.
+
+    With `adaptive`, an attack that has the name of an attempt takes its place, where the attempt is on the model as it is.
+    """
 
     attacks: dict[str, AttackChoice] = Field({}, description="a table of attacks, each a table with its kind")
     adaptive: Adaptive | None = Field(None, description="a table of how long the attacks that the model asks for last, or null for none")

@@ -87,6 +87,11 @@ CASES = {
         ("- {kind: apgd, loss: ce, steps: 100}", "- {kind: apgd, los: ce, steps: 100}"),
         "suites.standard.attacks.transfer.attacks.0.los: unknown key (got 'ce'). Did you mean 'loss'?",
     ),
+    "a transfer on the twin, which has none": (
+        ("- {kind: apgd, loss: ce, steps: 100}", "- {kind: transfer, attacks: [{kind: fgsm}]}"),
+        "suites.standard.attacks.transfer.attacks: should hold attacks on the twin, which has no twin of its own "
+        "(got [{'kind': 'transfer', 'attacks': [{'kind': 'fgsm'}]}, {'kind': 'apgd', 'loss': '). Take the transfer out.",
+    ),
     "missing key": (
         ("  eps: 0.15", ""),
         "threat.eps: field required (got nothing). It is radius in pixels scaled to [0, 1], above 0 and, in linf, at most 1; "

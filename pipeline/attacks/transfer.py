@@ -6,10 +6,11 @@ and the attacked network sees those. With Auto-PGD on the twin this is the attac
 """
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.attacks import Incumbent, Target
-from pipeline.lookup import AttackChoice
+from pipeline.lookup import AttackChoice, Choice
 from pipeline.types import Images, Labels, Settings
 
 BLACK_BOX = True
@@ -18,6 +19,13 @@ NEEDS_TWIN = True
 
 class Params(Settings):
     attacks: list[AttackChoice] = Field(min_length=1, description="a list of attacks to run on the twin, e.g. [{kind: apgd, loss: ce}]")
+
+    @field_validator("attacks")
+    @classmethod
+    def _on_the_twin(cls, attacks: list[Choice]) -> list[Choice]:
+        if any(getattr(attack.module, "NEEDS_TWIN", False) for attack in attacks):
+            raise PydanticCustomError("nested", "should hold attacks on the twin, which has no twin of its own. Take the transfer out.")
+        return attacks
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:

@@ -12,7 +12,7 @@ import torchdiffeq
 from small import classifier, few, fit
 from torch import Tensor, nn
 
-from pipeline.declaration import difference_error
+from pipeline.declaration import declare, difference_error
 from pipeline.ode import Flow, Solver
 from pipeline.randomness import Random
 from pipeline.robustness import Result, evaluate
@@ -173,6 +173,27 @@ def test_a_wrong_gradient_is_noticed_whatever_its_size(size, inside, digits):
 
     assert difference_error(inside, *few(digits["test"], 16)) < 0.1
     assert difference_error(Scaled(), *few(digits["test"], 16)) > 0.9
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_draws_are_noticed_beside_a_logit_that_is_far_below_all(noise, inside, digits):
+    class Far(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = inside(x)
+            return torch.cat([z[:, :9] + noise * torch.randn(len(z), 9), z[:, 9:] - 1e4], 1)
+
+    assert declare(Far().eval(), None, few(digits["test"], 16)[0]).randomised == (noise > 0)
+
+
+def test_an_attack_named_like_an_attempt_takes_its_place(inside, digits):
+    lasting = {"steps": 8, "targets": 2, "queries": 20, "draws": 2, "doublings": 0}
+    listed = {"square": {"kind": "square", "queries": 1}, "apgd_ce": {"kind": "apgd", "steps": 2}}
+    plain, one = (Suite.model_validate({"attacks": own, "adaptive": lasting}) for own in ({}, listed))
+    far = ThreatModel(norm="linf", eps=0.001)  # nothing falls, so that every attempt runs on every image
+    x, y = few(digits["test"], 20)
+    longer, shorter = (evaluate(inside.requires_grad_(False), None, x, y, far, suite, (0, "listed")).outcomes for suite in (plain, one))
+    assert list(longer.after)[0] == "fgsm" and list(shorter.after)[:2] == ["square", "apgd_ce"]
+    assert set(shorter.after) == set(longer.after) and shorter.passes < longer.passes
 
 
 BREAKABLE = {
