@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ ROOT = Path(__file__).parent.parent
 Groups = dict[str, dict[str, Tensor]]
 
 
+def folder() -> Path:
+    """Where states are kept: BASIN_CHECKPOINTS, which outlives a temporary workspace, else the workspace's own place."""
+    return Path(os.environ.get("BASIN_CHECKPOINTS", ".basin/checkpoints"))
+
+
 def place(name: str, *asked: Any) -> Path:
     """Where the computation `name` keeps its state: a file named by everything that its result depends on, all our code included."""
     code = [path.read_text() for folder in ("pipeline", "stages") for path in sorted((ROOT / folder).rglob("*.py"))]
     text = json.dumps([*asked, code], sort_keys=True, default=str)
-    return Path(".basin/checkpoints", name, hashlib.sha256(text.encode()).hexdigest()[:16] + ".safetensors")
+    return folder() / name / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
 
 def write(path: Path, groups: Groups, progress: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ class Evaluation:
             step()
             bar.update()
             if self.checkpoint:
-                files.write(self.checkpoint, pack(outcomes, position + 1))
+                files.write(self.checkpoint, pack(outcomes, position + 1, len(steps)))
         bar.close()
         if self.checkpoint:
             self.checkpoint.unlink(missing_ok=True)

@@ -96,9 +96,10 @@ def mean(shares: Tensor) -> float:
     return float(shares.double().sum()) / len(shares)
 
 
-def pack(o: Outcomes, finished: int) -> bytes:
-    """A checkpoint after `finished` steps."""
-    about = {"attack": o.attack, "after": o.after, "curve": o.curve, "under": o.under, "passes": o.passes, "finished": finished}
+def pack(o: Outcomes, finished: int, planned: int) -> bytes:
+    """A checkpoint after `finished` of `planned` steps."""
+    about = {"attack": o.attack, "after": o.after, "curve": o.curve, "under": o.under, "passes": o.passes}
+    about |= {"finished": finished, "planned": planned}
     tensors = {name: value.contiguous() for name in TENSORS if (value := getattr(o, name)) is not None}
     return save(tensors | {"about": torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)})
 
@@ -107,7 +108,7 @@ def unpack(path: Path, index: Labels, images: Images, labels: Labels) -> tuple[O
     """The outcomes of a checkpoint, and how many steps they are after."""
     tensors: dict[str, Any] = load_file(path)
     about = json.loads(bytes(tensors.pop("about").tolist()))
-    finished = about.pop("finished")
+    finished, _ = about.pop("finished"), about.pop("planned")
     about["curve"] = [(eps, robust) for eps, robust in about["curve"]]
     return Outcomes(index=index, images=images, labels=labels, **tensors, **about), finished
 

@@ -46,10 +46,10 @@ def launch(main: Callable[..., None]) -> None:
 
 
 @contextmanager
-def stage(name: str, params: Callable[[Config], Settings | dict[str, Any]]) -> Iterator[Stage]:
-    """Set up stage `name`; `params` picks its own part of the config, for the record."""
+def stage(name: str, params: Callable[[Config], Settings | dict[str, Any]], models: bool = True) -> Iterator[Stage]:
+    """Set up stage `name`; `params` picks its own part of the config, for the record. Without `models` to run it needs no GPU."""
     settings = config.load()
-    device = choose_device(settings.device)
+    device = choose_device(settings.device if models else "cpu")
     make_deterministic(settings.threads)
     chosen = params(settings)
     asked = chosen if isinstance(chosen, dict) else chosen.model_dump(mode="json", by_alias=True)

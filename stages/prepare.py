@@ -5,7 +5,7 @@ from stages import entry
 
 
 def main() -> None:
-    with entry.stage("prepare", lambda config: config.data) as stage:
+    with entry.stage("prepare", lambda config: config.data, models=False) as stage:
         source = stage.config.source
         about = data.prepare(
             source.module.read(source.params), stage.config.splits, source.kind, source.kind, stage.config.seed, entry.PREPARED

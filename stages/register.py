@@ -6,7 +6,7 @@ from stages import entry
 
 
 def main() -> None:
-    with entry.stage("register", lambda config: config.registry) as stage:
+    with entry.stage("register", lambda config: config.registry, models=False) as stage:
         receipt = registry.register_all(stage.config, snapshot.digests(stage.config))
         stage.run.tags({"pipeline": receipt["pipeline"]})
         candidates.write(entry.REPORT / "registered.json", receipt)

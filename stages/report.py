@@ -7,7 +7,7 @@ from stages import entry
 
 
 def main() -> None:
-    with entry.stage("report", lambda config: config.attack) as stage:
+    with entry.stage("report", lambda config: config.attack, models=False) as stage:
         attack = stage.config.attack
         table = report.write(entry.OUTCOMES, entry.HISTORY, attack.models, attack.suites, entry.REPORT)
         Console().print(report.terminal(table))

@@ -304,7 +304,8 @@ def test_a_stage_ends_with_all_messages_code_2_and_no_traceback(tmp_path):
 
 def test_a_gpu_asked_for_where_there_is_none(tmp_path):
     (tmp_path / "params.yaml").write_text(RUN.replace("device: auto", "device: cuda"))
-    assert stage(tmp_path, "stages.prepare") == (
+    assert stage(tmp_path, "stages.prepare")[0] == 0, "no model is run"
+    assert stage(tmp_path, "stages.backbone", "natural") == (
         2,
         "error: params.yaml: device: there is no GPU here that torch can use (got 'cuda'). "
         "Set it to cpu, or to auto for a GPU where there is one.\n",

@@ -92,28 +92,27 @@ def checkpoint(path: Path, metadata: dict[str, str] | None = None, **about: obje
     save_file(tensors, path, metadata)
 
 
-SUITES = """
-head: {sodef: {schedule: {features: {epochs: 2}, flow: {epochs: 3}, joint: {epochs: 5}}}}
-suites: {quick: {attacks: {fgsm: {}, pgd: {}}, curve: {}}, hard: {adaptive: {}}}
-"""
+PHASES = "head: {sodef: {schedule: {features: {epochs: 2}, flow: {epochs: 3}, joint: {epochs: 5}}}}"
 
 
-def test_progress_is_read_from_a_stages_checkpoint(flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from pipeline.flow.progress import CHECKPOINTS, read
+@pytest.mark.parametrize("folder", [None, "elsewhere"])
+def test_progress_is_read_from_a_stages_checkpoint(flow, folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from pipeline.flow.progress import read
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(SUITES)
+    (tmp_path / "params.yaml").write_text(PHASES)
+    if folder:
+        monkeypatch.setenv("BASIN_CHECKPOINTS", str(tmp_path / folder))
+    kept = tmp_path / (folder or ".basin/checkpoints")
     assert read("head@sodef") is None
     rows = [{"phase": "features", "accuracy": 0.5}, {"phase": "flow", "accuracy": 0.875}]
-    checkpoint(CHECKPOINTS / "head/sodef/1.safetensors", {"progress": json.dumps({"history": rows})})
+    checkpoint(kept / "head/sodef/1.safetensors", {"progress": json.dumps({"history": rows})})
     assert read("head@sodef") == (20.0, "2 of 10 epochs, accuracy 87.5%")
-    attacked = {"attack": ["fgsm", "", "", "clean"], "finished": 1}
-    checkpoint(CHECKPOINTS / "attack/backbone/natural/quick/1.safetensors", **attacked)
+    attacked = {"attack": ["fgsm", "", "", "clean"], "finished": 1, "planned": 3}
+    checkpoint(kept / "attack/backbone/natural/quick/1.safetensors", **attacked)
     percent, words = read("attack@backbone/natural-quick") or (0, "")
-    assert (round(percent, 1), words) == (33.3, "4 images attacked in 1 steps, 2 hold")
-    checkpoint(CHECKPOINTS / "attack/backbone/natural/hard/1.safetensors", **attacked)
-    assert read("attack@backbone/natural-hard") == (50.0, "4 images attacked in 1 steps, 2 hold")
-    (CHECKPOINTS / "head/sodef/1.safetensors").write_bytes(b"half")
+    assert (round(percent, 1), words) == (33.3, "4 images attacked in 1 of 3 steps, 2 hold")
+    (kept / "head/sodef/1.safetensors").write_bytes(b"half")
     assert read("head@sodef") is None
 
 

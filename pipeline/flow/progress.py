@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline.flow import pages
 
-CHECKPOINTS = Path(".basin/checkpoints")
 LOOK = 2.0  # seconds between two looks
 
 
@@ -55,13 +54,15 @@ def _follow(stage: str, key: str, ended: threading.Event) -> None:
 
 def read(stage: str) -> Progress | None:
     """Where the stage's newest checkpoint stands; None without one. `stage` as DVC names it."""
+    from pipeline import checkpoint  # loads torch, as the run has done by now
+
     family, _, item = stage.partition("@")
-    place = CHECKPOINTS / family / ("/".join(item.rsplit("-", 1)) if family == "attack" else item)
+    place = checkpoint.folder() / family / ("/".join(item.rsplit("-", 1)) if family == "attack" else item)
     try:
         newest = max(place.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
         with safe_open(newest, "numpy") as file:
             if "about" in file.keys():
-                return _of_suite(json.loads(file.get_tensor("about").tobytes()), item.rsplit("-", 1)[-1])
+                return _of_suite(json.loads(file.get_tensor("about").tobytes()))
             return _of_training(json.loads(file.metadata()["progress"]), family, item)
     except (ValueError, OSError, SafetensorError, KeyError, TypeError, yaml.YAMLError):
         return None  # none yet, or gone by now: the stage has ended
@@ -82,10 +83,7 @@ def _epochs(schedule: Mapping[str, Any]) -> int:
     return int(schedule.get("epochs", 0)) + sum(_epochs(phase) for phase in schedule.values() if isinstance(phase, dict))
 
 
-def _of_suite(about: Mapping[str, Any], suite: str) -> Progress:
-    """An adaptive suite plans as it goes: of such a one the share is that of the images that are settled, because they fell."""
-    asked, n = _params()["suites"][suite], len(about["attack"])
-    fallen = sum(bool(name) for name in about["attack"])
-    planned = len(asked.get("attacks", {})) + ("masked" in asked) + ("curve" in asked) + ("exchange" in asked)
-    share = fallen / max(n, 1) if "adaptive" in asked else min(1.0, about["finished"] / max(planned, 1))
-    return Progress(100 * share, f"{n} images attacked in {about['finished']} steps, {n - fallen} hold")
+def _of_suite(about: Mapping[str, Any]) -> Progress:
+    n, finished, planned = len(about["attack"]), about["finished"], about["planned"]
+    hold = n - sum(bool(name) for name in about["attack"])
+    return Progress(100 * finished / planned, f"{n} images attacked in {finished} of {planned} steps, {hold} hold")

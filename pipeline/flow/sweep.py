@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -22,6 +23,7 @@ from pipeline.flow.reproduction import FOR_EVER, StagesFailed, Workers, failures
 from pipeline.guard import Guards
 from pipeline.repro import Stage
 
+CHECKPOINTS = Path(".basin/checkpoints")
 Value = str | int | float | bool
 
 
@@ -56,8 +58,9 @@ def run_point(point: Stage, overrides: Sequence[str], guards: Guards, slot: slot
     logger.info("%s: %s", point.name, " ".join(overrides))
     options = [word for override in overrides for word in ("--set-param", override)]
     command = [*dvc.DVC, "--wait-for-lock", "exp", "run", "--temp", "--name", point.name, *options]
-    # The copy has a folder of its own: what it registers belongs into this workspace's MLflow.
-    children.run(point.name, command, logger.info, guards, slot, {"MLFLOW_TRACKING_URI": tracking.uri()}, keep)
+    # The copy goes when it ends: what it registers belongs into this workspace's MLflow, its checkpoints here, for another try.
+    here = {"MLFLOW_TRACKING_URI": tracking.uri(), "BASIN_CHECKPOINTS": str(CHECKPOINTS.resolve())}
+    children.run(point.name, command, logger.info, guards, slot, here, keep)
     return Completed(message=" ".join(overrides))
 
 
