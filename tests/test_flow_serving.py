@@ -191,11 +191,11 @@ def test_a_form_refuses_schedules_fire_cancels_reach_the_stage(served: Callable[
 
 def test_worker_killed_ten_times_server_twice(served: Callable[..., Served]):
     """One flow run: it ends right, and the last attempt of each stage is one."""
-    here = served(FORK.replace("python stage.py right c 1 a", "python steps.py && cat a > c"))
+    here = served(FORK.replace("python stage.py right c 1 a", "python steps.py && cat a > c"), extra={"STEPS": "120"})
     run, draw = here.run(workers=2), random.Random(0)
     for kill in range(10):
         until(lambda: here.state(run) == "Running", 120)
-        time.sleep(draw.uniform(0, 4))
+        time.sleep(draw.uniform(0, 10))
         if here.state(run) == "Completed":
             pytest.fail(f"too short: it ended before kill {kill}")
         if (worker := here.worker()) is not None:
@@ -207,12 +207,13 @@ def test_worker_killed_ten_times_server_twice(served: Callable[..., Served]):
             here.start("server")
         until(here.worker, 60)
     until(lambda: here.state(run) == "Completed", 240)
-    assert here.history(run).count("Crashed") >= 9
+    assert here.history(run).count("AwaitingRetry") == 10
     ended = [name for _, name, what, *_ in notes(here.place) if what == "end"]
     assert sorted(ended) == ["join", "left", "long", "prepare"]
     steps = [int(line.split()[0]) for line in (here.place / "steps").read_text().splitlines()]
-    assert sorted(set(steps)) == list(range(40))
-    assert len(steps) <= 40 + 11, "a killed attempt repeats the step that it was in, no more"
+    assert sorted(set(steps)) == list(range(120))
+    assert len(steps) <= 120 + 10, "a killed attempt repeats the step that it was in, no more"
+    print(f"{len(steps)} steps of 120 begun; states: {here.history(run)}")
     assert subprocess.run([sys.executable, "-P", "-m", "dvc", "status", "-q"], cwd=here.place, check=False).returncode == 0
 
 

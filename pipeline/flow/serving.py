@@ -2,8 +2,8 @@
 
     serve --> guard --> worker --> flow run --> guard --> dvc --> stage
 
-A worker that dies takes its flow with it (the guard ends its group), and another is started. A run whose process is gone is marked Crashed
-at once by whoever served it, else after 75 s by the server (automations.py), and then started again.
+A worker that dies takes its flow with it (the guard ends its group), and another is started. A run whose process is gone is started
+again at once by whoever served it, else marked Crashed after 75 s by the server, and started again (automations.py).
 """
 
 import logging
@@ -21,7 +21,7 @@ import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.states import Cancelled, Crashed, State
+from prefect.states import AwaitingRetry, Cancelled, State
 
 from pipeline import repro
 from pipeline.errors import Mistake
@@ -100,7 +100,10 @@ def _template() -> dict[str, Any]:
 
 
 def rescue(client: SyncPrefectClient) -> None:
-    """Tell the server which runs of this workspace are no more: it starts the crashed ones again, and has the cancelled ones end."""
+    """Start runs of this workspace again whose process is gone, and end those that were being cancelled.
+
+    Not by way of Crashed and the server's automation: a server that has just started again can miss that event.
+    """
     for note in NOTES.glob("*"):
         run = UUID(note.name)
         if _is_alive(note):
@@ -111,7 +114,7 @@ def rescue(client: SyncPrefectClient) -> None:
             found = None
         if found and found.state and not found.state.is_final() and not found.state.is_scheduled():
             log.warning("%s: its process is gone", found.name)
-            state: State = Cancelled() if found.state.is_cancelling() else Crashed(message="Its process is gone")
+            state: State = Cancelled() if found.state.is_cancelling() else AwaitingRetry(message="Its process was gone; started again")
             client.set_flow_run_state(run, state, force=True)
         note.unlink(missing_ok=True)
 
