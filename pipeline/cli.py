@@ -51,11 +51,15 @@ def repro(targets: Targets = None) -> None:
 
 
 @app.command()
-def flow(targets: Targets = None, workers: Workers = 2) -> None:
+def flow(
+    targets: Targets = None,
+    workers: Workers = 2,
+    on: Annotated[str, typer.Option(help="here | ray | ray://HOST:PORT: the nodes of that cluster (docs/cluster.md)")] = "here",
+) -> None:
     """The same graph as a Prefect flow: in parallel as the graph allows, retried, watched."""
     from pipeline import flow as prefect_flow
 
-    _finish(prefect_flow.main(targets or None, workers), targets)
+    _finish(prefect_flow.main(targets or None, workers, on), targets)
 
 
 @app.command()

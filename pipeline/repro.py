@@ -303,15 +303,18 @@ def reproduce_one(
     guards: Guards | None = None,
     env: Mapping[str, str] | None = None,
     keep: Iterable[int] = (),
+    pull: bool = False,
+    run: bool = True,
 ) -> Outcome:
     """Bring one stage up to date, its inputs taken as they are; every line of dvc and of the stage goes to `on_line`.
 
-    `env` is added to the stage's environment; `keep` are locks to hold until the stage is gone.
+    `env` is added to the stage's environment; `keep` are locks to hold until the stage is gone. `pull`: what some machine has pushed to
+    DVC's remote counts as made here, the run cache included. Without `run`, a stage that is not in the cache fails.
     Raises `StageFailed` with the stage's exit code, and `Stopped` when the guards were told to end.
     """
     guards = guards or Guards()
     # Without --wait-for-lock a stage that ends while another commits for over 3 s fails, and its work is lost.
-    command = [*DVC, "--wait-for-lock", "repro", "--single-item", stage]
+    command = [*DVC, "--wait-for-lock", "repro", "--single-item", *(["--pull"] if pull else []), stage]
     process = guards.start(command, child_environment(env or {}), keep, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     outcome: Outcome = "unchanged"
@@ -322,12 +325,16 @@ def reproduce_one(
             last.append(line)
             if line == f"Running stage '{stage}':":
                 outcome = "ran"
+                if not run:
+                    process.terminate()  # the guard ends dvc and what it has begun
             elif line.startswith(f"Stage '{stage}' is cached - skipping run") and outcome == "unchanged":
                 outcome = "restored"
     if process.wait() == 0:
         return outcome
     if guards.ended:
         raise Stopped(f"{stage}: stopped")
+    if outcome == "ran" and not run:
+        raise StageFailed(stage, None, "no result in the run cache was made from the inputs that are here (see: dvc status)")
     raise _failure(stage, last)
 
 

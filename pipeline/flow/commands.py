@@ -10,6 +10,7 @@ from prefect.settings import get_current_settings
 
 from pipeline import environment, server, slots
 from pipeline.errors import EXIT_CODE, exit_on_mistake
+from pipeline.flow import cluster
 from pipeline.flow.reproduction import StagesFailed, go_on, plan, repro
 from pipeline.guard import Stopped
 
@@ -27,18 +28,19 @@ def use_server(port: int | None = None) -> str:
     return str(get_current_settings().api.url)
 
 
-def main(targets: list[str] | None = None, workers: int = 2) -> int:
+def main(targets: list[str] | None = None, workers: int = 2, on: str = cluster.HERE) -> int:
     """Run the flow once from the command line. Exit code 0: all up to date; 1: a stage failed; 2: bad input; 130: interrupted."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to end like Ctrl-C, stages included
     try:
         with exit_on_mistake():
             with slots.only_flow():
                 plan(targets)  # before a server is started
+            cluster.check(on)
             use_server()
-            repro(targets, workers=workers)
+            repro(targets, workers=workers, on=on)
     except StagesFailed as error:
         sys.stderr.write("".join(f"failed: {each}\n" for each in error.failed.values()))
-        sys.stderr.write(f"What is done is kept. To go on: {go_on(targets)}\n")
+        sys.stderr.write(f"What is done is kept. To go on: {go_on(targets, on)}\n")
         return EXIT_CODE if error.bad_input else 1
     except (KeyboardInterrupt, Stopped):
         sys.stderr.write("Stopped; what is done is kept.\n")

@@ -14,24 +14,29 @@ from pipeline.repro import Stage
 Submit = Callable[[Stage, slots.Taken, list[PrefectFuture]], PrefectFuture]
 
 
-def fill(jobs: Sequence[Stage], clean: Collection[str], workers: int, submit: Submit, guards: Guards) -> dict[str, State]:
+def fill(
+    jobs: Sequence[Stage], clean: Collection[str], workers: int, submit: Submit, guards: Guards, devices: Sequence[str] | None = None
+) -> dict[str, State]:
     """The final state of every job, by name. `clean` ones take no place. A cancel or Ctrl-C ends what the guards started.
+    `devices`: the GPUs to share out, all of this machine where nothing is said.
 
     Prefect's own queue would let a job that waits for its inputs or for a GPU keep a worker from one that could run. A job whose
     input failed is submitted too: Prefect marks it NotReady without running it.
     """
     try:
-        return {name: future.state for name, future in _fill(jobs, clean, workers, submit).items()}
+        return {name: future.state for name, future in _fill(jobs, clean, workers, submit, devices).items()}
     except BaseException:  # Prefect would leave the children running
         guards.end()
         raise
 
 
-def _fill(jobs: Sequence[Stage], clean: Collection[str], workers: int, submit: Submit) -> dict[str, PrefectFuture]:
+def _fill(
+    jobs: Sequence[Stage], clean: Collection[str], workers: int, submit: Submit, devices: Sequence[str] | None
+) -> dict[str, PrefectFuture]:
     futures: dict[str, PrefectFuture] = {}
     running: dict[str, slots.Taken] = {}
     ended: Queue[str] = Queue()
-    waiting, devices = list(jobs), slots.devices()
+    waiting, devices = list(jobs), slots.devices() if devices is None else devices
     while waiting or running:
         for job in [job for job in waiting if all(name in futures and name not in running for name in job.upstream)]:
             inputs = [futures[name] for name in job.upstream]

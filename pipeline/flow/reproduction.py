@@ -14,7 +14,7 @@ from pydantic import Field
 from pipeline import repro as dvc
 from pipeline import slots
 from pipeline.errors import Mistake
-from pipeline.flow import order, pages, places, progress
+from pipeline.flow import cluster, order, pages, places, progress
 from pipeline.flow.children import RETRIES
 from pipeline.guard import Guards
 from pipeline.repro import Stage, StageFailed
@@ -44,7 +44,9 @@ class StagesFailed(Exception):
 
 
 @task(name="stage", task_run_name="{stage.name}", cache_policy=NO_CACHE, persist_result=False, **RETRIES)  # DVC's is the only cache
-def run_stage(stage: Stage, clean: bool, guards: Guards, slot: slots.Taken, keep: Sequence[int]) -> State:
+def run_stage(
+    stage: Stage, clean: bool, guards: Guards, slot: slots.Taken, keep: Sequence[int], nodes: cluster.Nodes | None = None
+) -> State:
     """Bring one stage up to date; the state's name says how: Completed, Skipped, or Restored from DVC's run cache."""
     logger = get_run_logger()
     if clean:
@@ -52,8 +54,12 @@ def run_stage(stage: Stage, clean: bool, guards: Guards, slot: slots.Taken, keep
     if slot.ids:
         logger.info("On GPU %s", ", ".join(slot.ids))
     started = time.monotonic()
-    with progress.shown(stage.name, f"progress-{pages.key(stage.name)}"):
-        outcome = dvc.reproduce_one(stage.name, logger.info, guards, slot.environment, [*slot.keep, *keep])
+    locks = [*slot.keep, *keep]
+    if nodes and stage.gpus:
+        outcome = nodes.reproduce(stage, logger.info, guards, locks)
+    else:
+        with progress.shown(stage.name, f"progress-{pages.key(stage.name)}"):
+            outcome = dvc.reproduce_one(stage.name, logger.info, guards, slot.environment, locks)
     if outcome != "unchanged":
         pages.outputs(stage)
     return Completed(name=STATE_NAMES[outcome], message=outcome, data=time.monotonic() - started)
@@ -71,26 +77,27 @@ def run_name() -> str:
     return f"{Path.cwd().name}: {' '.join(asked)}"
 
 
-def go_on(targets: Sequence[str] | None, *options: str) -> str:
-    return " ".join(["basin flow", *(targets or []), *options])
+def go_on(targets: Sequence[str] | None, on: str = cluster.HERE) -> str:
+    return " ".join(["basin flow", *(targets or []), *([] if on == cluster.HERE else ["--on", on])])
 
 
 @flow(name="repro", flow_run_name=run_name, persist_result=False)
-def repro(targets: Targets | None = None, changes: Changes | None = None, workers: Workers = 2) -> State:
+def repro(targets: Targets | None = None, changes: Changes | None = None, workers: Workers = 2, on: cluster.Place = cluster.HERE) -> State:
     """Bring stages and all that they need up to date. What is up to date already is skipped, what was interrupted goes on.
 
     Args:
         targets: stages or families of stages as `dvc stage list` names them, e.g. `backbone` or `head@sodef_natural`; everything if empty
         changes: entries of params.yaml to set first, as KEY=VALUE, e.g. `threat.eps=0.1`; they stay in the file
         workers: how many stages may run at once, at least 1
+        on: here, this machine; ray or ray://HOST:PORT, the nodes of that Ray cluster for every stage that wants a GPU (docs/cluster.md)
     """
     try:
-        return bring_up_to_date(targets, changes, workers)
+        return bring_up_to_date(targets, changes, workers, on)
     except Mistake as mistake:
         return Failed(message=str(mistake), data=mistake)  # raised to the caller, without a page of Prefect's own frames in the log
 
 
-def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | None, workers: int) -> State:
+def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | None, workers: int, on: str = cluster.HERE) -> State:
     """The body of `repro`, for any flow. Raises Mistake for bad input; the state is Failed, with StagesFailed, if stages failed."""
     if (flow_run.run_count or 0) > ATTEMPTS:
         raise Mistake(f"run: has crashed again and again (got {ATTEMPTS} starts). See its log; what is done is kept.")
@@ -101,13 +108,15 @@ def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | Non
         clean, recorded = dvc.unchanged(stages), dvc.locked()
         guards = Guards()
         keep = [lock.fileno()]
+        with cluster.connected(on, stages) as nodes:
 
-        def submit(stage: Stage, slot: slots.Taken, inputs: list[Any]) -> Any:
-            return run_stage.submit(stage, stage.name in clean, guards, slot, keep, wait_for=inputs, return_state=False)
+            def submit(stage: Stage, slot: slots.Taken, inputs: list[Any]) -> Any:
+                return run_stage.submit(stage, stage.name in clean, guards, slot, keep, nodes, wait_for=inputs, return_state=False)
 
-        states = places.fill(order.by_rank(stages, clean, order.remembered()), clean, workers, submit, guards)
+            jobs = order.by_rank(stages, clean, order.remembered())
+            states = places.fill(jobs, clean, workers, submit, guards, () if nodes else None)
         dvc.settle(recorded, stages)
-    pages.publish(stages, states, go_on(targets))
+    pages.publish(stages, states, go_on(targets, on))
     return _verdict(states)
 
 
