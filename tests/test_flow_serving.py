@@ -48,7 +48,8 @@ class Served:
         self.env |= environment.SILENT | environment.SAFE | {"PREFECT_HOME": str(home), "PREFECT_API_URL": self.url}
         self.env |= {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_SERVER_API_PORT": str(self.port)}
         self.env |= extra or {}
-        self.password = tuple(self.env.get("PREFECT_API_AUTH_STRING", "").split(":")) if extra else None
+        password = (extra or {}).get("PREFECT_API_AUTH_STRING")
+        self.password = tuple(password.split(":")) if password else None
         self.processes: dict[str, subprocess.Popen] = {}
         content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
         content["deployments"][0] |= {"schedules": [schedule]} if schedule else {}
