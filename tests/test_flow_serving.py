@@ -75,7 +75,11 @@ class Served:
         return found[0] if found else None
 
     def call(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=30, auth=self.password)
+        for _ in range(20):  # as Prefect's own client does: SQLite's database may be locked for a moment
+            answer = httpx.request(method, f"{self.url}/{path}", json=body, timeout=30, auth=self.password)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(0.5)
         answer.raise_for_status()
         return answer.json() if answer.content else None
 
