@@ -15,9 +15,17 @@ EXIT_CODE = 2
 class Mistake(Exception):
     """Bad input: one or several messages, each naming the key or file, the value, and what to do."""
 
+    code = EXIT_CODE
+
     def __init__(self, *messages: str):
         super().__init__("\n".join(messages))
         self.messages = messages
+
+
+class Absent(Mistake):
+    """Nothing is wrong with the input: a server that is needed does not answer, and may later (sysexits.h: EX_TEMPFAIL)."""
+
+    code = 75
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -29,10 +37,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def exit_on_mistake(write: Callable[[str], object] = sys.stderr.write) -> Iterator[None]:
-    """Turn a `Mistake` into its text and exit code 2."""
+    """Turn a `Mistake` into its text and exit code 2, or 75 where trying again may help."""
     try:
         yield
     except Mistake as mistake:
         for message in mistake.messages:
             write(f"error: {message}\n")
-        sys.exit(EXIT_CODE)
+        sys.exit(mistake.code)

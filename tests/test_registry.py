@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
 
 from pipeline import artifact, config, data, outcomes, registry
 from pipeline.classifier import Classifier
-from pipeline.errors import Mistake
+from pipeline.errors import Absent, Mistake
 from pipeline.randomness import construct
 from pipeline.registry import candidates
 
@@ -334,11 +335,25 @@ def test_an_absent_mlflow_fails_in_words(run, monkeypatch):
     message = r"registry: MLflow at http://...@127.0.0.1:1 cannot be used .*Everything is computed and kept; .* run `dvc repro register`"
     with pytest.raises(Mistake, match=message) as caught:
         registry.register_all(run, digests())
-    assert "secret" not in str(caught.value)
+    assert "secret" not in str(caught.value) and caught.value.code == 75, "Prefect is to try again"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     Path("mlflow.db").write_bytes(b"no database" * 100)
     with pytest.raises(Mistake, match="file is not a database"):
         registry.register_all(run, digests())
+
+
+def test_what_a_killed_registration_left_is_not_doubled(run, monkeypatch):
+    def killed(*_, **__):
+        raise RuntimeError("killed here")
+
+    with monkeypatch.context() as patched, pytest.raises(Absent, match="killed here"):
+        patched.setattr(mlflow.MlflowClient, "create_model_version", killed)
+        registry.register_all(run, digests())
+    registry.register_all(run, digests())
+    experiment = store().get_experiment_by_name("digits").experiment_id
+    left = [one.model_id for one in store().search_logged_models([experiment])]
+    used = [version.source.removeprefix("models:/") for version in store().search_model_versions(f"name = '{NAME}'")]
+    assert sorted(left) == sorted(used) and len(used) == 2
 
 
 def test_a_model_that_dvc_does_not_know_is_refused(run):

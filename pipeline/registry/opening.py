@@ -9,19 +9,19 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline import tracking
-from pipeline.errors import Mistake
+from pipeline.errors import Absent
 from pipeline.tracking import client as mlflow_client
 
 
 @contextmanager
 def opened(advice: str = "Everything is computed and kept; when MLflow is back, run `dvc repro register`.") -> Iterator[MlflowClient]:
-    """The client. Raises Mistake where MLflow cannot be used: a registration that failed quietly would count as done."""
+    """The client. Raises Absent where MLflow cannot be used: a registration that failed quietly would count as done."""
     try:
         with mlflow_client.current() as store:
             yield store
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, RuntimeError) as error:
         where = tracking.shown(tracking.uri())
-        raise Mistake(f"registry: MLflow at {where} cannot be used (got {tracking.cause(error)}). {advice}") from error
+        raise Absent(f"registry: MLflow at {where} cannot be used (got {tracking.cause(error)}). {advice}") from error
 
 
 def aliases(store: MlflowClient, name: str) -> dict[str, int]:

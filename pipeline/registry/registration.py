@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def decide(store: MlflowClient, name: str, gate: Gate, checks: "Checks | None") 
 def promote(config: Config, dry_run: bool) -> dict[str, Decision]:
     """Ask the gate of params.yaml about every version of the run's registered model; act on it unless it is a dry run."""
     name = config.registered_name
-    with opened("Nothing was changed.") as store:
+    with opened("Nothing was changed.") as store, nullcontext() if dry_run else mlflow_client.alone():
         images = load_split(Path("data/prepared"), "validation").floats(slice(0, IMAGES)).numpy()
         return decide(store, name, config.registry.gate, None if dry_run else Checks(store, name, images, {}))
 

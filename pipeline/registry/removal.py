@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import Mistake
 from pipeline.registry import snapshot, versions
 from pipeline.registry.opening import aliases, opened
+from pipeline.tracking import client as mlflow_client
 
 REMOVED = snapshot.KEPT / "removed.json"  # DVC's digests of versions that were taken out: `sync` does not bring them back
 
@@ -43,7 +44,7 @@ def _needed() -> set[str]:
 
 def remove(unneeded: list[dict[str, Any]]) -> None:
     """Take out versions with their files; they stay out when the registry is mended. Refuses a version that has an alias by now."""
-    with opened("What was removed is removed.") as store:
+    with opened("What was removed is removed.") as store, mlflow_client.alone():
         for one in unneeded:
             if one["version"] in aliases(store, one["name"]).values():
                 raise Mistake(f"{one['name']}/{one['version']}: has an alias (got a version in use). Run `basin gc` again.")

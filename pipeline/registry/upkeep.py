@@ -15,6 +15,7 @@ from pipeline.registry.opening import aliases, opened
 from pipeline.registry.promotion import CHAMPION
 from pipeline.registry.registration import alias, register_all
 from pipeline.registry.removal import removed
+from pipeline.tracking.mirror import deliver_all
 
 Digests = Mapping[str, str | None]
 
@@ -101,6 +102,7 @@ def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
 
     Runs are replayed in their order, so that the gate decides as it did. Returns, in words, what could not be brought back.
     """
+    deliver_all()  # what stages logged while MLflow was away, so that versions are attached to the runs that trained them
     with opened("Nothing was changed.") as store:
         for version in _all(store, config.registered_name):
             if "measured" in version.tags and ("seal" not in version.tags or _changed(store, version, True)):

@@ -104,6 +104,10 @@ def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray)
     inputs, outputs = TensorSpec(np.dtype("O"), (-1,)), TensorSpec(images.dtype, (-1, classes))
     params = [ParamSpec(key, "string" if isinstance(value, str) else "long", value) for key, value in serving.Asked()]
     experiment = store.get_run(run_id).info.experiment_id
+    used = {version.source for version in _pages(store, f"tags.`dvc.md5` = '{one.md5}'")}
+    for left in store.search_logged_models([experiment], f"tags.`dvc.md5` = '{one.md5}'"):
+        if f"models:/{left.model_id}" not in used:  # of an attempt that was killed before there was a version
+            store.delete_logged_model(left.model_id)
     model = store.create_logged_model(experiment, one.model.replace("/", "-"), run_id, {"dvc.md5": one.md5}, model_type="classifier")
     with same_path():
         made = Model.log(
