@@ -9,6 +9,7 @@ from prefect.states import State
 from prefect.tasks import exponential_backoff
 
 from pipeline import repro, slots
+from pipeline.errors import Absent
 from pipeline.guard import Guards, Stopped
 from pipeline.repro import StageFailed
 
@@ -16,7 +17,7 @@ from pipeline.repro import StageFailed
 def _worth_retrying(task: Any, run: Any, state: State) -> bool:
     """A crash, a full GPU, an absent server or disk may pass; wrong input stays wrong, and a stopped run stays stopped."""
     error = state.data
-    return isinstance(error, StageFailed) and not error.bad_input
+    return isinstance(error, Absent) or (isinstance(error, StageFailed) and not error.bad_input)
 
 
 RETRIES: Mapping[str, Any] = {

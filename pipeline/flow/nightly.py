@@ -24,16 +24,18 @@ def transfer(direction: str, guards: Guards, *options: str) -> State:
     return Completed()
 
 
-@task(name="promote", cache_policy=NO_CACHE, persist_result=False)
+@task(name="promote", cache_policy=NO_CACHE, persist_result=False, **children.RETRIES)
 def promote() -> dict[str, Any]:
     """The gate's decisions, acted on, and the champion then."""
     from pipeline import config, registry
 
     decisions = registry.promote(config.load(), dry_run=False)
-    return {"champion": _champion(), "decisions": [[name, one.standing, "; ".join(one.reasons)] for name, one in decisions.items()]}
+    return {"champion": champion.fn(), "decisions": [[name, one.standing, "; ".join(one.reasons)] for name, one in decisions.items()]}
 
 
-def _champion() -> str:
+@task(name="champion", cache_policy=NO_CACHE, persist_result=False, **children.RETRIES)
+def champion() -> str:
+    """Who is champion now, in words."""
     from pipeline import config, registry
 
     found = [one for one in registry.find(name=config.load().registered_name) if registry.CHAMPION in one["aliases"]]
@@ -50,7 +52,7 @@ def nightly(targets: Targets | None = None, workers: Workers = 2) -> State:
     """
     guards = Guards()
     try:
-        before = _champion()
+        before = champion(return_state=True)
         pulled = transfer("pull", guards, "--allow-missing", return_state=True)
         state = bring_up_to_date(targets, None, workers)
         decided = promote(return_state=True)
@@ -60,19 +62,19 @@ def nightly(targets: Targets | None = None, workers: Workers = 2) -> State:
     except BaseException:
         guards.end()
         raise
-    steps = {"pull": pulled, "reproduce": state, "promote": decided, "push": pushed}
-    _summary(steps, before)
+    steps = {"champion": before, "pull": pulled, "reproduce": state, "promote": decided, "push": pushed}
+    _summary(steps)
     if state.is_failed():
         return state
     failed = [f"{name}: {one.message}" for name, one in steps.items() if not one.is_completed()]
     return Failed(message="\n".join(failed)) if failed else Completed(message=state.message)
 
 
-def _summary(steps: Mapping[str, State], before: str) -> None:
+def _summary(steps: Mapping[str, State]) -> None:
     rows = [[name, state.name, state.message or ""] for name, state in steps.items()]
     text = pages.markdown(["step", "state", ""], rows)
     if steps["promote"].is_completed():
-        found = steps["promote"].result()
+        found, before = steps["promote"].result(), steps["champion"].result(raise_on_failure=False)
         verdict = "stays" if before == found["champion"] else "is new"
         text += f"\n\nThe champion {verdict}: {found['champion']}; before: {before}\n\n"
         text += pages.markdown(["version", "standing", "why"], found["decisions"])
