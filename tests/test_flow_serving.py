@@ -213,7 +213,7 @@ def test_worker_killed_ten_times_server_twice(served: Callable[..., Served]):
             gone({worker.pid})
             until(here.worker, 60)
     until(lambda: here.state(run) == "Completed", 240)
-    assert here.history(run).count("AwaitingRetry") == 10
+    assert here.history(run).count("Crashed") == here.history(run).count("AwaitingRetry") == 10
     ended = [name for _, name, what, *_ in notes(here.place) if what == "end"]
     assert sorted(ended) == ["join", "left", "long", "prepare"]
     steps = [int(line.split()[0]) for line in (here.place / "steps").read_text().splitlines()]

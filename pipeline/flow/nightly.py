@@ -62,7 +62,7 @@ def nightly(targets: Targets | None = None, workers: Workers = 2) -> State:
     except BaseException:
         guards.end()
         raise
-    steps = {"champion": before, "pull": pulled, "reproduce": state, "promote": decided, "push": pushed}
+    steps: dict[str, State] = {"champion": before, "pull": pulled, "reproduce": state, "promote": decided, "push": pushed}
     _summary(steps)
     if state.is_failed():
         return state

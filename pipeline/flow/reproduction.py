@@ -21,7 +21,6 @@ from pipeline.repro import Stage, StageFailed
 
 STATE_NAMES = {"ran": "Completed", "unchanged": "Skipped", "restored": "Restored"}
 FOR_EVER = float("inf")
-ATTEMPTS = 25  # starts of one run: each time its worker or machine died, it is started again
 
 Targets = Annotated[list[Annotated[str, Field(min_length=1)]], Field()]
 Changes = Annotated[list[Annotated[str, Field(pattern=r"^[+~]{0,2}[^=\s]+(=.*)?$")]], Field()]
@@ -99,8 +98,6 @@ def repro(targets: Targets | None = None, changes: Changes | None = None, worker
 
 def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | None, workers: int, on: str = cluster.HERE) -> State:
     """The body of `repro`, for any flow. Raises Mistake for bad input; the state is Failed, with StagesFailed, if stages failed."""
-    if (flow_run.run_count or 0) > ATTEMPTS:
-        raise Mistake(f"run: has crashed again and again (got {ATTEMPTS} starts). See its log; what is done is kept.")
     # A run that somebody asked for on the pages waits its turn; one at a terminal is told who is at work.
     with slots.only_flow(patience=FOR_EVER if deployment.id else 0.0) as lock:
         stages = plan(targets, changes)

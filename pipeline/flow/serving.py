@@ -2,8 +2,8 @@
 
     serve --> guard --> worker --> flow run --> guard --> dvc --> stage
 
-A worker that dies takes its flow with it (the guard ends its group), and another is started. A run whose process is gone is started
-again at once by whoever served it, else marked Crashed after 75 s by the server, and started again (automations.py).
+A worker that dies takes its flow with it (the guard ends its group), and another is started. A run whose process is gone is marked
+Crashed at once by whoever served it, else after 75 s by the server (automations.py). Whoever serves the pool starts it again.
 """
 
 import logging
@@ -20,8 +20,10 @@ import httpx
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-from prefect.states import AwaitingRetry, Cancelled, State
+from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import AwaitingRetry, Cancelled, Crashed, State
 
 from pipeline import repro
 from pipeline.errors import Mistake
@@ -32,6 +34,9 @@ from pipeline.guard import Guards
 POOL = "basin"
 NOTES = Path(".basin/flow_runs")  # a file a run that was started here, named by its id
 WORKSPACE = "BASIN_WORKSPACE"
+LOOK = 5.0  # seconds between two looks for crashed runs
+ATTEMPTS = 25  # how often a run may crash before it is left so
+UNANSWERED = (httpx.TransportError, PrefectHTTPStatusError)
 log = logging.getLogger(__name__)
 
 
@@ -56,9 +61,9 @@ def serve(pool: str = POOL, port: int = 4200) -> None:
             while True:
                 try:
                     rescue(client)
-                    code = _worker(pool, guards).wait()
+                    code = _look_after(_worker(pool, guards), client, pool)
                     log.warning("The worker has ended (exit code %d); another is started.", code)
-                except httpx.TransportError as error:
+                except UNANSWERED as error:
                     log.warning("Prefect's server at %s is away (%s); trying again.", api, error)
                 time.sleep(2)  # not faster than a server comes back
     except KeyboardInterrupt:
@@ -72,6 +77,32 @@ def _worker(pool: str, guards: Guards) -> subprocess.Popen:
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
     environment = repro.child_environment({WORKSPACE: str(Path.cwd())})
     return guards.start(command, {"PREFECT_WORKER_QUERY_SECONDS": "2", **environment}, stdin=subprocess.DEVNULL)
+
+
+def _look_after(worker: subprocess.Popen, client: SyncPrefectClient, pool: str) -> int:
+    """Until the worker ends; its exit code."""
+    while True:
+        try:
+            revive(client, pool)
+        except UNANSWERED as error:
+            log.debug("Crashed runs cannot be looked for: %s", error)
+        try:
+            return worker.wait(LOOK)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def revive(client: SyncPrefectClient, pool: str) -> None:
+    """Start the crashed runs of the pool again.
+
+    Not a rule that the server keeps: after a start of its own it holds back, for up to 15 minutes, events of runs whose earlier ones it
+    does not remember (prefect 3.8.8, server/events/ordering/memory.py).
+    """
+    crashed = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.CRASHED]}}, "tags": {"all_": ["basin"]}})
+    ours = WorkPoolFilter.model_validate({"name": {"any_": [pool]}})
+    for run in client.read_flow_runs(flow_run_filter=crashed, work_pool_filter=ours):
+        if sum(state.is_crashed() for state in client.read_flow_run_states(run.id)) < ATTEMPTS:
+            client.set_flow_run_state(run.id, AwaitingRetry(message="Crashed; started again"), force=True)
 
 
 def _deploy(client: SyncPrefectClient, pool: str) -> None:
@@ -100,10 +131,7 @@ def _template() -> dict[str, Any]:
 
 
 def rescue(client: SyncPrefectClient) -> None:
-    """Start runs of this workspace again whose process is gone, and end those that were being cancelled.
-
-    Not by way of Crashed and the server's automation: a server that has just started again can miss that event.
-    """
+    """Tell the server which runs of this workspace are no more: crashed, or cancelled where they were being cancelled."""
     for note in NOTES.glob("*"):
         run = UUID(note.name)
         if _is_alive(note):
@@ -114,7 +142,7 @@ def rescue(client: SyncPrefectClient) -> None:
             found = None
         if found and found.state and not found.state.is_final() and not found.state.is_scheduled():
             log.warning("%s: its process is gone", found.name)
-            state: State = Cancelled() if found.state.is_cancelling() else AwaitingRetry(message="Its process was gone; started again")
+            state: State = Cancelled() if found.state.is_cancelling() else Crashed(message="Its process is gone")
             client.set_flow_run_state(run, state, force=True)
         note.unlink(missing_ok=True)
 
