@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -96,7 +97,8 @@ def state() -> dict[str, Any]:
         numbers = {key: value for key, value in versions.metrics(store(), version).items() if not key.startswith("latency")}
         with versions.files(store(), version) as folder:
             files = {path: (folder / path).read_bytes() for path in ("card.md", "card.html", "examples.png", "manifest.json")}
-        found[int(version.version)] = {"tags": version.tags, "metrics": numbers, "description": version.description, "files": files}
+        described = re.sub("m-[0-9a-f]{32}", "MODEL", version.description)
+        found[int(version.version)] = {"tags": version.tags, "metrics": numbers, "description": described, "files": files}
     return {"versions": found, "aliases": aliases()}
 
 
@@ -163,10 +165,11 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
         (folder / "card.md").write_text("the best model ever")
         (folder / "artifacts/ode/recipe.json").write_text("{}")
     store().log_metric(one.run_id, "clean", 2.0, model_id=versions.logged(store(), one).model_id)
+    store().update_model_version(NAME, "2", "the best model ever")
     store().create_model_version(NAME, "s3://elsewhere/model")
     store().set_registered_model_alias(NAME, "ode", "1")
     problems = registry.verify(*run())
-    for what in ("tag worst_case", "file card.md", "file artifacts/ode/recipe.json", "metric clean"):
+    for what in ("tag worst_case", "file card.md", "file artifacts/ode/recipe.json", "metric clean", "description"):
         assert f"{NAME}/2: changed by hand: {what}" in problems
     assert f"{NAME}@ode: points to version 1 instead of 3" in problems
     assert f"{NAME}/4: foreign, not registered by Basin" in problems

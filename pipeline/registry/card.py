@@ -3,8 +3,10 @@
 It says what depends on the model and its outcomes alone, so that it can be written again with the same bytes.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,8 @@ from pipeline.report.pictures import choose, class_name, shrunk
 from pipeline.report.table import tabulate
 from pipeline.report.tidy import read_history
 
+PICTURE = "examples.png"
+ON_SERVER = "ajax-api/2.0/mlflow/logged-models/{}/artifacts/files?artifact_file_path=" + PICTURE  # where MLflow's pages find it
 SHOWN = 8  # images of examples.png
 SIDE = 96  # pixels of one of them
 
@@ -27,7 +31,7 @@ def write(folder: Path, one: Candidate) -> None:
     history = read_history(one.root / "history", [one.model])
     (folder / "card.md").write_text(text(one) + "\n", encoding="utf-8")
     (folder / "card.html").write_text(page(tabulate(alone, list(one.outcomes)), alone, history), encoding="utf-8")
-    examples(one, chosen(one)).save(folder / "examples.png", optimize=True)
+    examples(one, chosen(one)).save(folder / PICTURE, optimize=True)
 
 
 def text(one: Candidate) -> str:
@@ -35,6 +39,12 @@ def text(one: Candidate) -> str:
     numbers, worst = one.metrics, one.row.worst
     head = f"{one.model}: {worst.value:.1%} robust, {numbers['clean']:.1%} clean"
     return "\n".join([head, "", *_what(one), "", *_numbers(one), "", *_flags(one), "", *_origin(one), "", *_pictures(one)])
+
+
+def on_pages(text: str, name: str, model_id: str, parents: str) -> str:
+    """The card as MLflow's pages show it: the picture by its address there, and the version's tag `parents` as links."""
+    links = re.sub(r"(\S+): (version (\d+))", rf"`\1`, [\2](#/models/{quote(name)}/versions/\3)", parents)
+    return f"{text.replace(f']({PICTURE})', f']({ON_SERVER.format(model_id)})')}\n\nBuilt from: {links}"
 
 
 def _what(one: Candidate) -> Iterator[str]:
@@ -80,7 +90,7 @@ def _origin(one: Candidate) -> Iterator[str]:
 
 
 def _pictures(one: Candidate) -> Iterator[str]:
-    yield "![adversarial examples](examples.png)"
+    yield f"![adversarial examples]({PICTURE})"
     yield ""
     yield "Clean image, adversarial image, perturbation scaled to the whole range. From left to right:"
     for i in chosen(one):

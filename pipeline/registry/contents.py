@@ -56,9 +56,14 @@ def changed_files(folder: Path, seal: str, files: bool = True) -> list[str]:
     return [name for name, wanted in said.items() if not (folder / name).is_file() or digest((folder / name).read_bytes()) != wanted]
 
 
-def changed(folder: Path, tags: Mapping[str, str], metrics: Mapping[str, float], description: str) -> list[str]:
-    """What of a version's tags, metrics and text is not as its manifest says."""
+def card_of(folder: Path) -> str:
+    """The card's text, as the manifest has it."""
+    return json.loads((folder / MANIFEST).read_text())["description"]
+
+
+def changed(folder: Path, tags: Mapping[str, str], metrics: Mapping[str, float]) -> list[str]:
+    """What of a version's tags and metrics is not as its manifest says."""
     said: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
     found = [f"tag {name}" for name, wanted in said["tags"].items() if tags.get(name) != wanted]
     found += [f"metric {name}" for name, wanted in said["metrics"].items() if metrics.get(name) != wanted]
-    return found + (["description"] if description != said["description"] else [])
+    return found

@@ -94,10 +94,11 @@ def show(target: str) -> dict[str, Any]:
         with versions.files(store, version, contents.MANIFEST) as folder:
             manifest = folder / contents.MANIFEST
             files = sorted(json.loads(manifest.read_text())["files"]) if manifest.exists() else []
+            text = contents.card_of(folder) if manifest.exists() else version.description
         row = _row(store, version, aliases(store, version.name)) if "seal" in version.tags else {"name": version.name}
         return row | {
             "tags": dict(version.tags), "metrics": versions.metrics(store, version), "run_id": version.run_id,
-            "card": version.description, "files": [name for name in files if not name.startswith("code/")],
+            "card": text, "files": [name for name in files if not name.startswith("code/")],
         }  # fmt: skip
 
 

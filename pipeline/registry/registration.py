@@ -17,7 +17,7 @@ from pipeline.config import Config, Gate
 from pipeline.data import load_split
 from pipeline.errors import Mistake
 from pipeline.gate import Decision
-from pipeline.registry import candidates, promotion, runs, snapshot, versions
+from pipeline.registry import candidates, card, promotion, runs, snapshot, versions
 from pipeline.registry.candidates import Candidate
 from pipeline.registry.opening import aliases, opened
 from pipeline.registry.promotion import CHAMPION
@@ -39,7 +39,7 @@ def register_all(
     run, name, at = candidates.read(config, digests, root), config.registered_name, at or snapshot.here()
     images = load_split(root / "data/prepared", "validation").floats(slice(0, IMAGES)).numpy()
     with opened() as store, mlflow_client.alone():
-        versions.describe(store, name, run[0])
+        versions.create(store, name, {"data": run[0].data, "threat": run[0].threat, "schema": candidates.SCHEMA})
         current = {one.model: _version(store, name, one, images, at) for one in run}
         runs.gather(store, run, candidates.pipeline(run))
         for one in run:
@@ -69,6 +69,8 @@ def _link(store: MlflowClient, name: str, one: Candidate, version: int, pipeline
     parents = ", ".join(f"{model}: version {parent.version}" if parent else f"{model}: no version" for model, parent in found.items())
     for key, value in {"pipeline": pipeline, "parents": parents or "none"}.items():
         store.set_model_version_tag(name, str(version), key, value)
+    text = versions.card_on_pages(store, store.get_model_version(name, str(version)), card.text(one))
+    store.update_model_version(name, str(version), text)
 
 
 def decide(store: MlflowClient, name: str, gate: Gate, checks: "Checks | None") -> dict[str, Decision]:
@@ -82,6 +84,7 @@ def decide(store: MlflowClient, name: str, gate: Gate, checks: "Checks | None") 
         elif CHAMPION in aliases(store, name):
             store.delete_registered_model_alias(name, CHAMPION)
         promotion.write(store, name, ranked, decisions)
+        versions.describe(store, name, best.version if best else None)
     return {one.name: decisions[one.number] for one in ranked}
 
 

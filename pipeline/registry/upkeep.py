@@ -81,8 +81,9 @@ def _changed(store: MlflowClient, version: ModelVersion, files: bool) -> list[st
         broken = contents.changed_files(folder, version.tags["seal"], files)
         if broken == [contents.MANIFEST]:
             return [f"file {contents.MANIFEST}"]
-        numbers, text = versions.metrics(store, version), version.description or ""
-        return [*(f"file {name}" for name in broken), *contents.changed(folder, version.tags, numbers, text)]
+        shown = versions.card_on_pages(store, version, contents.card_of(folder))
+        text = [] if version.description == shown else ["description"]
+        return [*(f"file {name}" for name in broken), *contents.changed(folder, version.tags, versions.metrics(store, version)), *text]
 
 
 def _of_earlier(store: MlflowClient, current: set[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from urllib.parse import quote, unquote, urlparse
 
 import mlflow
 import numpy as np
@@ -26,26 +26,40 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from pipeline import artifact, serving
 from pipeline.ode import flows
 from pipeline.registry import card, contents, runs
-from pipeline.registry.candidates import SCHEMA, Candidate
+from pipeline.registry.candidates import Candidate
 
 LIBRARIES = ("mlflow", "numpy", "torch", "torchdiffeq", "safetensors", "pydantic", "jaxtyping", "pillow", "tqdm")
 BATCH = 64  # images of a pass whose time is taken
 log = logging.getLogger(__name__)
 
 
-def describe(store: MlflowClient, name: str, one: Candidate) -> None:
-    """The registered model, made where it is missing."""
-    text = (
-        f"Classifiers of **{one.data}** under the threat {one.threat}. A version is one trained model. Alias `champion` is the one that "
-        f"the promotion gate let through; the other aliases are the models of the last run.\n\n"
-        f"```python\nmodel = mlflow.pyfunc.load_model('models:/{name}@champion')\nlogits = model.predict(images)"
-        f"  # float32 [n, {', '.join(map(str, one.recipe['shape']))}] in [0, 1]\n```"
-    )
+def create(store: MlflowClient, name: str, tags: Mapping[str, str]) -> None:
+    """The registered model, where it is missing."""
     try:
-        store.create_registered_model(name, {"data": one.data, "threat": one.threat, "schema": SCHEMA}, text)
+        store.create_registered_model(name, dict(tags))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def describe(store: MlflowClient, name: str, champion: ModelVersion | None) -> None:
+    """The registered model's text: what it holds, where its champion is, how to load it."""
+    model = store.get_registered_model(name)
+    who = "None has passed the gate yet."
+    if champion:
+        about = champion.tags
+        who = (
+            f"Now [version {champion.version}](#/models/{quote(name)}/versions/{champion.version}), `{about['model']}`: "
+            f"{float(about['worst_case']):.1%} robust, {float(about['clean']):.1%} clean, n = {about['n']}."
+        )
+    text = (
+        f"Classifiers of **{model.tags['data']}** under the threat {model.tags['threat']}. A version is one trained model; "
+        f"`champion` is the one that the promotion gate let through. {who}\n\n"
+        f"```python\nmodel = mlflow.pyfunc.load_model('models:/{name}@champion')\nlogits = model.predict(images)"
+        f"  # float32 [n, c, h, w] in [0, 1]; a version's card has the shape\n```"
+    )
+    if model.description != text:
+        store.update_registered_model(name, text)
 
 
 def search(store: MlflowClient, name: str | None, tags: Mapping[str, str]) -> list[ModelVersion]:
@@ -92,8 +106,8 @@ def files(store: MlflowClient, version: ModelVersion, path: str = "") -> Iterato
         yield Path(unquote(urlparse(where).path))
         return
     with tempfile.TemporaryDirectory() as folder:
-        mlflow.artifacts.download_artifacts(f"{where}/{path}".rstrip("/"), dst_path=str(Path(folder, path).parent if path else folder))
-        yield Path(folder)
+        found = mlflow.artifacts.download_artifacts(f"{where}/{path}".rstrip("/"), dst_path=str(Path(folder, path).parent))
+        yield Path(folder) if path else Path(found)  # of the whole, MLflow makes a folder in the folder
 
 
 def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray) -> ModelVersion:
@@ -149,6 +163,10 @@ def measure(folder: Path, images: np.ndarray) -> dict[str, float]:
     return costs | ({"nfe": sum(flow.nfe for flow in solves)} if (solves := flows(classifier)) else {})
 
 
+def card_on_pages(store: MlflowClient, version: ModelVersion, text: str) -> str:
+    return card.on_pages(text, version.name, logged(store, version).model_id, version.tags.get("parents", ""))
+
+
 def is_current(version: ModelVersion, one: Candidate) -> bool:
     """Whether the version carries this run's numbers and tags."""
     return {**one.tags, "measured": one.measured}.items() <= version.tags.items()
@@ -171,7 +189,6 @@ def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidat
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(contents.PACKAGE, Path(folder, contents.PACKAGE.name), ignore=shutil.ignore_patterns("__pycache__"))
             store.log_model_artifacts(model_id, folder, "code")
-    store.update_model_version(name, version.version, card.text(one))
     for key, value in {**tags, "seal": seal}.items():
         if version.tags.get(key) != value or key == "seal":
             store.set_model_version_tag(name, version.version, key, value)
