@@ -11,6 +11,7 @@ imported (both read some of these at import) and before a child process is start
 """
 
 import os
+import warnings
 from pathlib import Path
 
 SILENT = {
@@ -42,3 +43,5 @@ def apply(workspace: Path | str = ".") -> None:
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:
         os.environ.setdefault("PREFECT_HOME", str(Path(workspace).resolve() / ".basin" / "prefect"))
+        # Said at the import of prefect in a fresh workspace; whoever starts its server makes the folder.
+        warnings.filterwarnings("ignore", "Failed to create the Prefect home directory")
