@@ -23,7 +23,7 @@ PARTS = 12  # of a GPU: halves, thirds, quarters and sixths come out even
 PATIENCE = 15.0  # seconds for what a dead flow left behind to end: more than a guard's grace
 
 
-def _try_lock(path: Path) -> IO[str] | None:
+def try_lock(path: Path) -> IO[str] | None:
     """The open, locked file; None when someone else holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
@@ -43,7 +43,7 @@ def only_flow(path: Path = FOLDER / "flow.lock", patience: float = 0.0) -> Itera
     flow that takes over from a killed one waits until the last of its stages is gone.
     """
     started = time.monotonic()
-    while (file := _try_lock(path)) is None:
+    while (file := try_lock(path)) is None:
         holder = path.read_text().strip() or "unknown"
         if time.monotonic() - started < (patience if _is_alive(holder) else max(patience, PATIENCE)):
             time.sleep(0.2)
@@ -130,7 +130,7 @@ def _some(wanted: int, paths: Iterable[Path], undo: ExitStack) -> list[IO[str]] 
         for path in paths:
             if len(locks) == wanted:
                 break
-            if lock := _try_lock(path):
+            if lock := try_lock(path):
                 locks.append(mine.enter_context(lock))
         if len(locks) < wanted:
             return None

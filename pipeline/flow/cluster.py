@@ -12,11 +12,14 @@ A node that dies takes its stages with it, and Ray gives them to another; all ot
 import contextvars
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, chdir, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,14 +29,15 @@ from prefect.runtime import task_run
 from pydantic import Field
 
 from pipeline import repro as dvc
-from pipeline import tracking
+from pipeline import slots, tracking
 from pipeline.errors import EXIT_CODE, Mistake
 from pipeline.flow import children, pages, progress
-from pipeline.guard import GRACE, Guards
+from pipeline.guard import GRACE, LOOK, Guards
 from pipeline.repro import Outcome, Stage, StageFailed
 
 HERE = "here"
 CHECKOUT = "BASIN_CHECKOUT"
+COPIES = ".dvc/tmp/basin"  # in a checkout: where dvc looks for no dvc.yaml, and git for nothing
 TRAVEL = ("params.yaml", "dvc.lock")  # the state of a run, beside its commit
 PATTERN = r"^(here|ray|ray://[^\s:/]+:\d+)$"
 Place = Annotated[str, Field(pattern=PATTERN)]
@@ -52,12 +56,16 @@ class Nodes:
 
         Raises StageFailed as the node did, or where DVC does not find that what came back was made from what is here.
         """
+        from ray.exceptions import RayError
+
         if stage.upstream:
             children.run(stage.name, [*dvc.DVC, "--wait-for-lock", "push", *stage.upstream], on_line, guards, keep=keep)
         future = self._context.copy().run(self._submit, stage)
         self._live.add(future)
         try:
             outcome: Outcome = future.result()
+        except RayError as error:
+            raise StageFailed(stage.name, None, f"lost with its node: {str(error).strip().partition(chr(10))[0]}") from error
         finally:
             self._live.discard(future)
         dvc.reproduce_one(stage.name, on_line, guards, keep=keep, pull=True, run=False)
@@ -115,11 +123,15 @@ def _runner(on: str) -> Iterator[Any]:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
         raise Mistake(f"on: Ray is not installed here (got '{on}'; {error}). Install it: uv pip install 'basin[ray]'.") from error
-    # Without the address as an option, prefect-ray starts a cluster of its own on this machine for "auto".
-    runner = RayTaskRunner(init_kwargs={"address": "auto" if on == "ray" else on})
+    # A worker of Ray's that ends would kill the guard of its stage, and leave the stage.
+    spare = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "false"}}
+    # The address as an option: given "auto" itself, prefect-ray may start a cluster of its own.
+    runner = RayTaskRunner(init_kwargs={"address": "auto" if on == "ray" else on, "runtime_env": spare})
     with ExitStack() as stack:
+        told = signal.getsignal(signal.SIGTERM)
         try:
             stack.enter_context(runner)
+            signal.signal(signal.SIGTERM, told)  # Ray puts its own in place, which ends this process before it could clean up
         except (ConnectionError, TimeoutError, RuntimeError) as error:
             said = " ".join(str(error).split())[:300]
             raise Mistake(f"on: no Ray cluster answers (got '{on}'; {said}). Start it (docs/cluster.md), or run on here.") from error
@@ -151,42 +163,63 @@ def _name() -> str:
 @task(name="stage on a node", task_run_name=_name, cache_policy=NO_CACHE, persist_result=False)
 def make(stage: Stage, commit: str, files: Mapping[str, str]) -> Outcome:
     """On a node: pull what the stage needs, bring it up to date, push what it made."""
-    logger, guards = get_run_logger(), Guards()
+    guards, context = Guards(), contextvars.copy_context()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # how Ray cancels; a node that was started by a script ignores it
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(context.run, _make, stage, commit, files, guards)
+        try:
+            while not wait([work], LOOK).done:  # Ray's cancel interrupts this thread, but no read of a pipe
+                continue
+        except BaseException:
+            guards.end()
+            raise
+    return work.result()
 
-    def transfer(*words: str) -> None:
-        children.run(stage.name, [*dvc.DVC, "--wait-for-lock", *words], logger.info, guards, env=env)
 
+def _make(stage: Stage, commit: str, files: Mapping[str, str], guards: Guards) -> Outcome:
+    on_line = get_run_logger().info
     try:
-        with _workspace(commit, files) as env:
+        with _copy(commit, files) as (env, lock):
+
+            def transfer(*words: str) -> None:
+                children.run(stage.name, [*dvc.DVC, "--wait-for-lock", *words], on_line, guards, env=env, keep=[lock])
+
+            on_line(f"On {socket.gethostname()}, GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'none'}, in {Path.cwd()}")
             if stage.upstream:
                 transfer("pull", *stage.upstream)
             with progress.shown(stage.name, f"progress-{pages.key(stage.name)}"):
-                outcome = dvc.reproduce_one(stage.name, logger.info, guards, env, pull=True)
+                outcome = dvc.reproduce_one(stage.name, on_line, guards, env, [lock], pull=True)
             transfer("push", "--run-cache", stage.name)
             return outcome
     except Mistake as mistake:
         raise StageFailed(stage.name, EXIT_CODE, f"{socket.gethostname()}: {mistake}") from mistake
-    finally:
-        guards.end()
 
 
 @contextmanager
-def _workspace(commit: str, files: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """In a copy of this node's checkout at `commit`, with the checkout's cache, checkpoints and secrets; what else its children need."""
+def _copy(commit: str, files: Mapping[str, str]) -> Iterator[tuple[dict[str, str], int]]:
+    """In a copy of this node's checkout at `commit`, with the checkout's cache, checkpoints and secrets.
+
+    Yields what its children need: variables of the environment, and a lock to hold, for as long as one of them writes here.
+    """
     checkout = _checkout(commit)
     with chdir(checkout):
-        cache, mlflow = dvc.cache().parents[1], tracking.uri()
-    with tempfile.TemporaryDirectory(prefix="basin-", ignore_cleanup_errors=True) as place, chdir(place):
-        _git("clone", "--quiet", "--shared", "--no-checkout", str(checkout), ".")
-        _git("checkout", "--quiet", "--detach", commit)
-        for name, text in files.items():
-            Path(name).write_text(text)
-        if (secrets := checkout / ".dvc/config.local").exists():
-            Path(".dvc/config.local").write_text(secrets.read_text())
-        subprocess.run([*dvc.DVC, "config", "--local", "cache.dir", str(cache)], check=True)
-        (checkout / ".basin").mkdir(exist_ok=True)
-        Path(".basin").symlink_to(checkout / ".basin")
-        yield {"MLFLOW_TRACKING_URI": mlflow, "DVC_SITE_CACHE_DIR": str(Path(place, ".dvc/tmp/site"))}
+        cache, env = dvc.cache().parents[1], {"MLFLOW_TRACKING_URI": tracking.uri()}
+    locks = (slots.try_lock(checkout / COPIES / f"{number}.lock") for number in count())
+    with next(lock for lock in locks if lock) as lock:
+        place = Path(lock.name).with_suffix("")
+        shutil.rmtree(place, ignore_errors=True)  # of a stage that was killed
+        _git("clone", "--quiet", "--shared", "--no-checkout", str(checkout), str(place))
+        with chdir(place):
+            _git("checkout", "--quiet", "--detach", commit)
+            for name, text in files.items():
+                Path(name).write_text(text)
+            if (secrets := checkout / ".dvc/config.local").exists():
+                shutil.copy(secrets, ".dvc")
+            subprocess.run([*dvc.DVC, "config", "--local", "cache.dir", str(cache)], check=True)
+            (checkout / ".basin").mkdir(exist_ok=True)
+            Path(".basin").symlink_to(checkout / ".basin")
+            yield env, lock.fileno()
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _checkout(commit: str) -> Path:
