@@ -1,35 +1,14 @@
-"""Prefect's pages in a real browser: a form filled in, tasks watched, an artifact opened, a schedule paused, a run cancelled, one more.
+"""Prefect's pages in a real browser: a form filled in, tasks watched, an artifact opened, a schedule paused, a run cancelled, one more."""
 
-Needs a Chromium of the system (`apt install chromium`) and says so where there is none. BASIN_SHOTS names a folder for the screenshots.
-"""
-
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from browser import page  # noqa: F401
 from test_flow import FORK, gone, notes
 from test_flow_serving import Served, served, until  # noqa: F401
 
 pytestmark = pytest.mark.slow
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this system: apt install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(60_000)
-        shots = Path(os.environ.get("BASIN_SHOTS", tmp_path / "shots"))
-        page.shot = lambda name: page.screenshot(path=shots / f"{name}.png")
-        yield page
-        browser.close()
 
 
 def test_a_person_at_the_pages(served: Callable[..., Served], page: Any):  # noqa: F811
@@ -43,17 +22,22 @@ def test_a_person_at_the_pages(served: Callable[..., Served], page: Any):  # noq
     page.get_by_text("0 is less than the minimum of 1").first.wait_for()
     page.shot("1-refused")
     page.locator("input[type=number]").fill("3")
+    page.get_by_text("list", exact=True).nth(1).click()
+    page.get_by_role("button", name="Add item").click()
+    page.locator("textarea").first.fill("threat.eps=0.1")
+    page.shot("2-changed")
     page.get_by_role("button", name="Submit").click()
     of_this = {"flow_runs": {"deployment_id": {"any_": [deployment]}}}
     run = until(lambda: [one for one in here.call("flow_runs/filter", of_this) if not one["auto_scheduled"]], 60)[0]
-    assert run["parameters"]["workers"] == 3
+    assert (run["parameters"]["workers"], run["parameters"]["changes"]) == (3, ["threat.eps=0.1"])
 
-    # Two tasks at once, and the second run of the chain not begun.
+    # Two tasks at once, with the parameter as it was changed.
     until(lambda: {"left", "right"} <= {name for _, name, what, *_ in notes(here.place)}, 180)
     page.goto(f"{root}/runs/flow-run/{run['id']}?tab=Task+Runs")
     page.get_by_text("left").first.wait_for()
+    page.get_by_text("threat: linf 0.1", exact=True).first.wait_for()
     assert page.get_by_text("Running").count() >= 3, "the run and two tasks"
-    page.shot("2-two-at-once")
+    page.shot("3-two-at-once")
 
     # Cancelled from the menu: the stages end.
     stages = {int(line[-1]) for line in notes(here.place)}
@@ -62,7 +46,9 @@ def test_a_person_at_the_pages(served: Callable[..., Served], page: Any):  # noq
     page.get_by_role("button", name="Confirm").click()
     assert gone(stages, patience=30)
     until(lambda: here.state(run["id"]) == "Cancelled", 90)
-    page.shot("3-cancelled")
+    page.reload()
+    page.get_by_text("Cancelled").first.wait_for()
+    page.shot("4-cancelled")
 
     # Started again by its Retry button: it ends right.
     page.goto(f"{root}/runs/flow-run/{run['id']}")
@@ -73,9 +59,11 @@ def test_a_person_at_the_pages(served: Callable[..., Served], page: Any):  # noq
 
     page.goto(f"{root}/artifacts/key/stages")
     page.get_by_text("What became of each stage").first.wait_for()
-    page.shot("4-artifact")
+    page.locator("a[href*='/artifacts/artifact/']").first.click()
+    page.get_by_role("cell", name="Skipped").first.wait_for()
+    page.shot("5-artifact")
 
     page.goto(f"{root}/deployments/deployment/{deployment}")
     page.locator(".deployment-schedule-card .p-toggle__control").click()
     until(lambda: [one["active"] for one in here.deployment()["schedules"]] == [False], 30)
-    page.shot("5-paused")
+    page.shot("6-paused")
