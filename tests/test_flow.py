@@ -293,15 +293,30 @@ def test_bad_input_is_told_before_a_server_is_started(project: MakeProject, monk
     assert not (place / ".basin/prefect/server.log").exists()
 
 
+HALFWAY = """
+import time
+from pathlib import Path
+import torch
+from pipeline import outcomes
+images, ones = torch.zeros(4, 1, 2, 2), torch.ones(4, dtype=torch.int64)
+untouched = outcomes.Outcomes.untouched(ones, images, ones, torch.zeros(4, 3), ones.float(), 4)
+folder = Path(".basin/checkpoints/report")
+folder.mkdir(parents=True)
+(folder / "1.safetensors").write_bytes(outcomes.pack(untouched, 1, 2))
+time.sleep(5)
+"""
+
+
 def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str, workspace: MakeProject):
     import httpx
 
-    workspace(
-        "stages:\n  report:\n    cmd:\n"
+    place = workspace(
+        "stages:\n  report:\n    cmd:\n    - python halfway.py\n"
         "    - mkdir -p report && echo > report/index.html\n"
         "    - printf 'model,robust\\nbackbone/natural,0.25\\n' > report/table.csv\n"
         "    outs: [report/table.csv, report/index.html]\n"
     )
+    (place / "halfway.py").write_text(HALFWAY)
     flow.repro()
     found = httpx.post(f"{prefect_server}/artifacts/latest/filter", json={}).raise_for_status().json()
     data = {artifact["key"]: artifact["data"] for artifact in found}
@@ -309,3 +324,4 @@ def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str
     assert "| backbone/natural | 0.25 |" in data["summary"]
     assert "report/index.html" in data["report"]
     assert "| report | Completed |" in data["stages"]
+    assert data["progress-report"] == 100

@@ -28,17 +28,18 @@ class Progress(NamedTuple):
 @contextmanager
 def shown(stage: str, key: str) -> Iterator[None]:
     """While the block runs, keep a progress artifact of the stage on Prefect's pages, from its first checkpoint on."""
-    ended = threading.Event()
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(_follow, stage, key, ended), daemon=True)
+    ended, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(_follow, stage, key, ended, done), daemon=True)
     thread.start()
     try:
         yield
+        done.set()
     finally:
         ended.set()
         thread.join(5.0)  # not as long as a server may be away
 
 
-def _follow(stage: str, key: str, ended: threading.Event) -> None:
+def _follow(stage: str, key: str, ended: threading.Event, done: threading.Event) -> None:
     artifact: Any = None
     last: Progress | None = None
     while not ended.wait(LOOK):
@@ -50,6 +51,9 @@ def _follow(stage: str, key: str, ended: threading.Event) -> None:
                 artifact = create_progress_artifact(now.percent, key, f"{stage}: {now.words}")
             else:
                 update_progress_artifact(artifact, now.percent, f"{stage}: {now.words}")
+    if artifact is not None and done.is_set():
+        with pages.optional():
+            update_progress_artifact(artifact, 100.0, f"{stage}: done")
 
 
 def read(stage: str) -> Progress | None:
