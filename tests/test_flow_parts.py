@@ -10,8 +10,9 @@ from jsonschema import Draft202012Validator
 from safetensors.numpy import save_file
 
 from pipeline import repro, slots
-from pipeline.errors import Mistake
-from pipeline.repro import Stage
+from pipeline.errors import Absent, Mistake
+from pipeline.guard import Stopped
+from pipeline.repro import Stage, StageFailed
 
 
 @pytest.fixture
@@ -159,3 +160,13 @@ def test_a_range_has_both_ends_and_equal_steps_or_ratios(flow):
     assert [point["k"] for point in Range(key="k", low=0.01, high=100, count=5, scale="log").points()] == [0.01, 0.1, 1, 10, 100]
     with pytest.raises(Mistake, match=r"^range: a log scale needs both ends above 0 \(got 0 to 1\)\."):
         Range(key="k", low=0, high=1, count=2, scale="log").points()
+
+
+def test_what_may_pass_is_tried_again_and_bad_input_is_not(flow):
+    from prefect.states import Failed
+
+    from pipeline.flow.children import RETRIES
+
+    errors = [Absent("registry: away"), Mistake("eps: wrong"), StageFailed("s", 75, ""), StageFailed("s", 2, ""), StageFailed("s", 137, "")]
+    again = [RETRIES["retry_condition_fn"](None, None, Failed(data=error)) for error in [*errors, Stopped("s: stopped")]]
+    assert again == [True, False, True, False, True, False]
