@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.tracking import system
+
 RUNS = Path(".basin/runs")
 PATIENCE = 30  # seconds that a stage waits at its end for the mirror, and that the mirror outlives a stage
 SQLITE = "sqlite:///"
@@ -80,6 +82,7 @@ def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experime
         tracked.tags({"error": f"{type(error).__name__}: {error}"})
         raise
     finally:
+        tracked.metrics(system.taken())
         tracked._write({"end": status})
         if tracked.held:
             tracked.held.close()
