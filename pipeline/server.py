@@ -9,14 +9,17 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline import tracking
 from pipeline.errors import Mistake
-from pipeline.guard import Guards
+from pipeline.guard import Guards, Stopped
 
 PATIENCE = 120.0  # seconds for a first start, which creates the database
 
@@ -29,7 +32,7 @@ def free_port() -> int:
 
 
 def start(home: Path | str, port: int | None = None) -> str:
-    """Start a Prefect server that keeps its things under `home` and ends with this process; the address of its API.
+    """Start a Prefect server that keeps its things under `home` and ends with this process, and another when it dies; its API's address.
 
     Raises RuntimeError with the server's last words if it does not come up.
     """
@@ -39,14 +42,29 @@ def start(home: Path | str, port: int | None = None) -> str:
     # By environment, not by --port: the UI would go on calling the default port.
     env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
     env.pop("PREFECT_API_URL", None)
-    with log.open("wb") as output:
+    log.unlink(missing_ok=True)
+
+    def run() -> subprocess.Popen:
         command = [sys.executable, "-m", "prefect", "server", "start"]
-        process = guards.start(command, env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        with log.open("ab") as output:
+            return guards.start(command, env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+    process = run()
     # Not earlier: Prefect sends its last log lines and task states when the interpreter ends its threads, just before this.
     atexit.register(guards.end)
     url = f"http://127.0.0.1:{port}/api"
     _wait_until_healthy(url, process, log)
+    threading.Thread(target=_restart, args=(process, run), daemon=True).start()
     return url
+
+
+def _restart(process: subprocess.Popen, run: Callable[[], subprocess.Popen]) -> None:
+    """Another server whenever one dies, until the guards end it."""
+    with suppress(Stopped):
+        while True:
+            process.wait()
+            time.sleep(1.0)
+            process = run()
 
 
 def show(mlflow_port: int, prefect_port: int) -> None:

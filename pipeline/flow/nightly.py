@@ -42,7 +42,7 @@ def champion() -> str:
     return f"version {found[0]['version']} ({found[0]['model']}, worst case {found[0]['worst_case']:.1%})" if found else "none"
 
 
-@flow(name="nightly", flow_run_name=run_name, persist_result=False)
+@flow(name="nightly", flow_run_name=lambda: f"nightly, {run_name()}", persist_result=False)
 def nightly(targets: Targets | None = None, workers: Workers = 2) -> State:
     """Pull data and earlier results, reproduce, promote by the gate, push, and write what changed.
 
