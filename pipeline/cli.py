@@ -71,6 +71,7 @@ def evaluate(
     suite: Annotated[str, typer.Option(help="quick | standard | adaptive")] = "adaptive",
     images: Annotated[int | None, typer.Option(min=1, help="how many images, the first ones; all by default")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,
+    device: Annotated[str, typer.Option(help="auto (a GPU if there is one) | cpu | cuda")] = "auto",
     json_file: Annotated[Path | None, typer.Option("--json", help="where to write the answer for a program")] = None,
     outcomes: Annotated[Path | None, typer.Option(help="a folder for the outcomes image by image, and the points found")] = None,
 ) -> None:
@@ -82,7 +83,7 @@ def evaluate(
 
     if json_file and not json_file.parent.is_dir():
         raise Mistake(f"--json: no such folder (got {str(json_file.parent)!r}). Make it first.")
-    result = outside.run(target, data, outside.threat(norm, eps), suite, images, seed, registry.load_with_twin, outcomes)
+    result = outside.run(target, data, outside.threat(norm, eps), suite, images, seed, registry.load_with_twin, outcomes, device)
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     for name, robust in result["attacks"].items():

@@ -78,7 +78,8 @@ class Evaluation:
         curve: tuple[Attempt, list[float]] | None = None,
         stored: Mapping[str, Images] | None = None,
     ) -> Outcomes:
-        """Clean pass, naive pass, stored points, cascade, curve. An interrupted run goes on after the last finished step."""
+        """Clean pass, naive pass, stored points, cascade, curve. An interrupted run goes on after the last finished step; the checkpoint
+        is the caller's to delete."""
         outcomes, finished = self._resume(index, images, labels)
         steps: list[Callable[[], None]] = [partial(self._masked, outcomes, masked)] if masked else []
         steps += [partial(self._stored, outcomes, name, points) for name, points in (stored or {}).items()]
@@ -96,8 +97,6 @@ class Evaluation:
             if self.checkpoint:
                 files.write(self.checkpoint, pack(outcomes, position + 1, len(steps)))
         bar.close()
-        if self.checkpoint:
-            self.checkpoint.unlink(missing_ok=True)
         return outcomes
 
     def can(self, attempt: Attempt) -> bool:

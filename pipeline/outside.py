@@ -140,24 +140,26 @@ def run(
     seed: int,
     registered: Callable[[str], Models],
     outcomes_folder: Path | None = None,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """The JSON of `basin evaluate`; accuracies are fractions in [0, 1], `attacks` has the robust accuracy after each.
 
-    Interrupted and called again, it goes on after the last finished attack. `outcomes_folder`: where each image's outcome is written.
+    Interrupted and called again, it goes on after the last finished attack. `outcomes_folder`: where each image's outcome is written;
+    `device`: auto (a GPU if there is one), cpu or cuda.
     """
     chosen, (x, y) = suite(name), images(data, number, seed)
     classifier, twin = models(target, registered)
-    started = time.monotonic()
+    started, place = time.monotonic(), _device(device)
     for one in filter(None, (classifier, twin)):
-        one.requires_grad_(False)
+        one.requires_grad_(False).to(place)
     x = _as_taken(classifier, x)
     check(classifier, x, y)
-    asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed]
+    asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
     state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one), *asked)
     result = evaluate(classifier, twin, x, y, threat, chosen, (seed, "evaluate"), checkpoint=state)
     numbers = measures(result.outcomes)
     answer = {
-        "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "n": numbers["n"],
+        "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "device": place.type, "n": numbers["n"],
         "clean": numbers["clean"], "worst_case": numbers["robust"], "interval": numbers["interval"], "attacks": numbers["attacks"],
         "masked": numbers["masked"], "ensemble": numbers["ensemble"], "flags": result.diagnosis.flags, "probes": result.diagnosis.probes,
         "declared": vars(result.declared), "passes": numbers["passes"],
@@ -167,12 +169,20 @@ def run(
     return answer | {"seconds": round(time.monotonic() - started, 1)}
 
 
+def _device(asked: str) -> torch.device:
+    if asked not in ("auto", "cpu", "cuda"):
+        raise Mistake(f"--device: no such device (got {asked!r}). Give auto, cpu or cuda.")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise Mistake("--device: there is no GPU here that torch can use (got 'cuda'). Give cpu, or auto for a GPU where there is one.")
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
     """The images; of grey ones that were read as colour one channel, where the model takes no colour."""
     if x.shape[1] != 3 or not torch.equal(x[:, :1].expand_as(x), x):
         return x
     try:
-        model(x[:1])
+        model(x[:1].to(device_of(model)))
     except (RuntimeError, ValueError):
         return x[:, :1].contiguous()
     return x

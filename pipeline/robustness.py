@@ -57,7 +57,10 @@ def evaluate(
     curve = (Attempt(suite.curve.attack), list(suite.curve.radii)) if suite.curve else None
     evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
     outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
-    return Result(outcomes, diagnose(evaluation, outcomes, tried, declared), declared)
+    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared), declared)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return result
 
 
 def device_of(model: nn.Module) -> torch.device:

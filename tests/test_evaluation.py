@@ -256,7 +256,7 @@ def test_interrupted_in_any_step_it_ends_as_if_it_had_not_been(position, run, tm
         run(checkpoint=path)
     assert path.exists() is (position > 0)
     assert files(tmp_path / "resumed", run(checkpoint=path)) == whole
-    assert list(path.parent.iterdir() if path.parent.exists() else []) == []
+    assert files(tmp_path / "again", run(checkpoint=path)) == whole  # what comes after the attacks may be killed as well
 
 
 def test_a_damaged_checkpoint_starts_over_with_a_warning(run, tmp_path, caplog):

@@ -189,6 +189,8 @@ def short(suites):
         ({"eps": "1.5"}, "eps: input should be less than or equal to 1 (got '1.5'). It is radius in pixels scaled to [0, 1], above 0 and"),
         ({"eps": "8/0"}, "eps: input should be a valid number (got '8/0'). It is radius in pixels scaled to [0, 1], above 0 and"),
         ({"more": ["--norm", "l1nf"]}, "norm: no such norm (got 'l1nf'). Did you mean 'linf'?"),
+        ({"more": ["--device", "gpu"]}, "--device: no such device (got 'gpu'). Give auto, cpu or cuda."),
+        ({"more": ["--device", "cuda"]}, "--device: there is no GPU here that torch can use (got 'cuda'). Give cpu, or auto for a GPU"),
         ({"suite": "adaptiv"}, "suite: no such suite (got 'adaptiv'). Did you mean 'adaptive'?"),
         ({"more": ["--images", "41"]}, "--images: there are only 40 (got 41). Ask for 40 or fewer."),
         ({"more": ["--json", "no/such/x.json"]}, "--json: no such folder (got 'no/such'). Make it first."),
