@@ -25,26 +25,40 @@ pytestmark = pytest.mark.slow
 
 CLI = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 DVC = [sys.executable, "-P", "-m", "dvc"]
-PATIENCE = 240  # seconds: this machine may have other work
-# Notes, where it runs, what runs when, and writes OUT.
+PATIENCE = 480  # seconds: this machine may have other work
+# Notes, where it runs, that it runs; waits for the gate, if it is given one; writes OUT.
 STAGE = """
 import os, sys, time
-name, out, seconds, *inputs = sys.argv[1:]
+name, out, *inputs = sys.argv[1:]
 def note(what): print(name, what, os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid(), file=open(os.environ["NOTES"], "a"))
 note("start")
-time.sleep(float(seconds))
+while name in ("left", "right") and not os.path.exists(os.environ["GATE"]): time.sleep(0.1)
 open(out, "w").write(name + "".join(open(path).read() for path in inputs))
 note("end")
 """
 
 
-def graph(seconds: float) -> str:
-    stages = {"prepare": {"cmd": "python stage.py prepare a 0", "deps": ["stage.py"], "outs": ["a"]}}
-    for name, out in {"left": "b", "right": "c"}.items():
-        cmd = f"python stage.py {name} {out} {seconds} a"
-        stages[name] = {"cmd": cmd, "deps": ["a", "stage.py"], "outs": [out], "meta": {"gpu": 1}}
-    stages["join"] = {"cmd": "python stage.py join d 0 b c", "deps": ["b", "c"], "outs": ["d"]}
-    return yaml.safe_dump({"stages": stages}, sort_keys=False)
+GRAPH = """
+stages:
+  prepare:
+    cmd: python stage.py prepare a
+    deps: [stage.py]
+    outs: [a]
+  left:
+    cmd: python stage.py left b a
+    deps: [stage.py, a]
+    outs: [b]
+    meta: {gpu: 1}
+  right:
+    cmd: python stage.py right c a
+    deps: [stage.py, a]
+    outs: [c]
+    meta: {gpu: 1}
+  join:
+    cmd: python stage.py join d b c
+    deps: [b, c]
+    outs: [d]
+"""
 
 
 def git(place: Path, *words: str) -> None:
@@ -59,8 +73,9 @@ class Cluster:
         self.home, self.head = home, home / "head"
         self.sockets = Path(tempfile.mkdtemp(prefix="ray-"))  # whose paths must be short
         self.env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "BASIN_TRACKING": "off"}
-        self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "NOTES": str(self.notes("head"))}
+        self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "NOTES": str(self.notes("head")), "GATE": str(home / "gate")}
         self.nodes: dict[str, subprocess.Popen] = {}
+        self.run: subprocess.Popen | None = None
 
     def notes(self, node: str) -> Path:
         return self.home / f"{node}.notes"
@@ -95,21 +110,30 @@ class Cluster:
         until(lambda: process.poll() is not None or "Ray runtime started" in said.read_text())
         assert process.poll() is None, said.read_text()
 
-    def kill(self, name: str) -> set[int]:
-        """As a machine dies: all of it at once."""
-        processes = family(self.nodes[name].pid)
-        for process in processes:
-            process.kill()
-        self.nodes[name].wait()
-        return {process.pid for process in processes}
-
-    def flow(self, *words: str) -> subprocess.Popen:
+    def flow(self, *words: str) -> None:
         command = [*CLI, "flow", "--on", "ray", *words]
-        return subprocess.Popen(command, cwd=self.head, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        with (self.home / "flow.log").open("wb") as log:
+            self.run = subprocess.Popen(command, cwd=self.head, env=self.env, stdout=log, stderr=subprocess.STDOUT)
+
+    def said(self) -> str:
+        return (self.home / "flow.log").read_text()
+
+    def until_it_runs(self, *nodes: str) -> None:
+        """A stage, on each of the nodes."""
+        until(lambda: all(self.ran(node) for node in nodes) or self.run.poll() is not None)
+        assert self.run.poll() is None, self.said()
+
+    def ends(self, code: int) -> None:
+        assert self.run.wait(PATIENCE) == code, self.said()
 
 
-def family(pid: int) -> list[psutil.Process]:
-    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if psutil.pid_exists(pid) else []
+def end(process: subprocess.Popen) -> set[int]:
+    """SIGKILL to it and to all that it started."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in family:
+        one.kill()
+    process.wait()
+    return {one.pid for one in family}
 
 
 def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
@@ -126,73 +150,60 @@ def cluster(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     made = Cluster(tmp_path)
     yield made
-    for name in reversed(made.nodes):
-        made.kill(name)
+    for process in (made.run, *reversed(made.nodes.values())):
+        if process and process.poll() is None:
+            end(process)
     shutil.rmtree(made.sockets, ignore_errors=True)
 
 
 @pytest.fixture
-def small(cluster: Cluster) -> Callable[[float], Cluster]:
-    """`small(seconds)`: prepare, then left and right, which want a GPU for so long, then join; all of it started."""
-
-    def make(seconds: float) -> Cluster:
-        cluster.head.mkdir()
-        git(cluster.head, "init", "-q")
-        subprocess.run([*DVC, "init", "-q"], cwd=cluster.head, check=True)
-        files = {"dvc.yaml": graph(seconds), "params.yaml": PARAMS, "stage.py": STAGE, ".gitignore": "/.basin/\n/a\n/b\n/c\n/d\n"}
-        for name, text in files.items():
-            (cluster.head / name).write_text(text)
-        cluster.share()
-        cluster.start()
-        return cluster
-
-    return make
+def small(cluster: Cluster) -> Cluster:
+    """prepare, then left and right, which want a GPU and wait for the gate, then join; all of it started."""
+    cluster.head.mkdir()
+    git(cluster.head, "init", "-q")
+    subprocess.run([*DVC, "init", "-q"], cwd=cluster.head, check=True)
+    files = {"dvc.yaml": GRAPH, "params.yaml": PARAMS, "stage.py": STAGE, ".gitignore": "/.basin/\n/a\n/b\n/c\n/d\n"}
+    for name, text in files.items():
+        (cluster.head / name).write_text(text)
+    cluster.share()
+    cluster.start()
+    return cluster
 
 
-def test_a_flow_goes_over_both_nodes_and_ends_as_on_one_machine_though_one_is_killed(small: Callable[[float], Cluster]):
-    cluster = small(8)
-    subprocess.run([*DVC, "repro", "-q"], cwd=cluster.home / "plain", env=cluster.env | {"NOTES": os.devnull}, check=True)
-    run = cluster.flow()
-    until(lambda: all(len(cluster.ran(node)) == 1 for node in ("one", "two")) or run.poll() is not None)
-    assert run.poll() is None, run.communicate()[0]
-    assert {*cluster.ran("one"), *cluster.ran("two")} == {"left start", "right start"}, "each node has one GPU, and so one stage"
-    assert gone(cluster.kill("two"))
-    said = run.communicate(timeout=PATIENCE)[0]
-    assert run.returncode == 0, said
-    assert (cluster.head / "dvc.lock").read_text() == (cluster.home / "plain/dvc.lock").read_text()
-    assert sorted(cluster.ran("one")) == ["left end", "left start", "right end", "right start"]
-    assert cluster.ran("head") == ["prepare start", "prepare end", "join start", "join end"]
-    assert {line.split()[2] for line in cluster.notes("one").read_text().splitlines()} == {"0"}
-
-    # What a node made, another workspace restores; nothing runs twice.
-    subprocess.run([*DVC, "repro", "-q", "--pull"], cwd=cluster.home / "two", env=cluster.env | {"NOTES": os.devnull}, check=True)
-    assert cluster.ran("two")[1:] == []
+def test_a_flow_goes_over_both_nodes_and_ends_as_on_one_machine_though_one_is_killed(small: Cluster):
+    small.flow("join")
+    small.until_it_runs("one", "two")
+    assert {*small.ran("one"), *small.ran("two")} == {"left start", "right start"}, "each node has one GPU, and so one stage"
+    assert gone(end(small.nodes["two"])), "as a machine dies: all of it at once"
+    (small.home / "gate").touch()
+    small.ends(0)
+    assert sorted(small.ran("one")) == ["left end", "left start", "right end", "right start"], (
+        "the one that was lost, once more; the other once"
+    )
+    assert small.ran("head") == ["prepare start", "prepare end", "join start", "join end"]
+    assert {line.split()[2] for line in small.notes("one").read_text().splitlines()} == {"0"}, "the GPU that Ray gave"
+    subprocess.run([*DVC, "repro", "-q"], cwd=small.home / "plain", env=small.env | {"NOTES": os.devnull}, check=True)
+    assert (small.head / "dvc.lock").read_text() == (small.home / "plain/dvc.lock").read_text()
 
 
-def test_a_stopped_flow_stops_its_stages_on_the_nodes(small: Callable[[float], Cluster]):
-    cluster = small(60)
-    run = cluster.flow("left")
-    until(lambda: bool(cluster.ran("one") or cluster.ran("two")) or run.poll() is not None)
-    assert run.poll() is None, run.communicate()[0]
-    stage = next(int(path.read_text().split()[-1]) for path in (cluster.notes("one"), cluster.notes("two")) if path.exists())
-    run.send_signal(signal.SIGTERM)
-    assert gone({stage}, patience=20)
-    said = run.communicate(timeout=60)[0]
-    assert run.returncode == 130, said
+def test_a_stopped_flow_stops_its_stages_on_the_nodes(small: Cluster):
+    small.flow("left", "right")
+    small.until_it_runs("one", "two")
+    stages = {int(small.notes(node).read_text().split()[-1]) for node in ("one", "two")}
+    small.run.send_signal(signal.SIGTERM)
+    assert gone(stages, patience=30)
+    small.ends(130)
 
 
-def test_what_a_node_would_not_have_is_told_before_anything_runs(small: Callable[[float], Cluster]):
-    cluster = small(0)
-    (cluster.head / "stage.py").write_text(STAGE + "\n# changed")
-    run = cluster.flow("prepare")
-    said = run.communicate(timeout=PATIENCE)[0]
-    assert "error: on: other machines have what is committed (got changes in stage.py). Commit them, or run on here.\n" in said
-    assert run.returncode == 2
-    git(cluster.head, "commit", "-q", "-a", "-m", "changed")
-    run = cluster.flow("left")
-    said = run.communicate(timeout=PATIENCE)[0]
-    assert "the run's commit is not here" in said.splitlines()[-2]
-    assert run.returncode == 2
+def test_what_a_node_would_not_have_is_told(small: Cluster):
+    (small.head / "stage.py").write_text(STAGE + "\n# changed")
+    small.flow("prepare")
+    small.ends(2)
+    assert "error: on: other machines have what is committed (got changes in stage.py). Commit them, or run on here.\n" in small.said()
+    git(small.head, "commit", "-q", "-a", "-m", "changed")
+    small.flow("left")
+    small.ends(2)
+    assert re.search(r"failed: left: exit code 2: \S+: \S+: the run's commit is not here \(got \w{12}\). Bring it: git -C", small.said())
 
 
 def test_the_digits_run_splits_over_both_nodes_and_ends_with_the_digests_of_one_machine(cluster: Cluster):
@@ -209,10 +220,9 @@ def test_the_digits_run_splits_over_both_nodes_and_ends_with_the_digests_of_one_
     cluster.share()
     subprocess.run([*DVC, "repro", "-q"], cwd=cluster.home / "plain", env=cluster.env, check=True)
     cluster.start()
-    run = cluster.flow("--workers", "4")
-    said = run.communicate(timeout=600)[0]
-    assert run.returncode == 0, said
-    where = {node: set(re.findall(rf"'(\S+) on \S+' - On .* in {cluster.home}/{node}/", said)) for node in ("one", "two")}
+    cluster.flow("--workers", "4")
+    cluster.ends(0)
+    where = {node: set(re.findall(rf"'(\S+) on \S+' - On .* in {cluster.home}/{node}/", cluster.said())) for node in ("one", "two")}
     print(where)
-    assert all(where.values()), said
+    assert all(where.values()), cluster.said()
     assert (cluster.head / "dvc.lock").read_text() == (cluster.home / "plain/dvc.lock").read_text()
