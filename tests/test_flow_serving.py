@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT
-from test_flow import FORK, STAGE, gone, notes, spans, stage_pid
+from test_flow import FORK, STAGE, cmdline, gone, notes, spans, stage_pid
 
 from pipeline import environment, server, slots
 
@@ -107,13 +107,6 @@ class Served:
                     process.wait(30)
                 except subprocess.TimeoutExpired:
                     os.killpg(process.pid, signal.SIGKILL)
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def descendants(pid: int) -> list[psutil.Process]:
