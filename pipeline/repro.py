@@ -251,13 +251,16 @@ def has_remote() -> bool:
 
 def measured(revision: str) -> dict[str, Any]:
     """The metrics of a commit or an experiment, as dotted keys; {} where it has none."""
-    from dvc.api import metrics_show  # type: ignore[import-untyped]
     from dvc.exceptions import DvcException
+    from dvc.repo import Repo
 
     try:
-        return _flat(metrics_show(rev=revision))
+        with Repo() as repo:
+            # Not dvc.api's, which fails where the workspace lacks the file.
+            found = repo.metrics.show(revs=[revision], on_error="return").get(revision, {})
     except DvcException:
         return {}
+    return {key: value for file in found.get("data", {}).values() for key, value in _flat(file.get("data", {})).items()}
 
 
 def has_experiment(name: str) -> bool:
@@ -335,11 +338,11 @@ def reproduce_one(
         raise Stopped(f"{stage}: stopped")
     if outcome == "ran" and not run:
         raise StageFailed(stage, None, "no result in the run cache was made from the inputs that are here (see: dvc status)")
-    raise _failure(stage, last)
+    raise failure(stage, last)
 
 
-def _failure(stage: str, lines: Iterable[str]) -> StageFailed:
-    """From dvc's last word, `ERROR: failed to reproduce 'x': failed to run: ..., exited with N`, and the stage's own before it."""
+def failure(stage: str, lines: Iterable[str]) -> StageFailed:
+    """What stopped a stage, from its last words and then dvc's, `ERROR: failed to reproduce 'x': failed to run: ..., exited with N`."""
     said = list(lines)
     verdict = next((line for line in reversed(said) if line.startswith("ERROR: ")), "dvc ended without a word")
     exited = re.search(r"failed to run: .*, exited with (-?\d+)$", verdict)

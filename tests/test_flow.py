@@ -342,3 +342,47 @@ def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str
     assert "report/index.html" in data["report"]
     assert "| report | Completed |" in data["stages"]
     assert data["progress-report"] == 100
+
+
+# Killed at its first start, after its checkpoint; wrong at radii above 0.3.
+POINT = """
+import json, os, signal, sys
+from pathlib import Path
+import yaml
+eps = yaml.safe_load(Path("params.yaml").read_text())["threat"]["eps"]
+print(eps, file=open(os.environ["STARTS"], "a"))
+if eps > 0.3:
+    sys.stderr.write("error: eps: too large\\n")
+    sys.exit(2)
+checkpoint = Path(os.environ["BASIN_CHECKPOINTS"], str(eps))
+if not checkpoint.exists():
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+Path("metrics.json").write_text(json.dumps({"robust": eps}))
+"""
+
+
+def test_a_sweep_is_a_table_of_experiments_whose_killed_points_resume(
+    flow: ModuleType, prefect_server: str, project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import httpx
+
+    monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
+    place = project(
+        "stages:\n  point:\n    cmd: python point.py\n    deps: [point.py]\n    params: [threat.eps]\n"
+        "    metrics:\n    - metrics.json: {cache: false}\n"
+    )
+    (place / "point.py").write_text(POINT)
+    (place / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    (place / ".gitignore").write_text(".basin\n.dvc/cache\n.dvc/tmp\n")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "start"]):
+        subprocess.run(["git", *words], check=True)
+    before = (place / "params.yaml").read_text()
+    with pytest.raises(flow.StagesFailed, match=r"exit code 2: error: eps: too large$"):
+        flow.sweep(table=[{"threat.eps": 0.1}, {"threat.eps": 0.4}])
+    assert sorted((tmp_path / "starts").read_text().split()) == ["0.1", "0.1", "0.4"]
+    assert (place / "params.yaml").read_text() == before
+    (page,) = httpx.post(f"{prefect_server}/artifacts/latest/filter", json={"artifacts": {"key": {"any_": ["sweep"]}}}).json()
+    assert '"robust": 0.1' in page["data"]

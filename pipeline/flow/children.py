@@ -45,7 +45,7 @@ def run(
     environment = repro.child_environment(slot.environment | dict(env or {}))
     process = guards.start(command, environment, [*slot.keep, *keep], stdout=PIPE, stderr=STDOUT)
     assert process.stdout is not None
-    last: deque[str] = deque(maxlen=1)
+    last: deque[str] = deque(maxlen=50)
     with process.stdout as pipe:
         for line in repro.lines(pipe):
             on_line(line)
@@ -53,4 +53,7 @@ def run(
     if code := process.wait():
         if guards.ended:
             raise Stopped(f"{name}: stopped")
-        raise StageFailed(name, code, last[0].removeprefix("error: ") if last else "ended without a word")
+        of_stage = repro.failure(name, last)
+        if of_stage.code is not None:  # the command is dvc's
+            raise of_stage
+        raise StageFailed(name, code, last[-1].removeprefix("error: ") if last else "ended without a word")
