@@ -145,6 +145,14 @@ def served(project: Callable[..., Path], tmp_path: Path) -> Iterator[Callable[..
         one.end()
 
 
+def test_a_schedule_of_seconds_creates_a_run_that_ends_right(served: Callable[..., Served]):
+    here = served(FORK, {"interval": 5, "active": True})
+    ended = {"sort": "START_TIME_ASC", "flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
+    run = until(lambda: here.call("flow_runs/filter", ended), 180)[0]
+    assert run["auto_scheduled"] and run["state"]["message"] == "4 completed"
+    assert (here.place / "d").exists()
+
+
 def test_a_form_refuses_schedules_fire_cancels_reach_the_stage(served: Callable[..., Served]):
     here = served(LONG, {"interval": 5, "active": True})
     with pytest.raises(httpx.HTTPStatusError) as refused:
