@@ -32,7 +32,7 @@ from pipeline import repro as dvc
 from pipeline import slots, tracking
 from pipeline.errors import EXIT_CODE, Mistake
 from pipeline.flow import children, pages, progress
-from pipeline.guard import GRACE, LOOK, Guards
+from pipeline.guard import GRACE, LOOK, Guards, Stopped
 from pipeline.repro import Outcome, Stage, StageFailed
 
 HERE = "here"
@@ -56,18 +56,12 @@ class Nodes:
 
         Raises StageFailed as the node did, or where DVC does not find that what came back was made from what is here.
         """
-        from ray.exceptions import RayError
-
         if stage.upstream:
             children.run(stage.name, [*dvc.DVC, "--wait-for-lock", "push", *stage.upstream], on_line, guards, keep=keep)
         future = self._context.copy().run(self._submit, stage)
         self._live.add(future)
-        try:
-            outcome: Outcome = future.result()
-        except RayError as error:
-            raise StageFailed(stage.name, None, f"lost with its node: {str(error).strip().partition(chr(10))[0]}") from error
-        finally:
-            self._live.discard(future)
+        outcome = _outcome(stage, future, guards)
+        self._live.discard(future)
         dvc.reproduce_one(stage.name, on_line, guards, keep=keep, pull=True, run=False)
         return outcome
 
@@ -90,7 +84,22 @@ class Nodes:
         live = [future.wrapped_future for future in self._live]
         for reference in live:
             ray.cancel(reference)
-        ray.wait(live, num_returns=len(live), timeout=GRACE + 5)
+        if live:
+            ray.wait(live, num_returns=len(live), timeout=GRACE + 5)
+
+
+def _outcome(stage: Stage, future: Any, guards: Guards) -> Outcome:
+    """What the node's task returned or raised. Stopped as soon as the guards are told to end: Ray may never answer then."""
+    from ray.exceptions import RayError
+
+    while not guards.ended:
+        try:
+            return future.result(timeout=1.0)
+        except TimeoutError:
+            continue
+        except RayError as error:
+            raise StageFailed(stage.name, None, f"lost with its node: {' '.join(str(error).split())[:300]}") from error
+    raise Stopped(f"{stage.name}: stopped")
 
 
 def check(on: str) -> None:
