@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -18,10 +19,7 @@ from conftest import PARAMS, ROOT
 from test_flow import gone
 
 from pipeline import server
-
-pytest.importorskip("ray", reason="the extra `ray` is not installed")
-pytest.importorskip("prefect_ray", reason="the extra `ray` is not installed")
-pytestmark = pytest.mark.slow
+from pipeline.errors import Mistake
 
 CLI = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 DVC = [sys.executable, "-P", "-m", "dvc"]
@@ -145,6 +143,7 @@ def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
 
 @pytest.fixture
 def cluster(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    pytest.importorskip("prefect_ray", reason="the extra `ray` is not installed")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -170,6 +169,42 @@ def small(cluster: Cluster) -> Cluster:
     return cluster
 
 
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """pipeline.flow.cluster alone: nothing here talks to a server."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    from pipeline.flow import cluster
+
+    return cluster
+
+
+@pytest.mark.parametrize("on", ["there", "ray://", "ray://host", "ray://a b:1"])
+def test_where_there_is_no_such_place(module: ModuleType, on: str):
+    with pytest.raises(Mistake, match=rf"^on: no such place \(got '{on}'\). Give here, ray, or ray://HOST:PORT.$"):
+        module.check(on)
+
+
+def test_other_machines_need_a_remote_a_commit_and_ray(module: ModuleType, project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
+    def refused() -> str:
+        with pytest.raises(Mistake) as mistake, module.connected("ray", []):
+            pass
+        return str(mistake.value)
+
+    place = project(GRAPH)
+    assert refused().startswith("on: other machines need a DVC remote that all of them reach (got 'ray', and none).")
+    config = place / ".dvc/config"
+    config.write_text(config.read_text() + f"    remote = store\n['remote \"store\"']\n    url = {place}/store\n")
+    assert refused().startswith("on: other machines need the commit of this workspace (got none: fatal: ")
+    git(place, "init", "-q")
+    git(place, "add", "-A")
+    git(place, "commit", "-q", "-m", "a run")
+    monkeypatch.setitem(sys.modules, "prefect_ray", None)
+    assert refused().startswith("on: Ray is not installed here (got 'ray'; ")
+    with module.connected("here", []) as nodes:
+        assert nodes is None
+
+
+@pytest.mark.slow
 def test_a_flow_goes_over_both_nodes_and_ends_as_on_one_machine_though_one_is_killed(small: Cluster):
     small.flow("join")
     small.until_it_runs("one", "two")
@@ -186,6 +221,7 @@ def test_a_flow_goes_over_both_nodes_and_ends_as_on_one_machine_though_one_is_ki
     assert (small.head / "dvc.lock").read_text() == (small.home / "plain/dvc.lock").read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_flow_stops_its_stages_on_the_nodes(small: Cluster):
     small.flow("left", "right")
     small.until_it_runs("one", "two")
@@ -195,6 +231,7 @@ def test_a_stopped_flow_stops_its_stages_on_the_nodes(small: Cluster):
     small.ends(130)
 
 
+@pytest.mark.slow
 def test_what_a_node_would_not_have_is_told(small: Cluster):
     (small.head / "stage.py").write_text(STAGE + "\n# changed")
     small.flow("prepare")
@@ -206,6 +243,7 @@ def test_what_a_node_would_not_have_is_told(small: Cluster):
     assert re.search(r"failed: left: exit code 2: \S+: \S+: the run's commit is not here \(got \w{12}\). Bring it: git -C", small.said())
 
 
+@pytest.mark.slow
 def test_the_digits_run_splits_over_both_nodes_and_ends_with_the_digests_of_one_machine(cluster: Cluster):
     git(cluster.home, "clone", "-q", str(ROOT), "head")
     params = yaml.safe_load((cluster.head / "params.yaml").read_text())
