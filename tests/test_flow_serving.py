@@ -244,6 +244,21 @@ def test_a_run_whose_machine_died_is_marked_crashed_within_two_minutes(served: C
     assert len([line for line in notes(here.place) if line[2] == "end"]) == 1
 
 
+def test_a_run_that_is_alive_goes_on_after_the_server_was_away_for_long(served: Callable[..., Served]):
+    """The server has missed its heartbeats and marks it crashed; nothing of it is interrupted or done twice."""
+    here = served(LONG, extra={"STEPS": "320"})
+    run = here.run()
+    until(lambda: notes(here.place), 60)
+    os.killpg(here.processes["server"].pid, signal.SIGKILL)
+    here.processes["server"].wait()
+    time.sleep(90)
+    here.start("server")
+    until(lambda: here.state(run) == "Completed", 240)
+    print(here.history(run))
+    assert len((here.place / "steps").read_text().splitlines()) == 320
+    assert [line[2] for line in notes(here.place)] == ["start", "end"]
+
+
 TWELVE = {f"s{n:02}": (30, 36, 42, 52)[n % 4] for n in range(12)}  # 480 s of sleep: 120 s on four slots, if they cost nothing
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,7 +24,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import AwaitingRetry, Cancelled, Crashed, State
+from prefect.states import AwaitingRetry, Cancelled, Crashed, Running, State
 
 from pipeline import repro
 from pipeline.errors import Mistake
@@ -35,6 +36,7 @@ POOL = "basin"
 NOTES = Path(".basin/flow_runs")  # a file a run that was started here, named by its id
 WORKSPACE = "BASIN_WORKSPACE"
 LOOK = 5.0  # seconds between two looks for crashed runs
+OBJECTION = timedelta(seconds=2 * LOOK)  # for the machine on which it is alive
 ATTEMPTS = 25  # how often a run may crash before it is left so
 UNANSWERED = (httpx.TransportError, PrefectHTTPStatusError)
 log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def _look_after(worker: subprocess.Popen, client: SyncPrefectClient, pool: str) 
 
 
 def revive(client: SyncPrefectClient, pool: str) -> None:
-    """Start the crashed runs of the pool again.
+    """Start the crashed runs of the pool again, but those that are alive: while the server was away it missed their heartbeats.
 
     Not a rule that the server keeps: after a start of its own it holds back, for up to 15 minutes, events of runs whose earlier ones it
     does not remember (prefect 3.8.8, server/events/ordering/memory.py).
@@ -101,7 +103,12 @@ def revive(client: SyncPrefectClient, pool: str) -> None:
     crashed = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.CRASHED]}}, "tags": {"all_": ["basin"]}})
     ours = WorkPoolFilter.model_validate({"name": {"any_": [pool]}})
     for run in client.read_flow_runs(flow_run_filter=crashed, work_pool_filter=ours):
-        if sum(state.is_crashed() for state in client.read_flow_run_states(run.id)) < ATTEMPTS:
+        assert run.state is not None
+        if _is_alive(NOTES / str(run.id)):
+            client.set_flow_run_state(run.id, Running(message="Its process is alive"), force=True)
+        elif datetime.now(UTC) - run.state.timestamp < OBJECTION:
+            continue
+        elif sum(state.is_crashed() for state in client.read_flow_run_states(run.id)) < ATTEMPTS:
             client.set_flow_run_state(run.id, AwaitingRetry(message="Crashed; started again"), force=True)
 
 
@@ -151,5 +158,5 @@ def _is_alive(note: Path) -> bool:
     """Whether the process that left the note is still the one that runs it: PIDs are used again."""
     try:
         return psutil.Process(int(note.read_text())).environ().get("PREFECT__FLOW_RUN_ID") == note.name
-    except (psutil.Error, ValueError):
+    except (psutil.Error, ValueError, OSError):
         return False
