@@ -4,6 +4,8 @@ dvc.yaml is the one place where the graph is written and dvc.lock the one memory
 the Prefect flow) asks here. DVC's Python objects answer questions in this process; stages run in a child `dvc`, under a guard.
 """
 
+import json
+import logging
 import os
 import re
 import subprocess
@@ -17,8 +19,11 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from pipeline import files
 from pipeline.errors import EXIT_CODE, Mistake, did_you_mean
 from pipeline.guard import Guards, Stopped
+
+log = logging.getLogger(__name__)
 
 # `-P`: our folders stay off dvc's own import path. `python -m`: no console script need be on PATH.
 DVC = (sys.executable, "-P", "-m", "dvc")
@@ -186,6 +191,39 @@ def settle(before: Sequence[str], stages: Iterable[Stage], lock: Path | str = "d
     if order != now:
         with modify_yaml(lock) as content:
             content["stages"] = {name: content["stages"][name] for name in order}
+
+
+def mend(lock: Path = Path("dvc.lock"), kept: Path = Path(".basin/dvc.lock"), rwlock: Path = Path(".dvc/tmp/rwlock")) -> None:
+    """Put the last whole lock file back where a kill has left half of one: dvc writes it in place.
+
+    Stages that it then lacks come back from dvc's run cache. Before a run, while no stage is at work.
+    """
+    if lock.exists() and _is_whole(text := _text(lock)):
+        files.write(kept, text.encode())
+    elif lock.exists():
+        log.warning("%s: half written by a dvc that was killed; the one before is put back", lock)
+        files.write(lock, kept.read_bytes()) if kept.exists() else lock.unlink()
+    if rwlock.exists() and not _is_json(rwlock.read_text()):
+        rwlock.unlink()  # who holds which file: nobody
+
+
+def _is_whole(text: str) -> bool:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(text, yaml.CSafeLoader))
+    except (yaml.YAMLError, Invalid):
+        return False
+    return True
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def status() -> dict[str, list]:

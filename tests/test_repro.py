@@ -216,3 +216,21 @@ def test_is_changed_asks_git(project: MakeProject):
     assert repro.is_changed("dvc.yaml"), "in no commit"
     (place / "params.yaml").write_text("seed: 1\n")
     assert repro.is_changed(place / "params.yaml")
+
+
+@pytest.mark.parametrize("left", ["", "schema: '2.0'\nstages:\n  a:\n    outs:\n    - pa"])
+def test_a_lock_file_that_a_kill_cut_is_put_back_and_its_stages_restored(project, left):
+    place = project("stages:\n  a:\n    cmd: echo 1 >> runs && echo a > a\n    deps: [params.yaml]\n    outs: [a]\n")
+    repro.mend()
+    repro.reproduce_one("a", print)
+    repro.mend()
+    whole = (place / "dvc.lock").read_text()
+    (place / "dvc.lock").write_text(left)
+    (place / ".dvc/tmp/rwlock").write_text('{"half')
+    repro.mend()
+    assert (place / "dvc.lock").read_text() == whole
+    (place / "dvc.lock").write_text(left)
+    (place / ".basin/dvc.lock").unlink()
+    repro.mend()
+    assert repro.reproduce_one("a", print) == "restored"
+    assert (place / "dvc.lock").read_text() == whole and (place / "runs").read_text() == "1\n"

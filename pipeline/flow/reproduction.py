@@ -118,7 +118,8 @@ def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | Non
 
 
 def plan(targets: Sequence[str] | None, changes: Sequence[str] | None = None) -> list[Stage]:
-    """The stages to bring up to date, in order; a `Mistake` for whatever is wrong before anything runs."""
+    """The stages to bring up to date, in order; a `Mistake` for whatever is wrong before anything runs. With the workspace locked."""
+    dvc.mend()
     if changes:
         dvc.change(changes)
     dvc.check()
