@@ -109,14 +109,14 @@ def check(on: str) -> None:
 
 
 @contextmanager
-def connected(on: str, stages: Sequence[Stage]) -> Iterator[Nodes | None]:
+def connected(on: str) -> Iterator[Nodes | None]:
     """The nodes of the cluster that `on` names, until the block ends; None for this machine. Raises Mistake if there is no such cluster."""
     if on == HERE:
         yield None
         return
     if not dvc.has_remote():
         raise Mistake(f"on: other machines need a DVC remote that all of them reach (got '{on}', and none). See docs/cluster.md.")
-    commit = _commit(stages)
+    commit = _commit()
     with _runner(on) as runner:
         nodes = Nodes(runner, commit)
         try:
@@ -147,9 +147,9 @@ def _runner(on: str) -> Iterator[Any]:
         yield runner
 
 
-def _commit(stages: Sequence[Stage]) -> str:
+def _commit() -> str:
     """The commit of this workspace. Raises Mistake where anything differs from it that a node would not get."""
-    outs = [out for stage in stages for out in stage.outs]
+    outs = [out for stage in dvc.graph() for out in stage.outs]
     try:
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":(exclude){path}" for path in (*TRAVEL, *outs)))
         commit = _git("rev-parse", "HEAD")

@@ -105,7 +105,7 @@ def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | Non
         clean, recorded = dvc.unchanged(stages), dvc.locked()
         guards = Guards()
         keep = [lock.fileno()]
-        with cluster.connected(on, stages) as nodes:
+        with cluster.connected(on) as nodes:
 
             def submit(stage: Stage, slot: slots.Taken, inputs: list[Any]) -> Any:
                 return run_stage.submit(stage, stage.name in clean, guards, slot, keep, nodes, wait_for=inputs, return_state=False)
