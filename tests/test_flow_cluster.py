@@ -71,6 +71,7 @@ class Cluster:
         self.home, self.head = home, home / "head"
         self.sockets = Path(tempfile.mkdtemp(prefix="ray-"))  # whose paths must be short
         self.env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex(), "BASIN_TRACKING": "off"}
+        self.env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.env |= {"RAY_USAGE_STATS_ENABLED": "0", "NOTES": str(self.notes("head")), "GATE": str(home / "gate")}
         self.nodes: dict[str, subprocess.Popen] = {}
         self.run: subprocess.Popen | None = None
