@@ -4,6 +4,7 @@
     sweep         a table of params as DVC's experiments        pages    what Prefect's pages show of a run, and of a stage at work
     judgement     one model, ours or not, judged                serving  the deployments, the worker, who looks after dead runs
     nightly       pull, reproduce, promote, say what changed    commands the command line
+    cluster       stages on the nodes of a Ray cluster          node     what such a node does
 
 The graph is DVC's (`repro.graph`), never a second copy; a task runs `dvc repro --single-item`, so that after a flow `dvc repro` has
 nothing to do, and after `dvc repro` every task is skipped. Call `environment.apply()` before importing this package: prefect reads its

@@ -1,0 +1,115 @@
+"""A stage on a node of a cluster: what the flow on another machine (cluster.py) has it do.
+
+It runs in a copy of this node's checkout (BASIN_CHECKOUT), at the commit of the flow's workspace and with its params.yaml and dvc.lock, so
+that runs beside each other, or of another commit, do not meet. The cache, checkpoints and secrets are the checkout's.
+"""
+
+import contextvars
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import chdir, contextmanager
+from itertools import count
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
+
+from pipeline import repro as dvc
+from pipeline import slots, tracking
+from pipeline.errors import EXIT_CODE, Mistake
+from pipeline.flow import children, pages, progress
+from pipeline.guard import LOOK, Guards
+from pipeline.repro import Outcome, Stage, StageFailed
+
+CHECKOUT = "BASIN_CHECKOUT"
+COPIES = ".dvc/tmp/basin"  # in a checkout: where dvc looks for no dvc.yaml, and git for nothing
+
+
+def git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.rstrip()
+
+
+def _name() -> str:
+    return f"{task_run.parameters['stage'].name} on {socket.gethostname()}"
+
+
+@task(name="stage on a node", task_run_name=_name, cache_policy=NO_CACHE, persist_result=False)
+def make(stage: Stage, commit: str, files: Mapping[str, str]) -> Outcome:
+    """On a node: pull what the stage needs, bring it up to date, push what it made."""
+    guards, context = Guards(), contextvars.copy_context()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # how Ray cancels; a node that was started by a script ignores it
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(context.run, _make, stage, commit, files, guards)
+        try:
+            while not wait([work], LOOK).done:  # Ray's cancel interrupts this thread, but no read of a pipe
+                continue
+        except BaseException:
+            guards.end()
+            raise
+    return work.result()
+
+
+def _make(stage: Stage, commit: str, files: Mapping[str, str], guards: Guards) -> Outcome:
+    on_line = get_run_logger().info
+    try:
+        with _copy(commit, files) as (env, lock):
+
+            def transfer(*words: str) -> None:
+                children.run(stage.name, [*dvc.DVC, "--wait-for-lock", *words], on_line, guards, env=env, keep=[lock])
+
+            on_line(f"On {socket.gethostname()}, GPU {os.environ.get('CUDA_VISIBLE_DEVICES') or 'none'}, in {Path.cwd()}")
+            if stage.upstream:
+                transfer("pull", *stage.upstream)
+            with progress.shown(stage.name, f"progress-{pages.key(stage.name)}"):
+                outcome = dvc.reproduce_one(stage.name, on_line, guards, env, [lock], pull=True)
+            transfer("push", "--run-cache", stage.name)
+            return outcome
+    except Mistake as mistake:
+        raise StageFailed(stage.name, EXIT_CODE, f"{socket.gethostname()}: {mistake}") from mistake
+    except (OSError, subprocess.SubprocessError) as error:  # a full disk, say: the next try may be on another node
+        raise StageFailed(stage.name, None, f"{socket.gethostname()}: {error}") from error
+
+
+@contextmanager
+def _copy(commit: str, files: Mapping[str, str]) -> Iterator[tuple[dict[str, str], int]]:
+    """In a copy of this node's checkout at `commit`, with the checkout's cache, checkpoints and secrets.
+
+    Yields what its children need: variables of the environment, and a lock to hold, for as long as one of them writes here.
+    """
+    checkout = _checkout(commit)
+    with chdir(checkout):
+        cache, env = dvc.cache().parents[1], {"MLFLOW_TRACKING_URI": tracking.uri()}
+    locks = (slots.try_lock(checkout / COPIES / f"{number}.lock") for number in count())
+    with next(lock for lock in locks if lock) as lock:
+        place = Path(lock.name).with_suffix("")
+        shutil.rmtree(place, ignore_errors=True)  # of a stage that was killed
+        git("clone", "--quiet", "--shared", "--no-checkout", str(checkout), str(place))
+        with chdir(place):
+            git("checkout", "--quiet", "--detach", commit)
+            for name, text in files.items():
+                Path(name).write_text(text)
+            if (secrets := checkout / ".dvc/config.local").exists():
+                shutil.copy(secrets, ".dvc")
+            subprocess.run([*dvc.DVC, "config", "--local", "cache.dir", str(cache)], check=True)
+            (checkout / ".basin").mkdir(exist_ok=True)
+            Path(".basin").symlink_to(checkout / ".basin")
+            yield env, lock.fileno()
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _checkout(commit: str) -> Path:
+    checkout = Path(os.environ.get(CHECKOUT, "")).resolve()
+    if CHECKOUT not in os.environ or not (checkout / "dvc.yaml").exists():
+        said = os.environ.get(CHECKOUT, "nothing")
+        raise Mistake(f"{CHECKOUT}: should name this node's checkout, with its dvc.yaml (got {said}). Set it before: ray start.")
+    try:
+        git("-C", str(checkout), "cat-file", "-e", f"{commit}^{{commit}}")
+    except subprocess.CalledProcessError:
+        raise Mistake(f"{checkout}: the run's commit is not here (got {commit[:12]}). Bring it: git -C {checkout} fetch.") from None
+    return checkout
