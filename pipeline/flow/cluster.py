@@ -120,7 +120,7 @@ def _runner(on: str) -> Iterator[Any]:
     try:
         from prefect_ray import RayTaskRunner
     except ImportError as error:
-        raise Mistake(f"on: Ray is not installed here (got '{on}'; {error}). Install it: uv pip install 'basin[ray]'.") from error
+        raise Mistake(f"on: Ray is not installed here (got '{on}'; {error}). Install it: uv pip install -e '.[ray]'.") from error
     # A worker of Ray's that ends would kill the guard of its stage, and leave the stage.
     spare = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "false"}}
     # The address as an option: given "auto" itself, prefect-ray may start a cluster of its own.
