@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed, State
 
 from pipeline import repro as dvc
 from pipeline.errors import Mistake
-from pipeline.flow import children, pages
+from pipeline.flow import children, cluster, pages
 from pipeline.flow.reproduction import Targets, Workers, bring_up_to_date, run_name
 from pipeline.guard import Guards
 
@@ -43,18 +43,19 @@ def champion() -> str:
 
 
 @flow(name="nightly", flow_run_name=lambda: f"nightly, {run_name()}", persist_result=False)
-def nightly(targets: Targets | None = None, workers: Workers = 2) -> State:
+def nightly(targets: Targets | None = None, workers: Workers = 2, on: cluster.Place = cluster.HERE) -> State:
     """Pull data and earlier results, reproduce, promote by the gate, push, and write what changed.
 
     Args:
         targets: stages or families of stages; everything if empty
         workers: how many stages may run at once, at least 1
+        on: here, this machine; ray or ray://HOST:PORT, the nodes of that Ray cluster for every stage that wants a GPU (docs/cluster.md)
     """
     guards = Guards()
     try:
         before = champion(return_state=True)
         pulled = transfer("pull", guards, "--allow-missing", return_state=True)
-        state = bring_up_to_date(targets, None, workers)
+        state = bring_up_to_date(targets, None, workers, on)
         decided = promote(return_state=True)
         pushed = transfer("push", guards, return_state=True)
     except Mistake as mistake:
