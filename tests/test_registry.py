@@ -60,10 +60,10 @@ def build(settings: config.Config, model: str, seed: int = 0) -> Classifier:
         return artifact.build(recipe).eval()
 
 
-def measure(settings: config.Config, model: str, held: int) -> None:
-    """Outcomes of the real form in which the first `held` of 40 images hold and all are classified right without an attack."""
+def measure(settings: config.Config, model: str, held: int, n: int = 40) -> None:
+    """Outcomes of the real form in which the first `held` of n images hold and all are classified right without an attack."""
     test, about = data.load_split(Path("data/prepared"), "test"), data.load_about(Path("data/prepared"))
-    n = len(test)
+    test = test.take(torch.arange(n))
     found = outcomes.Outcomes(
         torch.arange(n), test.labels, test.floats(), test.labels.clone(), torch.ones(n), test.floats(), torch.zeros(n),
         ["" if i < held else "fgsm" for i in range(n)], test.labels.clone(), (torch.arange(n) < held).float(),
@@ -266,6 +266,19 @@ def test_new_outcomes_refresh_a_version_and_move_the_champion(registered):
     ]
     registry.register_all(registered, digests())
     assert len(versions()) == 2 and versions()["1"]["worst_case"] == "0.75" and aliases()["champion"] == "1"
+
+
+def test_a_weaker_attack_takes_no_evidence_away(registered):
+    before = versions()
+    for model in MODELS:
+        measure(registered, model, held=20, n=20)
+    assert registry.verify(registered, digests()) == []
+    registry.register_all(registered, digests())
+    assert versions() == before and before["1"]["n"] == "40" and registry.verify(registered, digests()) == []
+    for model in MODELS:
+        measure(registered, model, held=20)
+    registry.register_all(registered, digests())
+    assert versions()["1"]["worst_case"] == "0.5", "as many images are evidence as good"
 
 
 def test_a_new_model_is_a_new_version_and_the_best_stays_champion(registered):

@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from pipeline.config import Gate
-from pipeline.gate import Contender, Decision, decide, disqualified
+from pipeline.gate import Contender, Decision, attacked_by_less, decide, disqualified
 from pipeline.registry import contents, versions
-from pipeline.registry.candidates import SCHEMA
+from pipeline.registry.candidates import SCHEMA, Candidate
 from pipeline.report.outcomes import EXCHANGED, Outcome, read_all
 
 CHAMPION = "champion"
@@ -44,8 +44,40 @@ class Registered(Contender):
 
     @cached_property
     def held(self) -> Mapping[int, float]:
-        worst = np.minimum.reduce([np.fmin(one.robust, one.masked) for one in self.outcomes.values()])
-        return dict(zip(next(iter(self.outcomes.values())).image.tolist(), worst.tolist(), strict=True))
+        return _held(self.outcomes)
+
+
+class Unregistered(Contender):
+    """A model of a finished run as a `gate.Contender`."""
+
+    def __init__(self, one: Candidate):
+        self.name, self.clean, self.worst = one.model, one.metrics["clean"], one.metrics["worst_case"]
+        self.masked, self.unresolved = one.metrics.get("masked"), one.unresolved
+        self.measured_on = (one.tags["threat"], one.tags["data_digest"])
+        self.one = one
+
+    @property
+    def suites(self) -> Mapping[str, Any]:
+        return self.one.protocol["suites"]
+
+    @cached_property
+    def held(self) -> Mapping[int, float]:
+        return _held(self.one.outcomes)
+
+
+def _held(outcomes: Mapping[str, Outcome]) -> dict[int, float]:
+    worst = np.minimum.reduce([np.fmin(one.robust, one.masked) for one in outcomes.values()])
+    return dict(zip(next(iter(outcomes.values())).image.tolist(), worst.tolist(), strict=True))
+
+
+def keeps(store: MlflowClient, version: ModelVersion, one: Candidate) -> bool:
+    """Whether a version's numbers stay as they are, because this run attacked the model by less and by nothing else."""
+    if "seal" not in version.tags:
+        return False
+    registered, now = Registered(store, version), Unregistered(one)
+    if registered.measured_on != now.measured_on:
+        return False
+    return bool(attacked_by_less(now, registered)) and not attacked_by_less(registered, now)
 
 
 def contenders(store: MlflowClient, name: str) -> list[Registered]:

@@ -17,7 +17,7 @@ from pipeline.config import Config, Gate
 from pipeline.data import load_split
 from pipeline.errors import Mistake
 from pipeline.gate import Decision
-from pipeline.registry import candidates, card, promotion, runs, snapshot, versions
+from pipeline.registry import candidates, contents, promotion, runs, snapshot, versions
 from pipeline.registry.candidates import Candidate
 from pipeline.registry.opening import aliases, opened
 from pipeline.registry.promotion import CHAMPION
@@ -57,7 +57,11 @@ def _version(store: MlflowClient, name: str, one: Candidate, images: np.ndarray,
     """The candidate's version, made or refreshed where it has to be."""
     found = versions.find(store, name, one.md5, one.model)
     version = found or versions.register(store, name, one, images)
-    if not versions.is_current(version, one):
+    if versions.is_current(version, one):
+        pass
+    elif promotion.keeps(store, version, one):
+        log.info("registry: version %s of %s keeps its numbers: this run attacked %s by less", version.version, name, one.model)
+    else:
         versions.refresh(store, name, version, one, at, whole=found is not None and "seal" not in found.tags)
         runs.inputs(store, str(version.run_id), one)
     return int(version.version)
@@ -69,8 +73,9 @@ def _link(store: MlflowClient, name: str, one: Candidate, version: int, pipeline
     parents = ", ".join(f"{model}: version {parent.version}" if parent else f"{model}: no version" for model, parent in found.items())
     for key, value in {"pipeline": pipeline, "parents": parents or "none"}.items():
         store.set_model_version_tag(name, str(version), key, value)
-    text = versions.card_on_pages(store, store.get_model_version(name, str(version)), card.text(one))
-    store.update_model_version(name, str(version), text)
+    linked = store.get_model_version(name, str(version))
+    with versions.files(store, linked, contents.MANIFEST) as folder:
+        store.update_model_version(name, str(version), versions.card_on_pages(store, linked, contents.card_of(folder)))
 
 
 def decide(store: MlflowClient, name: str, gate: Gate, checks: "Checks | None") -> dict[str, Decision]:

@@ -42,7 +42,7 @@ def _of_run(store: MlflowClient, name: str, config: Config, run: list[candidates
         version = versions.find(store, name, one.md5, one.model)
         if version is None:
             yield f"{one.model}: missing from registered model {name}"
-        elif not versions.is_current(version, one):
+        elif not versions.is_current(version, one) and not promotion.keeps(store, version, one):
             yield f"{one.model}: version {version.version} of {name} carries older numbers"
         if (wanted := alias(one.model, config)) not in known:
             yield f"{name}@{wanted}: the alias is missing"

@@ -204,7 +204,7 @@ def deliver_all() -> bool:
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s %(message)s")
     if sys.argv[1:]:
-        os.nice(10)  # training first
+        os.nice(5)  # training first, but a stage waits for this at its end
         os.environ.update(ONCE)
         sys.exit(not mirror(Path(sys.argv[1]), int(sys.argv[2])))
     sys.exit(not deliver_all())
