@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 from jaxtyping import install_import_hook
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: its threads and other tests' on few cores wait for each other
+
 # Every annotation of `pipeline`, shapes included, is checked at each call; an int will do for a float (PEP 484).
 install_import_hook("pipeline", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
