@@ -81,8 +81,8 @@ def _changed(store: MlflowClient, version: ModelVersion, files: bool) -> list[st
         broken = contents.changed_files(folder, version.tags["seal"], files)
         if broken == [contents.MANIFEST]:
             return [f"file {contents.MANIFEST}"]
-        shown = versions.card_on_pages(store, version, contents.card_of(folder))
-        text = [] if version.description == shown else ["description"]
+        card = contents.card_of(folder)  # which versions of before its pictures were on the pages show as it is
+        text = [] if version.description in (card, versions.card_on_pages(store, version, card)) else ["description"]
         return [*(f"file {name}" for name in broken), *contents.changed(folder, version.tags, versions.metrics(store, version)), *text]
 
 
