@@ -268,16 +268,17 @@ def test_new_outcomes_refresh_a_version_and_move_the_champion(registered):
     assert len(versions()) == 2 and versions()["1"]["worst_case"] == "0.75" and aliases()["champion"] == "1"
 
 
-def test_a_weaker_attack_takes_no_evidence_away(registered):
+def test_a_weaker_attack_takes_no_evidence_away(run):
+    registry.register_all(run, digests())
     before = versions()
     for model in MODELS:
-        measure(registered, model, held=20, n=20)
-    assert registry.verify(registered, digests()) == []
-    registry.register_all(registered, digests())
-    assert versions() == before and before["1"]["n"] == "40" and registry.verify(registered, digests()) == []
+        measure(run, model, held=20, n=20)
+    assert registry.verify(run, digests()) == []
+    registry.register_all(run, digests())
+    assert versions() == before and before["1"]["n"] == "40" and registry.verify(run, digests()) == []
     for model in MODELS:
-        measure(registered, model, held=20)
-    registry.register_all(registered, digests())
+        measure(run, model, held=20)
+    registry.register_all(run, digests())
     assert versions()["1"]["worst_case"] == "0.5", "as many images are evidence as good"
 
 
