@@ -200,7 +200,7 @@ def mend(lock: Path = Path("dvc.lock"), kept: Path = Path(".basin/dvc.lock"), rw
     """
     if lock.exists() and _is_whole(text := _text(lock)):
         files.write(kept, text.encode())
-    elif lock.exists():
+    elif lock.exists() and "<<<<<<<" not in text:  # which a person has to settle
         log.warning("%s: half written by a dvc that was killed; the one before is put back", lock)
         files.write(lock, kept.read_bytes()) if kept.exists() else lock.unlink()
     if rwlock.exists() and not _is_json(rwlock.read_text()):

@@ -234,3 +234,14 @@ def test_a_lock_file_that_a_kill_cut_is_put_back_and_its_stages_restored(project
     repro.mend()
     assert repro.reproduce_one("a", print) == "restored"
     assert (place / "dvc.lock").read_text() == whole and (place / "runs").read_text() == "1\n"
+
+
+def test_a_conflict_in_the_lock_file_is_left_to_who_made_it(project):
+    place = project("stages:\n  a:\n    cmd: echo a > a\n    outs: [a]\n")
+    repro.reproduce_one("a", print)
+    repro.mend()
+    (place / "dvc.lock").write_text(conflict := "<<<<<<< HEAD\nschema: '2.0'\n")
+    repro.mend()
+    assert (place / "dvc.lock").read_text() == conflict
+    with pytest.raises(Mistake, match="dvc.lock: not a lock file that dvc wrote"):
+        repro.locked()
