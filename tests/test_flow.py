@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from test_pins import post
 
 from pipeline import slots
 
@@ -63,16 +64,13 @@ def spans(place: Path) -> dict[str, tuple[float, float]]:
 
 def state_names(server: str, since: str) -> dict[str, str]:
     """Task names and state names of the latest flow run whose name is `since`, as the server tells them."""
-    import httpx
-
-    with httpx.Client(base_url=server) as client:
-        query: dict[str, Any] = {"flow_runs": {"name": {"any_": [since]}}, "sort": "START_TIME_DESC", "limit": 1}
-        run = client.post("/flow_runs/filter", json=query).raise_for_status().json()[0]
-        for _ in range(50):  # task states reach the database a moment after the flow's
-            tasks = client.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}).raise_for_status().json()
-            if tasks and all(task["state_type"] not in ("RUNNING", "PENDING") or task["state_name"] == "NotReady" for task in tasks):
-                break
-            time.sleep(0.2)
+    query: dict[str, Any] = {"flow_runs": {"name": {"any_": [since]}}, "sort": "START_TIME_DESC", "limit": 1}
+    run = post(server, "flow_runs/filter", query)[0]
+    for _ in range(50):  # task states reach the database a moment after the flow's
+        tasks = post(server, "task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+        if tasks and all(task["state_type"] not in ("RUNNING", "PENDING") or task["state_name"] == "NotReady" for task in tasks):
+            break
+        time.sleep(0.2)
     return {task["name"]: task["state_name"] for task in tasks}
 
 
@@ -325,8 +323,6 @@ time.sleep(5)
 
 
 def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str, workspace: MakeProject):
-    import httpx
-
     place = workspace(
         "stages:\n  report:\n    cmd:\n    - python halfway.py\n"
         "    - mkdir -p report && echo > report/index.html\n"
@@ -335,7 +331,7 @@ def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str
     )
     (place / "halfway.py").write_text(HALFWAY)
     flow.repro()
-    found = httpx.post(f"{prefect_server}/artifacts/latest/filter", json={}).raise_for_status().json()
+    found = post(prefect_server, "artifacts/latest/filter", {})
     data = {artifact["key"]: artifact["data"] for artifact in found}
     assert '"backbone/natural"' in data["results"]
     assert "| backbone/natural | 0.25 |" in data["summary"]
@@ -366,8 +362,6 @@ Path("metrics.json").write_text(json.dumps({"robust": eps}))
 def test_a_sweep_is_a_table_of_experiments_whose_killed_points_resume(
     flow: ModuleType, prefect_server: str, project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import httpx
-
     monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
     place = project(
         "stages:\n  point:\n    cmd: python point.py\n    deps: [point.py]\n    params: [threat.eps]\n"
@@ -384,5 +378,5 @@ def test_a_sweep_is_a_table_of_experiments_whose_killed_points_resume(
         flow.sweep(table=[{"threat.eps": 0.1}, {"threat.eps": 0.4}])
     assert sorted((tmp_path / "starts").read_text().split()) == ["0.1", "0.1", "0.4"]
     assert (place / "params.yaml").read_text() == before
-    (page,) = httpx.post(f"{prefect_server}/artifacts/latest/filter", json={"artifacts": {"key": {"any_": ["sweep"]}}}).json()
+    (page,) = post(prefect_server, "artifacts/latest/filter", {"artifacts": {"key": {"any_": ["sweep"]}}})
     assert '"robust": 0.1' in page["data"]
