@@ -52,6 +52,9 @@ def evaluate(
     if suite.adaptive:
         asked_for = attempts(declared, suite.adaptive, model)
         tried |= {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
+    for attempt in tried.values():
+        if check_attack := getattr(attempt.attack.module, "check", None):
+            check_attack(attempt.attack.params, declared.classes)
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = Attempt(suite.masked.attack, way) if suite.masked and way else None
     curve = (Attempt(suite.curve.attack), list(suite.curve.radii)) if suite.curve else None

@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from small import SODEF, classifier, few, fit
+from torch import nn
 
 from pipeline import artifact, cli, outside
 from pipeline.data import SplitSettings, prepare
 from pipeline.errors import Mistake, exit_on_mistake
-from pipeline.robustness import check
+from pipeline.evaluation import Evaluation
+from pipeline.robustness import check, evaluate
 from pipeline.sources import digits as source
 from pipeline.suite import Suite
 
@@ -167,6 +170,16 @@ def test_few_classes_are_enough(target, basin, monkeypatch):
     monkeypatch.setattr(outside, "SUITES", short(outside.SUITES))
     code, said, found = basin(target, "few.npz", suite="adaptive")
     assert code == 0 and found["worst_case"] <= found["clean"], said
+
+
+@pytest.mark.parametrize("attack", ["{kind: apgd, loss: dlr_targeted}", "{kind: autoattack}"])
+def test_too_few_classes_for_an_attack_are_refused_before_any_attack_runs(attack, monkeypatch):
+    monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("an attack ran"))
+    suite = Suite.model_validate({"attacks": {"fgsm": {"kind": "fgsm"}, "last": yaml.safe_load(attack)}})
+    three = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(Mistake, match=r"needs 4( classes)? \(got 3\)"):
+        evaluate(three, None, x, y, outside.threat("linf", 0.1), suite, (0, "three"))
 
 
 def short(suites):

@@ -3,6 +3,7 @@
 `perturb` returns one candidate a row; who calls it projects and judges it (pipeline/evaluation.py), so that no attack can report a
 success outside the ball. Rows are independent. `BLACK_BOX = True` in a file says that it takes no gradient of the network,
 `NEEDS_TWIN = True` and `NEEDS_FEATURES = True` that it cannot do without that part of the target.
+`check(params, classes)`, where a file has it, raises Mistake on a number of classes that it cannot be run with, before anything is.
 """
 
 from collections.abc import Callable

@@ -29,11 +29,18 @@ class Params(Settings):
     targets: int = Field(9, ge=1, description="a positive number of target classes, likeliest first; dlr_targeted alone uses it")
 
 
+def check(params: Params, classes: int) -> None:
+    """Raise Mistake where the loss needs more classes."""
+    if classes < (needed := {"ce": 2, "dlr": 3, "dlr_targeted": 4}[params.loss]):
+        raise Mistake(f"attack apgd: the {params.loss} loss needs {needed} classes (got {classes}). Use loss: ce.")
+
+
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     """The best point over restarts and target classes; an image that is broken is not attacked further."""
     best = Incumbent(images)
     with torch.no_grad():
         logits = target.network(images)
+    check(params, logits.shape[1])
     best.offer(images, logits, labels)
     for loss in _losses(params, logits, labels):
         for _ in range(params.restarts):
@@ -47,9 +54,6 @@ def _losses(params: Params, logits: Tensor, labels: Labels) -> list[Callable[[Te
     """For each run, rows -> the loss to raise on them."""
     if params.loss == "ce":
         return [lambda rows: cross_entropy_each]
-    needed = 4 if params.loss == "dlr_targeted" else 3
-    if logits.shape[1] < needed:
-        raise Mistake(f"attack apgd: the {params.loss} loss needs {needed} classes (got {logits.shape[1]}). Use loss: ce.")
     if params.loss == "dlr":
         return [lambda rows: dlr]
     others = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)

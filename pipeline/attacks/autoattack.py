@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # needed by a loss
+UNEVEN = {"standard": ["apgd-t"], "plus": ["apgd-dlr", "apgd-t"], "rand": ["apgd-dlr"]}  # what each version has of these
 PASSES, DIFFERENCE = 5, 1e-4  # AutoAttack's test of randomness: passes compared, distance of logits scaled to norm 1
 
 
@@ -44,20 +45,32 @@ class Params(Settings):
         return self
 
 
+def check(params: Params, classes: int) -> None:
+    """Raise Mistake where a loss needs more classes."""
+    lacking = [f"{name} needs {CLASSES[name]}" for name in UNEVEN.get(params.version, params.attacks) if CLASSES.get(name, 2) > classes]
+    if lacking:
+        raise Mistake(
+            f"attack autoattack: too few classes, {', '.join(lacking)} (got {classes}). "
+            "Use version: custom, attacks: [apgd-ce, fab, square]."
+        )
+
+
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     """The point that broke each image, judged again here, or else the clean image. Raises Mistake where a loss needs more classes."""
     network, best = foreign.sealed(target.network), Incumbent(images)
     logits = network(images)
     best.offer(images, logits, labels)
-    version = params.version
-    if version != "rand" and randomised(network, images):
-        log.warning("attack autoattack: the network is random, passes over the same images differ; running rand instead of %s", version)
-        version = "rand"
+    if params.version != "rand" and randomised(network, images):
+        log.warning(
+            "attack autoattack: the network is random, passes over the same images differ; running rand instead of %s", params.version
+        )
+        params = Params(version="rand")
+    check(params, logits.shape[1])
     with foreign.seeded(generator) as seed:
-        suite = _suite(version, params.attacks, target, network, seed, images.device)
-        _check_classes(suite.attacks_to_run, logits.shape[1])
+        suite = _suite(params, target, network, seed, images.device)
         for name in suite.attacks_to_run:
-            rows = torch.arange(len(images), device=images.device) if version == "rand" else (~best.broken).nonzero().flatten()
+            held = torch.ones_like(best.broken) if params.version == "rand" else ~best.broken
+            rows = held.nonzero().flatten()
             if len(rows):
                 x = _run(suite, name, images[rows], labels[rows], logits.shape[1] - 1)
                 x = target.threat.project(torch.where(x.isfinite(), x, images[rows]), images[rows])
@@ -72,15 +85,17 @@ def randomised(network: Network, images: Images) -> bool:
     return any(bool(((other - first).norm(dim=1) > DIFFERENCE).any()) for other in others)
 
 
-def _suite(version: str, attacks: list[Name], target: Target, network: Network, seed: int, device: torch.device) -> "AutoAttack":
+def _suite(params: Params, target: Target, network: Network, seed: int, device: torch.device) -> "AutoAttack":
     """AutoAttack's own object, for its attacks and their settings; its loop, which traces the interpreter, is not used."""
     from pyautoattack import AutoAttack
 
     threat = target.threat
-    suite = AutoAttack(network, attacks=attacks, device=device, eps=threat.eps, norm=foreign.NORM[threat.norm], seed=seed, version="custom")
+    suite = AutoAttack(
+        network, attacks=params.attacks, device=device, eps=threat.eps, norm=foreign.NORM[threat.norm], seed=seed, version="custom"
+    )
     suite.verbose = False
     suite.apgd.logger = suite.apgd_targeted.logger = _silent()  # says for each batch what pipeline/diagnostics.py says once
-    suite._set_version(version)
+    suite._set_version(params.version)
     return suite
 
 
@@ -105,12 +120,3 @@ def _run(suite: "AutoAttack", name: Name, x: Images, y: Labels, others: int) -> 
     suite.fab.n_target_classes = min(suite.fab.n_target_classes, others)
     suite.fab.n_restarts = 1 if suite.fab.targeted else suite.fab.n_restarts
     return suite.fab.perturb(x, y)
-
-
-def _check_classes(attacks: list[Name], classes: int) -> None:
-    lacking = [f"{name} needs {CLASSES[name]}" for name in attacks if CLASSES.get(name, 2) > classes]
-    if lacking:
-        raise Mistake(
-            f"attack autoattack: too few classes, {', '.join(lacking)} (got {classes}). "
-            "Use version: custom, attacks: [apgd-ce, fab, square]."
-        )

@@ -57,13 +57,12 @@ def _version(store: MlflowClient, name: str, one: Candidate, images: np.ndarray,
     """The candidate's version, made or refreshed where it has to be."""
     found = versions.find(store, name, one.md5, one.model)
     version = found or versions.register(store, name, one, images)
-    if versions.is_current(version, one):
-        pass
-    elif promotion.keeps(store, version, one):
-        log.info("registry: version %s of %s keeps its numbers: this run attacked %s by less", version.version, name, one.model)
-    else:
-        versions.refresh(store, name, version, one, at, whole=found is not None and "seal" not in found.tags)
-        runs.inputs(store, str(version.run_id), one)
+    if not versions.is_current(version, one):
+        if promotion.keeps(store, version, one):
+            log.info("registry: version %s of %s keeps its numbers: this run attacked %s by less", version.version, name, one.model)
+        else:
+            versions.refresh(store, name, version, one, at, whole=found is not None and "seal" not in found.tags)
+            runs.inputs(store, str(version.run_id), one)
     return int(version.version)
 
 

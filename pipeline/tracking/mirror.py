@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +18,7 @@ from pipeline.tracking import PATIENCE, RUNS, cause, kept, uri
 
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
-ONCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}  # a request repeated blindly could make a run twice; the journal repeats it knowingly
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 JOURNAL = "journal"  # the tag of a run that says which journal it was made for
 METRICS, OTHERS = 1000, 100  # MLflow's limits on one call
 LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY, LONGEST_DIGEST = 6000, 8000, 250, 36  # and on one entry, in characters
@@ -195,16 +196,29 @@ def _short(value: str, longest: int) -> str:
     return value if len(value) <= longest else value[: longest - 3] + "..."
 
 
+@contextmanager
+def _each_request_once() -> Iterator[None]:
+    """A request repeated blindly could make a run twice; the journal repeats it knowingly."""
+    before = os.environ.get(RETRIES)
+    os.environ[RETRIES] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[RETRIES]
+        if before is not None:
+            os.environ[RETRIES] = before
+
+
 def deliver_all() -> bool:
     """Deliver every journal that earlier runs left; those of stages still running are passed over."""
-    os.environ.update(ONCE)
-    return all([mirror(journal) for journal in sorted(RUNS.rglob("*.jsonl")) if journal.exists()])
+    with _each_request_once():
+        return all([mirror(journal) for journal in sorted(RUNS.rglob("*.jsonl")) if journal.exists()])
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(levelname)s %(message)s")
     if sys.argv[1:]:
         os.nice(5)  # training first, but a stage waits for this at its end
-        os.environ.update(ONCE)
-        sys.exit(not mirror(Path(sys.argv[1]), int(sys.argv[2])))
+        with _each_request_once():
+            sys.exit(not mirror(Path(sys.argv[1]), int(sys.argv[2])))
     sys.exit(not deliver_all())
