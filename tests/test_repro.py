@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import repro
 from pipeline.errors import Mistake
-from pipeline.repro import Stage, StageFailed
+from pipeline.repro import Stage, StageFailed, lock
 
 MakeProject = Callable[[str], Path]
 
@@ -94,16 +94,16 @@ def test_unchanged_stops_at_the_first_change_below(project: MakeProject):
 
 def test_digest_is_what_dvc_lock_says(project: MakeProject):
     place = project(DIAMOND)
-    assert repro.digest("source") is None
+    assert lock.digest("source") is None
     for name in ("prepare", "alone"):
         repro.reproduce_one(name, lambda line: None)
-    digest = repro.digest("source")
+    digest = lock.digest("source")
     assert digest and f"md5: {digest}" in (place / "dvc.lock").read_text()
-    assert (repro.digest("folder/") or "").endswith(".dir")
-    assert repro.digest("absent") is None
+    assert (lock.digest("folder/") or "").endswith(".dir")
+    assert lock.digest("absent") is None
     (place / "dvc.lock").write_text("<<<<<<< HEAD\n")
     with pytest.raises(Mistake, match=r"^dvc.lock: not a lock file that dvc wrote"):
-        repro.digest("source")
+        lock.digest("source")
 
 
 def test_a_reader_of_the_lock_file_waits_for_the_dvc_that_writes_it(project: MakeProject):
@@ -120,7 +120,7 @@ def test_a_reader_of_the_lock_file_waits_for_the_dvc_that_writes_it(project: Mak
     )
     with subprocess.Popen([sys.executable, "-c", writer], cwd=place, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "half\n"
-        assert repro.digest("source") is not None
+        assert lock.digest("source") is not None
     assert (place / "dvc.lock").read_text() == whole
 
 
@@ -221,17 +221,17 @@ def test_is_changed_asks_git(project: MakeProject):
 @pytest.mark.parametrize("left", ["", "schema: '2.0'\nstages:\n  a:\n    outs:\n    - pa"])
 def test_a_lock_file_that_a_kill_cut_is_put_back_and_its_stages_restored(project, left):
     place = project("stages:\n  a:\n    cmd: echo 1 >> runs && echo a > a\n    deps: [params.yaml]\n    outs: [a]\n")
-    repro.mend()
+    lock.mend()
     repro.reproduce_one("a", print)
-    repro.mend()
+    lock.mend()
     whole = (place / "dvc.lock").read_text()
     (place / "dvc.lock").write_text(left)
     (place / ".dvc/tmp/rwlock").write_text('{"half')
-    repro.mend()
+    lock.mend()
     assert (place / "dvc.lock").read_text() == whole
     (place / "dvc.lock").write_text(left)
     (place / ".basin/dvc.lock").unlink()
-    repro.mend()
+    lock.mend()
     assert repro.reproduce_one("a", print) == "restored"
     assert (place / "dvc.lock").read_text() == whole and (place / "runs").read_text() == "1\n"
 
@@ -239,9 +239,9 @@ def test_a_lock_file_that_a_kill_cut_is_put_back_and_its_stages_restored(project
 def test_a_conflict_in_the_lock_file_is_left_to_who_made_it(project):
     place = project("stages:\n  a:\n    cmd: echo a > a\n    outs: [a]\n")
     repro.reproduce_one("a", print)
-    repro.mend()
+    lock.mend()
     (place / "dvc.lock").write_text(conflict := "<<<<<<< HEAD\nschema: '2.0'\n")
-    repro.mend()
+    lock.mend()
     assert (place / "dvc.lock").read_text() == conflict
     with pytest.raises(Mistake, match="dvc.lock: not a lock file that dvc wrote"):
-        repro.locked()
+        lock.recorded()

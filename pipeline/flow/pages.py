@@ -15,8 +15,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import State
 
-from pipeline import repro, tracking
-from pipeline.repro import Stage
+from pipeline import tracking
+from pipeline.repro import Stage, lock
 
 REPORT = Path("report/index.html")
 TABLE = Path("report/table.csv")
@@ -62,7 +62,7 @@ def mark(tags: Sequence[str]) -> None:
 @optional()
 def outputs(stage: Stage) -> None:
     """What a stage wrote, with DVC's digests."""
-    rows = [[f"`{out}`", f"`{repro.digest(out)}`"] for out in stage.outs]
+    rows = [[f"`{out}`", f"`{lock.digest(out)}`"] for out in stage.outs]
     create_markdown_artifact(markdown(["output", "DVC's digest"], rows), key=key(stage.name), description=f"What {stage.name} wrote")
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import Mistake
 from pipeline.flow import cluster, order, pages, places, progress
 from pipeline.flow.children import RETRIES
 from pipeline.guard import Guards
-from pipeline.repro import Stage, StageFailed
+from pipeline.repro import Stage, StageFailed, lock
 
 STATE_NAMES = {"ran": "Completed", "unchanged": "Skipped", "restored": "Restored"}
 FOR_EVER = float("inf")
@@ -99,12 +99,12 @@ def repro(targets: Targets | None = None, changes: Changes | None = None, worker
 def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | None, workers: int, on: str = cluster.HERE) -> State:
     """The body of `repro`, for any flow. Raises Mistake for bad input; the state is Failed, with StagesFailed, if stages failed."""
     # A run that somebody asked for on the pages waits its turn; one at a terminal is told who is at work.
-    with slots.only_flow(patience=FOR_EVER if deployment.id else 0.0) as lock:
+    with slots.only_flow(patience=FOR_EVER if deployment.id else 0.0) as held:
         stages = plan(targets, changes)
         pages.tag()
-        clean, recorded = dvc.unchanged(stages), dvc.locked()
+        clean, recorded = dvc.unchanged(stages), lock.recorded()
         guards = Guards()
-        keep = [lock.fileno()]
+        keep = [held.fileno()]
         with cluster.connected(on) as nodes:
 
             def submit(stage: Stage, slot: slots.Taken, inputs: list[Any]) -> Any:
@@ -112,14 +112,14 @@ def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | Non
 
             jobs = order.by_rank(stages, clean, order.remembered())
             states = places.fill(jobs, clean, workers, submit, guards, () if nodes else None)
-        dvc.settle(recorded, stages)
+        lock.settle(recorded, stages)
     pages.publish(stages, states, go_on(targets, on))
     return _verdict(states)
 
 
 def plan(targets: Sequence[str] | None, changes: Sequence[str] | None = None) -> list[Stage]:
     """The stages to bring up to date, in order; a `Mistake` for whatever is wrong before anything runs. With the workspace locked."""
-    dvc.mend()
+    lock.mend()
     if changes:
         dvc.change(changes)
     dvc.check()

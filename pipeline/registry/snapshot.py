@@ -19,6 +19,7 @@ from pipeline import config, repro, tracking
 from pipeline.config import Config
 from pipeline.errors import Mistake
 from pipeline.registry import candidates
+from pipeline.repro.lock import digest
 
 KEPT, ABOUT = Path(".basin/registry"), "about.json"
 PARAMS, LOCK = "params.yaml", "dvc.lock"
@@ -76,7 +77,7 @@ def of(root: Path, at: Mapping[str, str]) -> Snapshot:
 
 def digests(settings: Config, root: Path = Path()) -> dict[str, str | None]:
     """DVC's digest of each model's folder, by model, as a dvc.lock has it."""
-    return {model: repro.digest(Path("models", model), root / LOCK) for model in candidates.names(settings)}
+    return {model: digest(Path("models", model), root / LOCK) for model in candidates.names(settings)}
 
 
 def here() -> dict[str, str]:

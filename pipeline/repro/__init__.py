@@ -1,11 +1,9 @@
-"""The graph of stages and their reproduction: the only file that knows DVC.
+"""The graph of stages and their reproduction; with lock.py the only code that knows DVC.
 
 dvc.yaml is the one place where the graph is written and dvc.lock the one memory of what is done; whoever schedules (plain `dvc repro`,
 the Prefect flow) asks here. DVC's Python objects answer questions in this process; stages run in a child `dvc`, under a guard.
 """
 
-import json
-import logging
 import os
 import re
 import subprocess
@@ -17,18 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import yaml
-
-from pipeline import files
 from pipeline.errors import EXIT_CODE, Mistake, did_you_mean
 from pipeline.guard import Guards, Stopped
 
-log = logging.getLogger(__name__)
-
 # `-P`: our folders stay off dvc's own import path. `python -m`: no console script need be on PATH.
 DVC = (sys.executable, "-P", "-m", "dvc")
-
-PATIENCE = 10  # times 3 s that a reader of dvc.lock waits for dvc; then it reads what is there
 
 Outcome = Literal["ran", "unchanged", "restored"]
 
@@ -137,93 +128,10 @@ def choose(stages: Sequence[Stage], targets: Iterable[str] = ()) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted] if wanted else list(stages)
 
 
-def digest(path: str | Path, lock: Path | str = "dvc.lock") -> str | None:
-    """DVC's digest of an output as dvc.lock records it (a folder's ends in `.dir`); None if no stage has written it yet."""
-    outs = (out for stage in _locked_stages(lock).values() for out in stage.get("outs", ()))
-    return next((out.get("md5") for out in outs if out["path"] == Path(path).as_posix()), None)
-
-
 def cache() -> Path:
     """Where DVC's cache keeps a file of digest abc...: in ab/c... below this folder."""
     with _repository() as repo:
         return Path(repo.cache.local.path)
-
-
-def _locked_stages(lock: Path | str) -> dict[str, Any]:
-    """stage -> what dvc.lock records of it; nothing where there is no lock file yet."""
-    if not Path(lock).exists():
-        return {}
-    try:
-        return (yaml.load(_text(Path(lock)), yaml.CSafeLoader) or {}).get("stages", {})
-    except (yaml.YAMLError, AttributeError) as error:
-        raise Mistake(f"{lock}: not a lock file that dvc wrote (got {error}). Take it from git again: git checkout {lock}.") from error
-
-
-def _text(lock: Path) -> str:
-    """The lock file, whole: dvc writes it in place under its own lock, and half of it reads as a shorter one."""
-    from dvc.lock import Lock, LockError  # type: ignore[import-untyped]
-
-    place = Path(".dvc/tmp/lock")
-    for _ in range(PATIENCE if place.exists() else 0):
-        try:
-            with Lock(str(place)):  # waits 3 s
-                return lock.read_text()
-        except LockError:
-            continue
-    return lock.read_text()
-
-
-def locked(lock: Path | str = "dvc.lock") -> list[str]:
-    """The stages that dvc.lock records, in its order."""
-    return list(_locked_stages(lock))
-
-
-def settle(before: Sequence[str], stages: Iterable[Stage], lock: Path | str = "dvc.lock") -> None:
-    """Bring entries that are new since `before` into the order of `stages`, as if `dvc repro` had added them one after the other.
-
-    Stages that run beside each other are recorded as they finish; without this, two flows of the same work would differ.
-    """
-    from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
-
-    now = locked(lock)
-    new = [stage.name for stage in stages if stage.name in now and stage.name not in before]
-    order = sorted(now, key=lambda name: (name in new, new.index(name) if name in new else now.index(name)))
-    if order != now:
-        with modify_yaml(lock) as content:
-            content["stages"] = {name: content["stages"][name] for name in order}
-
-
-def mend(lock: Path = Path("dvc.lock"), kept: Path = Path(".basin/dvc.lock"), rwlock: Path = Path(".dvc/tmp/rwlock")) -> None:
-    """Put the last whole lock file back where a kill has left half of one: dvc writes it in place.
-
-    Stages that it then lacks come back from dvc's run cache. Before a run, while no stage is at work.
-    """
-    if lock.exists() and _is_whole(text := _text(lock)):
-        files.write(kept, text.encode())
-    elif lock.exists() and "<<<<<<<" not in text:  # which a person has to settle
-        log.warning("%s: half written by a dvc that was killed; the one before is put back", lock)
-        files.write(lock, kept.read_bytes()) if kept.exists() else lock.unlink()
-    if rwlock.exists() and not _is_json(rwlock.read_text()):
-        rwlock.unlink()  # who holds which file: nobody
-
-
-def _is_whole(text: str) -> bool:
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA  # type: ignore[import-untyped]
-    from voluptuous import Invalid
-
-    try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.load(text, yaml.CSafeLoader))
-    except (yaml.YAMLError, Invalid):
-        return False
-    return True
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def status() -> dict[str, list]:
