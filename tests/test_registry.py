@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import methods
 from pipeline import artifact, config, data, outcomes, registry
 from pipeline.classifier import Classifier
 from pipeline.errors import Absent, Mistake
 from pipeline.randomness import construct
 from pipeline.registry import candidates
+from pipeline.suite import Adaptive
 
 ROOT = Path(__file__).parent.parent
 NAME = "digits-linf-0.15"
@@ -390,3 +392,20 @@ def test_the_receipt_is_the_same_whatever_else_is_registered(run):
     assert json.loads(Path("receipt.json").read_text()) == first
     with sqlite3.connect("mlflow.db") as found:
         assert found.execute("SELECT count(*) FROM model_versions").fetchone() == (3,)
+
+
+def test_the_page_of_a_run_has_what_was_left_on_the_way_and_the_flags(run, monkeypatch):
+    """Where attempts of an adaptive suite follow listed attacks: what these left, if the model is not random."""
+    monkeypatch.setattr(methods.snapshot, "digests", lambda _: digests())
+    for model, more in zip(MODELS, ({"flags": ["gradient-masked"]}, {"ensemble": {"clean": 1, "robust": 0.5, "interval": [0, 1]}})):
+        path = Path("outcomes", model, "quick", "summary.json")
+        about = json.loads(path.read_text())
+        path.write_text(json.dumps(about | more | {"attacks": {"fgsm": 0.35, "pgd": about["robust"]}}))
+    asked = config.load()
+    suite = asked.suites["quick"].model_copy(update={"adaptive": Adaptive()})
+    table = list(methods.rows(asked.model_copy(update={"suites": {"quick": suite}})))
+    listed = [row["quick: listed"] and (row["quick: listed"].value, row["quick"].value) for row in table]
+    assert [row["model"] for row in table] == ["head/ode", "backbone/natural"] and listed == [None, (0.35, 0.25)]
+    assert [row["unresolved"] for row in methods.rows(asked)] == ["", "gradient-masked"], "without an adaptive suite"
+    assert "| backbone/natural | 100.0 [91.2, 100.0] |  | 35.0 [22.1, 50.5] | 25.0 [14.2, 40.2] |" in methods.page(table)
+    assert methods.flat(table).splitlines()[2] == "backbone/natural,1.0,,0.35,0.25,0.25,,gradient-masked,"

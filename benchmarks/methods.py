@@ -1,0 +1,91 @@
+"""The table of a finished run: `python -m benchmarks.methods NAME` puts it in the place of the first table of docs/results/NAME.md.
+
+Beside what report/table.csv holds: the figure after a suite's own attacks, where attempts of `adaptive` follow them, and the flags.
+docs/results/NAME.csv has the same columns, accuracies as fractions.
+"""
+
+import argparse
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import config, environment
+from pipeline.config import Config
+from pipeline.errors import Mistake, exit_on_mistake
+from pipeline.registry import candidates, snapshot
+from pipeline.registry.candidates import Candidate
+from pipeline.report.table import Share
+
+TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+
+
+def rows(asked: Config) -> Iterator[dict[str, Any]]:
+    """A row a model, highest worst case first; `Share`s, and text."""
+    run = candidates.read(asked, snapshot.digests(asked))
+    for one in sorted(run, key=lambda one: -one.row.worst.k):
+        row = one.row
+        cells = {"model": one.model, "clean": row.clean, "masked": row.masked}
+        for suite, share in row.suites.items():
+            if listed := _after_listed(asked, suite, one):
+                cells[f"{suite}: listed"] = listed[0]
+            cells[suite] = share
+        cells |= {"worst case": row.worst, "twin": row.twin.share if row.twin else None}
+        yield cells | {"flags": ", ".join(one.flags), "unresolved": ", ".join(one.unresolved)}
+
+
+def _after_listed(asked: Config, suite: str, one: Candidate) -> tuple[Share | None] | None:
+    """Where attempts of `adaptive` follow attacks that the suite lists: what these left, of a model that is not random.
+
+    A random model's figures on the way are lowest of many noisy shares (docs/evaluation.md).
+    """
+    settings = asked.suites[suite]
+    if not (settings.adaptive and settings.attacks):
+        return None
+    summary = one.outcomes[suite].summary
+    left = summary.attacks[list(settings.attacks)[-1]]
+    return (None if summary.ensemble else Share(left * summary.n, summary.n),)
+
+
+def page(table: list[dict[str, Any]]) -> str:
+    """Accuracies in %, with 95% intervals."""
+    lines = ["| " + " | ".join(table[0]) + " |", "|" + "---|" * len(table[0])]
+    return "\n".join(lines + ["| " + " | ".join(map(_shown, row.values())) + " |" for row in table]) + "\n"
+
+
+def _shown(cell: Any) -> str:
+    if not isinstance(cell, Share):
+        return cell or ""
+    low, high = cell.interval
+    return f"{100 * cell.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def flat(table: list[dict[str, Any]]) -> str:
+    """The same as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table[0])
+    writer.writerows([cell.value if isinstance(cell, Share) else cell for cell in row.values()] for row in table)
+    return text.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="of the page in the folder")
+    parser.add_argument("--folder", type=Path, default=Path("docs/results"))
+    asked = parser.parse_args()
+    table, place = list(rows(config.load())), asked.folder / f"{asked.name}.md"
+    if not place.exists() or not TABLE.search(text := place.read_text()):
+        raise Mistake(f"{place}: no page with a table (got NAME {asked.name!r}). Write one first: what ran, and a table's heading.")
+    place.write_text(TABLE.sub(lambda _: page(table), text, count=1))
+    place.with_suffix(".csv").write_text(flat(table))
+
+
+if __name__ == "__main__":
+    environment.apply()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with exit_on_mistake():
+        main()
