@@ -34,7 +34,7 @@ def rows(asked: Config) -> Iterator[dict[str, Any]]:
                 cells[f"{suite}: listed"] = listed[0]
             cells[suite] = share
         cells |= {"worst case": row.worst, "twin": row.twin.share if row.twin else None}
-        yield cells | {"flags": ", ".join(one.flags), "unresolved": ", ".join(one.unresolved)}
+        yield cells | {"flags": ", ".join(one.flags), "unresolved": ", ".join(one.unresolved), "n": str(row.worst.n)}
 
 
 def _after_listed(asked: Config, suite: str, one: Candidate) -> tuple[Share | None] | None:
