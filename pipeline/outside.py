@@ -39,6 +39,7 @@ SUITES: dict[str, dict[str, Any]] = {
         },
         "masked": MASKED,
     },
+    "autoattack": {"attacks": {"autoattack": {"kind": "autoattack"}}},
     "adaptive": {"adaptive": {"steps": 100, "targets": 9, "queries": 5000}, "masked": MASKED},
 }
 

@@ -165,6 +165,12 @@ def test_of_a_folder_of_images_every_class_comes_first(place):
     assert torch.equal(outside.images(str(place / "pictures"), 10, 0)[0], x)
 
 
+def test_the_number_that_the_literature_quotes(basin):
+    weak, strong = (basin("net.py:net", "floats.npz", "--images", "8", suite=suite, eps="0.05")[2] for suite in ("quick", "autoattack"))
+    assert list(strong["attacks"]) == ["autoattack"] and strong["worst_case"] <= weak["worst_case"] and strong["clean"] == weak["clean"]
+    assert strong["passes"] > weak["passes"]
+
+
 @pytest.mark.parametrize("target", ["net.py:two", "net.py:three"])
 def test_few_classes_are_enough(target, basin, monkeypatch):
     monkeypatch.setattr(outside, "SUITES", short(outside.SUITES))
