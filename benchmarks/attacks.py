@@ -7,7 +7,6 @@ fit ours, takes part where it can be imported: `uv pip install --no-deps --targe
 """
 
 import argparse
-import csv
 import importlib.util
 import logging
 import platform
@@ -22,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import artifact, environment, foreign, optimise
+from benchmarks import as_command, write_csv
+from pipeline import artifact, foreign, optimise
 from pipeline.attacks import Target
 from pipeline.data import Split, SplitSettings, divide
-from pipeline.errors import exit_on_mistake
 from pipeline.lookup import choose
 from pipeline.optimise import Phase, Schedule
 from pipeline.outcomes import wilson
@@ -294,16 +293,8 @@ def main() -> None:
     asked.folder.mkdir(parents=True, exist_ok=True)
     command = f"python -m benchmarks.attacks --images {asked.images} --seed {asked.seed}"
     (asked.folder / "attacks.md").write_text(page(rows, accuracies, command, asked.seed))
-    with (asked.folder / "attacks.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(asked.folder / "attacks.csv", rows[0], rows)
 
 
 if __name__ == "__main__":
-    environment.apply()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    with exit_on_mistake():
-        main()
+    as_command(main)

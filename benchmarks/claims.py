@@ -14,7 +14,6 @@ import io
 import json
 import logging
 import platform
-import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
@@ -26,10 +25,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import artifact, config, environment, files
+from benchmarks import as_command
+from pipeline import artifact, config, files
 from pipeline.classifier import Classifier
 from pipeline.data import load_about, load_split
-from pipeline.errors import Mistake, exit_on_mistake
+from pipeline.errors import Mistake
 from pipeline.evaluation import Evaluation
 from pipeline.lookup import choose
 from pipeline.ode import Solver, flows
@@ -371,8 +371,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    environment.apply()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    torch.use_deterministic_algorithms(True)
-    with exit_on_mistake():
-        main()
+    as_command(main, logging.WARNING)

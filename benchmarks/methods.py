@@ -5,17 +5,15 @@ docs/results/NAME.csv has the same columns, accuracies as fractions.
 """
 
 import argparse
-import csv
-import io
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, environment
+from benchmarks import as_command, write_csv
+from pipeline import config
 from pipeline.config import Config
-from pipeline.errors import Mistake, exit_on_mistake
+from pipeline.errors import Mistake
 from pipeline.registry import candidates, snapshot
 from pipeline.registry.candidates import Candidate
 from pipeline.report.table import Share
@@ -63,13 +61,9 @@ def _shown(cell: Any) -> str:
     return f"{100 * cell.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def flat(table: list[dict[str, Any]]) -> str:
-    """The same as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table[0])
-    writer.writerows([cell.value if isinstance(cell, Share) else cell for cell in row.values()] for row in table)
-    return text.getvalue()
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """The same for CSV, accuracies as fractions."""
+    return {name: cell.value if isinstance(cell, Share) else cell for name, cell in row.items()}
 
 
 def main() -> None:
@@ -81,11 +75,8 @@ def main() -> None:
     if not place.exists() or not TABLE.search(text := place.read_text()):
         raise Mistake(f"{place}: no page with a table (got NAME {asked.name!r}). Write one first: what ran, and a table's heading.")
     place.write_text(TABLE.sub(lambda _: page(table), text, count=1))
-    place.with_suffix(".csv").write_text(flat(table))
+    write_csv(place.with_suffix(".csv"), table[0], [flat(row) for row in table])
 
 
 if __name__ == "__main__":
-    environment.apply()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with exit_on_mistake():
-        main()
+    as_command(main)

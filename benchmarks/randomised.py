@@ -7,7 +7,6 @@ are judged over 100 fresh draws; `rand` in its authors' own loop also logs a fig
 """
 
 import argparse
-import csv
 import logging
 import platform
 import tempfile
@@ -20,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline import artifact, environment, foreign, optimise, outcomes
+from benchmarks import as_command, write_csv
+from pipeline import artifact, foreign, optimise, outcomes
 from pipeline.classifier import Classifier
 from pipeline.data import Split, SplitSettings, divide
-from pipeline.errors import exit_on_mistake
 from pipeline.evaluation import Counted, Evaluation
 from pipeline.lookup import choose
 from pipeline.optimise import Phase, Schedule
@@ -147,16 +146,8 @@ def main() -> None:
     command = f"python -m benchmarks.randomised --images {asked.images} --seeds {' '.join(map(str, asked.seeds))}"
     asked.folder.mkdir(parents=True, exist_ok=True)
     (asked.folder / "randomised.md").write_text(page(rows, command))
-    with (asked.folder / "randomised.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(asked.folder / "randomised.csv", rows[0], rows)
 
 
 if __name__ == "__main__":
-    environment.apply()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    with exit_on_mistake():
-        main()
+    as_command(main)

@@ -9,12 +9,10 @@ that was interrupted goes on from .basin/benchmarks.
 """
 
 import argparse
-import csv
 import hashlib
 import json
 import logging
 import platform
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,11 +25,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import artifact, environment, files, optimise
+from benchmarks import as_command, write_csv
+from pipeline import artifact, files, optimise
 from pipeline.attacks import Target, gradient
 from pipeline.classifier import Classifier
 from pipeline.data import Split, load_about, load_split
-from pipeline.errors import exit_on_mistake
 from pipeline.heads import sodef
 from pipeline.lookup import choose
 from pipeline.lyapunov import gain
@@ -239,16 +237,8 @@ def main() -> None:
     command = " ".join(map(str, ["python -m benchmarks.sodef_sweep", *words]))
     asked.folder.mkdir(parents=True, exist_ok=True)
     (asked.folder / "sodef_sweep.md").write_text(page(rows, command, load_about(asked.run / "data/prepared").name, asked.seed))
-    with (asked.folder / "sodef_sweep.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0] | rows[-1]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(asked.folder / "sodef_sweep.csv", rows[0] | rows[-1], rows)
 
 
 if __name__ == "__main__":
-    environment.apply()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    with exit_on_mistake():
-        main()
+    as_command(main, logging.WARNING)
