@@ -17,7 +17,7 @@ from benchmarks import methods
 from pipeline import artifact, config, data, outcomes, registry
 from pipeline.classifier import Classifier
 from pipeline.errors import Absent, Mistake
-from pipeline.randomness import construct
+from pipeline.randomness import construct, random_layers
 from pipeline.registry import candidates
 from pipeline.suite import Adaptive
 
@@ -392,6 +392,20 @@ def test_the_receipt_is_the_same_whatever_else_is_registered(run):
     assert json.loads(Path("receipt.json").read_text()) == first
     with sqlite3.connect("mlflow.db") as found:
         assert found.execute("SELECT count(*) FROM model_versions").fetchone() == (3,)
+
+
+def test_a_model_of_several_random_layers_is_registered(run):
+    """It gives the same logits where it draws the same, from one generator through all layers."""
+    params = Path("params.yaml")
+    of, head = "{kind: convnet, channels: [2], hidden: 8}", "{kind: ode, width: 4, solver: {method: rk4, steps: 2}}"
+    text = params.read_text().replace(f"backbone: {of}", f"backbone: {{kind: distribution, of: {of}, scale: 1.0}}")
+    params.write_text(text.replace(f"head: {head}", "head: {kind: distribution, scale: 1.0}"))
+    settings = config.load()
+    for model in MODELS:
+        artifact.save(Path("models") / model, build(settings, model), None if model == MODELS[0] else Path("models") / MODELS[0])
+        measure(settings, model, 10)
+    assert len(random_layers(artifact.load(Path("models") / MODELS[1]))) == 2
+    assert set(registry.register_all(settings, digests())["models"]) == set(MODELS)
 
 
 def test_the_page_of_a_run_has_what_was_left_on_the_way_and_the_flags(run, monkeypatch):
