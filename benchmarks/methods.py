@@ -15,7 +15,7 @@ from pipeline import config
 from pipeline.config import Config
 from pipeline.errors import Mistake
 from pipeline.registry import candidates, snapshot
-from pipeline.registry.candidates import Candidate
+from pipeline.report.summary import Summary
 from pipeline.report.table import Share
 
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
@@ -28,24 +28,17 @@ def rows(asked: Config) -> Iterator[dict[str, Any]]:
         row = one.row
         cells = {"model": one.model, "clean": row.clean, "masked": row.masked}
         for suite, share in row.suites.items():
-            if listed := _after_listed(asked, suite, one):
-                cells[f"{suite}: listed"] = listed[0]
+            settings = asked.suites[suite]
+            if settings.adaptive and settings.attacks:
+                cells[f"{suite}: listed"] = _left(one.outcomes[suite].summary, list(settings.attacks)[-1])
             cells[suite] = share
         cells |= {"worst case": row.worst, "twin": row.twin.share if row.twin else None}
         yield cells | {"flags": ", ".join(one.flags), "unresolved": ", ".join(one.unresolved), "n": str(row.worst.n)}
 
 
-def _after_listed(asked: Config, suite: str, one: Candidate) -> tuple[Share | None] | None:
-    """Where attempts of `adaptive` follow attacks that the suite lists: what these left, of a model that is not random.
-
-    A random model's figures on the way are lowest of many noisy shares (docs/evaluation.md).
-    """
-    settings = asked.suites[suite]
-    if not (settings.adaptive and settings.attacks):
-        return None
-    summary = one.outcomes[suite].summary
-    left = summary.attacks[list(settings.attacks)[-1]]
-    return (None if summary.ensemble else Share(left * summary.n, summary.n),)
+def _left(summary: Summary, attack: str) -> Share | None:
+    """What was left after an attack. Of a random model nothing is said: it is the lowest of many noisy shares (docs/evaluation.md)."""
+    return None if summary.ensemble else Share(summary.attacks[attack] * summary.n, summary.n)
 
 
 def page(table: list[dict[str, Any]]) -> str:
