@@ -1,6 +1,7 @@
 """The table of a finished run: `python -m benchmarks.methods NAME` puts it in the place of the first table of docs/results/NAME.md.
 
-Beside what report/table.csv holds: the figure after a suite's own attacks, where attempts of `adaptive` follow them, and the flags.
+Beside what report/table.csv holds: the figure after a suite's own attacks, where attempts of `adaptive` follow them, the paired
+difference to the undefended twin, and the flags.
 docs/results/NAME.csv has the same columns, accuracies as fractions.
 """
 
@@ -14,7 +15,9 @@ from benchmarks import as_command, write_csv
 from pipeline import config
 from pipeline.config import Config
 from pipeline.errors import Mistake
+from pipeline.gate import Difference, paired
 from pipeline.registry import candidates, snapshot
+from pipeline.registry.promotion import Unregistered
 from pipeline.report.summary import Summary
 from pipeline.report.table import Share
 
@@ -24,6 +27,7 @@ TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 def rows(asked: Config) -> Iterator[dict[str, Any]]:
     """A row a model, highest worst case first; `Share`s, and text."""
     run = candidates.read(asked, snapshot.digests(asked))
+    held = {one.model: Unregistered(one).held for one in run}
     for one in sorted(run, key=lambda one: -one.row.worst.k):
         row = one.row
         cells = {"model": one.model, "clean": row.clean, "masked": row.masked}
@@ -33,6 +37,7 @@ def rows(asked: Config) -> Iterator[dict[str, Any]]:
                 cells[f"{suite}: listed"] = _left(one.outcomes[suite].summary, list(settings.attacks)[-1])
             cells[suite] = share
         cells |= {"worst case": row.worst, "twin": row.twin.share if row.twin else None}
+        cells["minus twin"] = paired(held[one.model], held[row.twin.model]) if row.twin and row.twin.model in held else None
         yield cells | {"flags": ", ".join(one.flags), "unresolved": ", ".join(one.unresolved), "n": str(row.worst.n)}
 
 
@@ -48,7 +53,7 @@ def page(table: list[dict[str, Any]]) -> str:
 
 
 def _shown(cell: Any) -> str:
-    if not isinstance(cell, Share):
+    if not isinstance(cell, Share | Difference):
         return cell or ""
     low, high = cell.interval
     return f"{100 * cell.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -56,7 +61,7 @@ def _shown(cell: Any) -> str:
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
     """The same for CSV, accuracies as fractions."""
-    return {name: cell.value if isinstance(cell, Share) else cell for name, cell in row.items()}
+    return {name: cell.value if isinstance(cell, Share | Difference) else cell for name, cell in row.items()}
 
 
 def main() -> None:

@@ -422,5 +422,6 @@ def test_the_page_of_a_run_has_what_was_left_on_the_way_and_the_flags(run, monke
     assert [row["model"] for row in table] == ["head/ode", "backbone/natural"] and listed == [None, (0.35, 0.25)]
     assert [row["unresolved"] for row in methods.rows(asked)] == ["", "gradient-masked"], "without an adaptive suite"
     assert "| backbone/natural | 100.0 [91.2, 100.0] |  | 35.0 [22.1, 50.5] | 25.0 [14.2, 40.2] |" in methods.page(table)
-    flat = [1.0, None, 0.35, 0.25, 0.25, None, "gradient-masked", "", "40"]
+    assert [row["minus twin"] and row["minus twin"].value for row in table] == [0.25, None]
+    flat = [1.0, None, 0.35, 0.25, 0.25, None, None, "gradient-masked", "", "40"]
     assert list(methods.flat(table[1]).values()) == ["backbone/natural", *flat]
