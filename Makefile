@@ -1,5 +1,5 @@
 # Needs Python 3.11 or newer, make and git. Everything else is installed into .venv from requirements.lock.
-# Telemetry of DVC, Prefect and MLflow is off: pipeline/environment.py and .dvc/config say how to turn it on.
+# Telemetry of DVC, Prefect and MLflow is off: pipeline/basin/environment.py and .dvc/config say how to turn it on.
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pipeline import environment
-from pipeline.errors import exit_on_mistake
+from basin import environment
+from basin.errors import exit_on_mistake
 
 
 def write_csv(path: Path, fields: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,17 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from basin.config.kinds import choose
+from basin.config.schedule import Schedule
+from basin.config.splits import SplitSettings
+from basin.data.splits import Split, divide
+from basin.evaluation.interval import wilson
+from basin.methods.sources import digits
+from basin.models import artifact
+from basin.randomness import construct, generator
+from basin.threat import foreign
+from basin.threat.ball import ThreatModel
+from basin.threat.target import Target
+from basin.training import optimise
+from basin.training.phase import Phase
+from basin.types import Images, Labels
 from benchmarks import as_command, write_csv
-from pipeline import artifact, foreign, optimise
-from pipeline.attacks import Target
-from pipeline.data import Split, SplitSettings, divide
-from pipeline.lookup import choose
-from pipeline.optimise import Phase, Schedule
-from pipeline.outcomes import wilson
-from pipeline.randomness import construct, generator
-from pipeline.sources import digits
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "pyautoattack", "foolbox", "torchattacks")
@@ -95,7 +99,7 @@ def hop_skip_jump(case: Case, seed: int) -> Images:
     """Foolbox's, from the points that ours starts from: without such points it stops with an error."""
     import foolbox as fb
 
-    from pipeline.attacks import boundary
+    from basin.methods.attacks import boundary
 
     target = Target(case.network, case.threat)
     x, found = boundary._start(boundary.Params(), target, case.images, case.labels, torch.Generator().manual_seed(seed))

@@ -25,18 +25,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from basin import files
+from basin.config import params
+from basin.config.kinds import choose
+from basin.config.solver import Solver
+from basin.data.about import load_about
+from basin.data.splits import load_split
+from basin.errors import Mistake
+from basin.evaluation.cascade import Evaluation
+from basin.evaluation.interval import Z95, wilson
+from basin.evaluation.ways import Attempt, Way
+from basin.models import artifact
+from basin.models.classifier import Classifier
+from basin.models.ode import flows
+from basin.threat.ball import ThreatModel
+from basin.types import Images, Labels
 from benchmarks import as_command
-from pipeline import artifact, config, files
-from pipeline.classifier import Classifier
-from pipeline.data import load_about, load_split
-from pipeline.errors import Mistake
-from pipeline.evaluation import Evaluation
-from pipeline.lookup import choose
-from pipeline.ode import Solver, flows
-from pipeline.outcomes import Z95, wilson
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels
-from pipeline.ways import Attempt, Way
 
 log = logging.getLogger(__name__)
 Row = dict[str, str]  # of claims.csv
@@ -336,7 +340,7 @@ def wrapped(text: str) -> str:
 
 
 def prepare(asked: argparse.Namespace) -> Case:
-    run, place = config.load(asked.run / "params.yaml"), Path(".basin/benchmarks/claims.csv")
+    run, place = params.load(asked.run / "params.yaml"), Path(".basin/benchmarks/claims.csv")
     test, root = load_split(asked.run / "data/prepared", "test"), Path(__file__).parents[1]
     torch.set_num_threads(run.threads)
     code = "".join(path.read_text() for path in sorted((root / "pipeline").rglob("*.py")))

@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from basin.config import params
+from basin.config.params import Config
+from basin.errors import Mistake
+from basin.registry import candidates, snapshot
+from basin.registry.gate import Difference, paired
+from basin.registry.promotion import Unregistered
+from basin.report.summary import Summary
+from basin.report.table import Share
 from benchmarks import as_command, write_csv
-from pipeline import config
-from pipeline.config import Config
-from pipeline.errors import Mistake
-from pipeline.gate import Difference, paired
-from pipeline.registry import candidates, snapshot
-from pipeline.registry.promotion import Unregistered
-from pipeline.report.summary import Summary
-from pipeline.report.table import Share
 
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("name", help="of the page in the folder")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
-    table, place = list(rows(config.load())), asked.folder / f"{asked.name}.md"
+    table, place = list(rows(params.load())), asked.folder / f"{asked.name}.md"
     if not place.exists() or not TABLE.search(text := place.read_text()):
         raise Mistake(f"{place}: no page with a table (got NAME {asked.name!r}). Write one first: what ran, and a table's heading.")
     place.write_text(TABLE.sub(lambda _: page(table), text, count=1))

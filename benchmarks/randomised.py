@@ -19,21 +19,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from basin.config.kinds import choose
+from basin.config.schedule import Schedule
+from basin.config.splits import SplitSettings
+from basin.config.suite import Adaptive, Suite
+from basin.data.splits import Split, divide
+from basin.evaluation import outcomes
+from basin.evaluation.cascade import Counted, Evaluation
+from basin.evaluation.outcomes import Outcomes
+from basin.evaluation.robustness import evaluate
+from basin.evaluation.ways import Attempt, Way
+from basin.methods.sources import digits
+from basin.models import artifact
+from basin.models.classifier import Classifier
+from basin.randomness import construct, drawing, generator
+from basin.threat import foreign
+from basin.threat.ball import ThreatModel
+from basin.training import optimise
+from basin.training.phase import Phase
+from basin.types import Images, Labels
 from benchmarks import as_command, write_csv
-from pipeline import artifact, foreign, optimise, outcomes
-from pipeline.classifier import Classifier
-from pipeline.data import Split, SplitSettings, divide
-from pipeline.evaluation import Counted, Evaluation
-from pipeline.lookup import choose
-from pipeline.optimise import Phase, Schedule
-from pipeline.outcomes import Outcomes
-from pipeline.randomness import construct, drawing, generator
-from pipeline.robustness import evaluate
-from pipeline.sources import digits
-from pipeline.suite import Adaptive, Suite
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels
-from pipeline.ways import Attempt, Way
 
 SCALE = 0.5
 THREAT = ThreatModel(norm="linf", eps=0.1)

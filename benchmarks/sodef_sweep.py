@@ -25,20 +25,25 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from basin import files
+from basin.config import schedule
+from basin.config.kinds import choose
+from basin.config.solver import Solver
+from basin.data.about import load_about
+from basin.data.splits import Split, load_split
+from basin.evaluation.interval import wilson
+from basin.methods.heads import sodef
+from basin.models import artifact
+from basin.models.classifier import Classifier
+from basin.models.lyapunov import gain
+from basin.models.ode import solving_with
+from basin.models.stability import starts, stiffness
+from basin.randomness import construct, generator
+from basin.threat.ball import ThreatModel
+from basin.threat.target import Target, gradient
+from basin.training import optimise
+from basin.types import Images, Labels, Logits
 from benchmarks import as_command, write_csv
-from pipeline import artifact, files, optimise
-from pipeline.attacks import Target, gradient
-from pipeline.classifier import Classifier
-from pipeline.data import Split, load_about, load_split
-from pipeline.heads import sodef
-from pipeline.lookup import choose
-from pipeline.lyapunov import gain
-from pipeline.ode import Solver, solving_with
-from pipeline.outcomes import wilson
-from pipeline.randomness import construct, generator
-from pipeline.stability import starts, stiffness
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels, Logits
 
 WEIGHTS = {"c": {"w_diag": 10.0, "w_off": 0.0, "w_f": 0.1}, "m": {"w_diag": 10.0, "w_off": 10.0, "w_f": 0.2}}  # CIFAR-10's, MNIST's
 TIMES = (1.0, 3.0, 5.0, 10.0)
@@ -90,9 +95,9 @@ def head(case: Case, weights: str, T: float, solver: str) -> Classifier:
         model = artifact.build(below | {"classifier": below["classifier"] | {"head": params}})
     model.backbone.load_state_dict(case.twin.backbone.state_dict())
     schedules = sodef.Schedules(
-        features=optimise.Schedule(epochs=case.epochs[0], **ADAM),
+        features=schedule.Schedule(epochs=case.epochs[0], **ADAM),
         stability=sodef.Stability(epochs=case.epochs[1], **ADAM, epsilon=0.001, amsgrad=True, **WEIGHTS[weights]),
-        classifier=optimise.Schedule(epochs=case.epochs[2], **ADAM),
+        classifier=schedule.Schedule(epochs=case.epochs[2], **ADAM),
     )
     over = Classifier(nn.Identity(), nn.Identity(), nn.Identity(), model.head, {})
     phases = sodef.phases(schedules, over, lambda network, z, y, g: nn.functional.cross_entropy(network(z), y), case.train)

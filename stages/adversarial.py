@@ -1,14 +1,16 @@
 """adversarial@NAME: the model it is built `from`, trained further end to end -> models/adversarial/NAME."""
 
-from pipeline import artifact
-from pipeline.config import Adversarial
-from pipeline.randomness import construct
-from stages import entry, train
+from basin.config.params import Adversarial
+from stages import entry
 
 
 def main(name: str) -> None:
     model = f"adversarial/{name}"
     with entry.stage(model, lambda config: config.entry(model)) as stage:
+        from basin.models import artifact
+        from basin.randomness import construct
+        from stages import train
+
         asked: Adversarial = stage.config.adversarial[name]
         below = entry.MODELS / asked.from_
         parent = artifact.load(below, stage.device)

@@ -1,15 +1,17 @@
 """backbone@NAME: a backbone with a linear classifier, trained from fresh weights -> models/backbone/NAME."""
 
-from pipeline import artifact
-from pipeline.config import Backbone
-from pipeline.data import load_about
-from pipeline.randomness import construct
-from stages import entry, train
+from basin.config.params import Backbone
+from basin.data.about import load_about
+from stages import entry
 
 
 def main(name: str) -> None:
     model = f"backbone/{name}"
     with entry.stage(model, lambda config: config.entry(model)) as stage:
+        from basin.models import artifact
+        from basin.randomness import construct
+        from stages import train
+
         asked: Backbone = stage.config.backbone[name]
         kind = asked.backbone.module
         head = kind.head(asked.backbone.params) if hasattr(kind, "head") else {"kind": "linear"}

@@ -1,4 +1,7 @@
-"""What every stage does before and after its own work: config, device, determinism, tracking, one error text for bad input."""
+"""What every stage does before and after its own work: config, device, determinism, tracking, one error text for bad input.
+
+A wrong call is answered before torch is loaded: a stage imports what computes when it is under way.
+"""
 
 import logging
 import os
@@ -10,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline import checkpoint, config, environment, tracking
-from pipeline.config import Config
-from pipeline.data import load_about
-from pipeline.errors import Mistake, exit_on_mistake
-from pipeline.types import Settings
+from basin import environment
+from basin.config import params
+from basin.config.params import Config
+from basin.config.settings import Settings
+from basin.data.about import load_about
+from basin.errors import Mistake, exit_on_mistake
+from basin.tracking import journal
 
 PREPARED = Path("data/prepared")
 MODELS, HISTORY, OUTCOMES, EXCHANGED, REPORT = map(Path, ("models", "history", "outcomes", "exchanged", "report"))
@@ -24,16 +27,17 @@ MODELS, HISTORY, OUTCOMES, EXCHANGED, REPORT = map(Path, ("models", "history", "
 
 @dataclass(frozen=True)
 class Stage:
-    """A running stage: its name, the config, where to compute, and the run that MLflow sees."""
+    """A running stage: its name, the config, where to compute (cpu or cuda), and the run that MLflow sees."""
 
     name: str
     config: Config
-    device: torch.device
-    run: tracking.Run
+    device: str
+    run: journal.Run
 
-    def checkpoint(self, *asked: Any) -> Path:
-        """Where this stage keeps its state."""
-        return checkpoint.place(self.name, *asked, self.config.seed, self.config.threads, str(self.device))
+    @property
+    def terms(self) -> tuple[int, int, str]:
+        """What the bytes of any result depend on, beside what is asked for; for the name of a checkpoint."""
+        return self.config.seed, self.config.threads, self.device
 
 
 def launch(main: Callable[..., None]) -> None:
@@ -46,33 +50,34 @@ def launch(main: Callable[..., None]) -> None:
 
 
 @contextmanager
-def stage(name: str, params: Callable[[Config], Settings | dict[str, Any]], models: bool = True) -> Iterator[Stage]:
-    """Set up stage `name`; `params` picks its own part of the config, for the record. Without `models` to run it needs no GPU."""
-    settings = config.load()
-    device = choose_device(settings.device if models else "cpu")
-    make_deterministic(settings.threads)
-    chosen = params(settings)
-    asked = chosen if isinstance(chosen, dict) else chosen.model_dump(mode="json", by_alias=True)
-    tags = {"seed": settings.seed, "device": str(device)}
+def stage(name: str, asked: Callable[[Config], Settings | dict[str, Any]], gpu: bool = True, computes: bool = True) -> Iterator[Stage]:
+    """Set up stage `name`; `asked` picks its own part of the config, for the record. Without models to run it needs no `gpu`; one that
+    reads and writes alone `computes` nothing, and torch is not loaded."""
+    config = params.load()
+    chosen = asked(config)
+    device = prepare_torch(config.device if gpu else "cpu", config.threads) if computes else "cpu"
+    tags = {"seed": config.seed, "device": device}
     if (PREPARED / "about.json").exists():
         tags["data_digest"] = load_about(PREPARED).digest
-    with tracking.run(name, asked, tags, settings.source.kind) as run:
-        yield Stage(name, settings, device, run)
+    recorded = chosen if isinstance(chosen, dict) else chosen.model_dump(mode="json", by_alias=True)
+    with journal.run(name, recorded, tags, config.source.kind) as run:
+        yield Stage(name, config, device, run)
 
 
-def choose_device(asked: str) -> torch.device:
-    """The device of params.yaml. Raises Mistake where a GPU is asked for and there is none."""
+def prepare_torch(asked: str, threads: int) -> str:
+    """Same params, same machine, same bytes: a fixed number of threads, and deterministic kernels only. The device of params.yaml.
+
+    Raises Mistake where a GPU is asked for and there is none.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
     if asked == "cuda" and not torch.cuda.is_available():
         raise Mistake(
             "params.yaml: device: there is no GPU here that torch can use (got 'cuda'). "
             "Set it to cpu, or to auto for a GPU where there is one."
         )
-    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def make_deterministic(threads: int) -> None:
-    """Same params, same machine, same bytes: a fixed number of threads, and deterministic kernels only."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms does this and loads torch._dynamo for it
     torch.backends.cudnn.benchmark = False
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"

@@ -1,16 +1,20 @@
 """exchange: every attacked model, judged at the points that were found on the others -> exchanged/MODEL."""
 
-from pipeline import artifact, exchange, outcomes
-from pipeline.evaluation import Evaluation
-from pipeline.randomness import random_layers
-from pipeline.report import outcomes as reading
-from pipeline.report.table import worst_case
-from stages import entry, judging
+from stages import entry
 
 
 def main() -> None:
     with entry.stage("exchange", lambda config: config.attack) as stage:
-        settings, threat = stage.config.attack, stage.config.threat
+        from basin.evaluation import exchange, outcomes
+        from basin.evaluation.cascade import Evaluation
+        from basin.models import artifact
+        from basin.randomness import random_layers
+        from basin.report import outcomes as reading
+        from basin.report.table import worst_case
+        from basin.threat.ball import ThreatModel
+        from stages import judging
+
+        settings, threat = stage.config.attack, ThreatModel.of(stage.config.threat)
         own = reading.read_all(entry.OUTCOMES, settings.models, settings.suites)
         images, labels = judging.images(settings.images)
         for model in settings.models:

@@ -1,14 +1,16 @@
 """head@NAME: a new head on the backbone of the model it is built `from` -> models/head/NAME."""
 
-from pipeline import artifact
-from pipeline.config import Head
-from pipeline.randomness import construct
-from stages import entry, train
+from basin.config.params import Head
+from stages import entry
 
 
 def main(name: str) -> None:
     model = f"head/{name}"
     with entry.stage(model, lambda config: config.entry(model)) as stage:
+        from basin.models import artifact
+        from basin.randomness import construct
+        from stages import train
+
         asked: Head = stage.config.head[name]
         below = entry.MODELS / asked.from_
         parent = artifact.load(below, stage.device)

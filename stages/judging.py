@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from pipeline.data import load_about, load_split
-from pipeline.types import Images, Labels
+from basin.data.about import load_about
+from basin.data.splits import load_split
+from basin.types import Images, Labels
 from stages import entry
 
 

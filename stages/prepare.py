@@ -1,13 +1,13 @@
 """prepare: the data set -> data/prepared/{train,validation,test}.safetensors, about.json."""
 
-from pipeline import data
+from basin.data import splits
 from stages import entry
 
 
 def main() -> None:
-    with entry.stage("prepare", lambda config: config.data, models=False) as stage:
+    with entry.stage("prepare", lambda config: config.data, gpu=False) as stage:
         source = stage.config.source
-        about = data.prepare(
+        about = splits.prepare(
             source.module.read(source.params), stage.config.splits, source.kind, source.kind, stage.config.seed, entry.PREPARED
         )
         stage.run.tags({"data_digest": about.digest})

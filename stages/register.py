@@ -1,13 +1,13 @@
 """register: the attacked models -> MLflow's registry; aliases and champion. The receipt is what DVC keeps of it."""
 
-from pipeline import registry
-from pipeline.registry import candidates, snapshot
 from stages import entry
 
 
 def main() -> None:
-    with entry.stage("register", lambda config: config.registry, models=False) as stage:
-        receipt = registry.register_all(stage.config, snapshot.digests(stage.config))
+    with entry.stage("register", lambda config: config.registry, gpu=False) as stage:
+        from basin.registry import candidates, registration, snapshot
+
+        receipt = registration.register_all(stage.config, snapshot.digests(stage.config))
         stage.run.tags({"pipeline": receipt["pipeline"]})
         candidates.write(entry.REPORT / "registered.json", receipt)
 

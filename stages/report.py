@@ -1,16 +1,17 @@
 """report: outcomes and histories -> report/index.html, table.csv, metrics.json, curves.csv, history.csv. Runs no model."""
 
-from rich.console import Console
-
-from pipeline import report
 from stages import entry
 
 
 def main() -> None:
-    with entry.stage("report", lambda config: config.attack, models=False) as stage:
+    with entry.stage("report", lambda config: config.attack, computes=False) as stage:
+        from rich.console import Console
+
+        from basin.report import console, writing
+
         attack = stage.config.attack
-        table = report.write(entry.OUTCOMES, entry.HISTORY, attack.models, attack.suites, entry.REPORT)
-        Console().print(report.terminal(table))
+        table = writing.write(entry.OUTCOMES, entry.HISTORY, attack.models, attack.suites, entry.REPORT)
+        Console().print(console.terminal(table))
 
 
 if __name__ == "__main__":

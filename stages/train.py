@@ -9,16 +9,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pipeline import artifact, optimise, stability
-from pipeline.attacks import Target, pgd
-from pipeline.classifier import Classifier
-from pipeline.config import Adversarial, Backbone, Head
-from pipeline.data import About, Split, load_about, load_split
-from pipeline.lookup import Choice
-from pipeline.optimise import Phase, Row
-from pipeline.randomness import drawing, generator
-from pipeline.threat import ThreatModel
-from pipeline.types import Losses, NetworkLoss
+from basin import checkpoint
+from basin.config.kinds import Choice
+from basin.config.params import Adversarial, Backbone, Head
+from basin.data.about import About, load_about
+from basin.data.splits import Split, load_split
+from basin.methods.attacks import pgd
+from basin.models import artifact, stability
+from basin.models import recipe as recipes
+from basin.models.classifier import Classifier
+from basin.randomness import drawing, generator
+from basin.threat.ball import ThreatModel
+from basin.threat.target import Target
+from basin.training import optimise
+from basin.training.optimise import Row
+from basin.training.phase import Phase
+from basin.types import Losses, NetworkLoss
 from stages import entry
 
 log = logging.getLogger(__name__)
@@ -48,8 +54,10 @@ def normalise(about: About) -> dict[str, Any]:
 def method_loss(stage: entry.Stage, training: Choice) -> NetworkLoss:
     """A training method's loss, with its settings and the threat model filled in."""
 
+    threat = ThreatModel.of(stage.config.threat)
+
     def loss(network: Any, x: Any, y: Any, g: torch.Generator) -> Losses:
-        return training.module.loss(training.params, network, x, y, stage.config.threat, g)
+        return training.module.loss(training.params, network, x, y, threat, g)
 
     return loss
 
@@ -79,15 +87,15 @@ def end_to_end(stage: entry.Stage, asked: Backbone | Adversarial, classifier: Cl
 def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Phase], train: Split, parent: Path | None) -> None:
     """Train, then write models/<model> and history/<model>.csv."""
     validation = load_split(entry.PREPARED, "validation")
-    started_from = artifact.read_recipe(parent) | {"weights": artifact.weights_digest(parent)} if parent else None
-    checkpoint = stage.checkpoint(classifier.recipe, artifact.sources(classifier), started_from)
+    started_from = recipes.read_recipe(parent) | {"weights": recipes.weights_digest(parent)} if parent else None
+    state = checkpoint.place(stage.name, classifier.recipe, artifact.sources(classifier), started_from, *stage.terms)
     history = optimise.run(
         classifier,
         phases,
         train,
-        partial(accuracy, classifier, validation, stage.config.threat, stage.device),
+        partial(accuracy, classifier, validation, ThreatModel.of(stage.config.threat), stage.device),
         (stage.config.seed, model),
-        checkpoint,
+        state,
         lambda step, row: stage.run.metrics({name: value for name, value in row.items() if isinstance(value, float)}, step),
     )
     report_flows(stage, classifier, validation)
@@ -97,7 +105,7 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
 
 
 @torch.no_grad()
-def accuracy(classifier: Classifier, split: Split, threat: ThreatModel, device: torch.device, attacked: int = 0) -> float:
+def accuracy(classifier: Classifier, split: Split, threat: ThreatModel, device: str, attacked: int = 0) -> float:
     """The share of a split's images that are classified right; with `attacked`, of its first so many, under ten steps of PGD."""
     if attacked:
         split = split.take(torch.arange(min(attacked, len(split))))

@@ -3,17 +3,18 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: its threads and other tests' on few cores wait for each other
 
-# Every annotation of `pipeline`, shapes included, is checked at each call; an int will do for a float (PEP 484).
-install_import_hook("pipeline", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
-
 ROOT = Path(__file__).resolve().parents[1]
+
+# Every annotation of the rooms, shapes included, is checked at each call; an int will do for a float (PEP 484).
+ROOMS = [f"basin.{path.stem}" for path in (ROOT / "pipeline/basin").iterdir() if not path.stem.startswith("_")]
+install_import_hook(ROOMS, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 # The smallest params.yaml that is right; the stages of the test projects do not read it.
 PARAMS = """
@@ -50,7 +51,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("PREFECT_")]:
             patch.delenv(name)
-        from pipeline import environment, server
+        from basin import environment
+        from basin.flow import server
 
         home = tmp_path_factory.mktemp("prefect")
         for name, value in (environment.SILENT | environment.SAFE | {"PREFECT_HOME": str(home)}).items():
@@ -62,21 +64,23 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def flow(prefect_server: str) -> ModuleType:
-    """pipeline.flow, talking to that server. Imported here, because prefect reads its settings when it is imported."""
+def flow(prefect_server: str) -> SimpleNamespace:
+    """The flows, talking to that server. Imported here, because prefect reads its settings when it is imported."""
     import prefect.context
 
-    from pipeline import flow
+    from basin.flow.reproduction import StagesFailed, repro
+    from basin.flow.sweep import sweep
 
     prefect.context.refresh_global_settings_context()
-    return flow
+    return SimpleNamespace(repro=repro, sweep=sweep, StagesFailed=StagesFailed)
 
 
 @pytest.fixture(scope="session")
 def digits() -> Iterator[dict]:
     """The digits, divided: train, validation, test."""
-    from pipeline.data import SplitSettings, divide
-    from pipeline.sources import digits
+    from basin.config.splits import SplitSettings
+    from basin.data.splits import divide
+    from basin.methods.sources import digits
 
     yield divide(digits.read(digits.Params()), SplitSettings(), seed=0)
 

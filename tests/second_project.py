@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 uri = sys.argv[1]
 model = mlflow.pyfunc.load_model(uri)
-import pipeline  # noqa: E402  the version's own
+import basin  # noqa: E402  the version's own
 
 name, _, alias = uri.removeprefix("models:/").partition("@")
 client = mlflow.MlflowClient()
@@ -32,7 +32,7 @@ predicted = model.predict(images["clean"]).argmax(1)
 print(
     json.dumps(
         {
-            "code": pipeline.__file__,
+            "code": basin.__file__,
             "modules": sorted(name for name in ("dvc", "prefect", "foolbox", "typer", "torchvision") if name in sys.modules),
             "n": len(rows),
             "clean": {"recorded": metrics["clean"], "computed": float((predicted == labels).mean())},

@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import artifact, lookup, optimise
-from pipeline.classifier import Classifier
-from pipeline.data import Split
-from pipeline.optimise import Phase, Schedule
-from pipeline.randomness import construct
-from pipeline.threat import ThreatModel
+from basin.config import kinds
+from basin.config.schedule import Schedule
+from basin.data.splits import Split
+from basin.models import artifact
+from basin.models.classifier import Classifier
+from basin.randomness import construct
+from basin.threat.ball import ThreatModel
+from basin.training import optimise
+from basin.training.phase import Phase
 
 CLASSES = 10
 CONVNET = {"kind": "convnet", "channels": [8, 16], "hidden": 32}
@@ -32,7 +35,7 @@ def classifier(
 
 def method(kind: str, **settings: Any) -> Any:
     """A training method's loss as the phases take it."""
-    choice = lookup.choose("training", {"kind": kind, **settings})
+    choice = kinds.choose("training", {"kind": kind, **settings})
     return lambda network, x, y, g: choice.module.loss(choice.params, network, x, y, BALL, g)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 
-from pipeline.outcomes import wilson
+from basin.evaluation.interval import wilson
 
 SUITES = {"quick": {"fgsm": 0.7, "pgd": 0.92}, "standard": {"apgd_ce": 0.93, "apgd_t": 0.98, "transfer": 1.0, "square": 0.9}}
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

@@ -10,16 +10,18 @@ import pytest
 import torch
 from small import classifier, few, fit
 
+from basin.config.kinds import choose
+from basin.config.solver import Solver
+from basin.config.splits import SplitSettings
+from basin.data.splits import prepare
+from basin.evaluation.interval import wilson
+from basin.methods.sources import digits as source
+from basin.models import artifact
+from basin.models.ode import solving_with
+from basin.randomness import generator
+from basin.threat.ball import ThreatModel
+from basin.threat.target import Target
 from benchmarks import claims
-from pipeline import artifact
-from pipeline.attacks import Target
-from pipeline.data import SplitSettings, prepare
-from pipeline.lookup import choose
-from pipeline.ode import Solver, solving_with
-from pipeline.outcomes import wilson
-from pipeline.randomness import generator
-from pipeline.sources import digits as source
-from pipeline.threat import ThreatModel
 
 PARAMS = """
 seed: 3

@@ -1,12 +1,12 @@
-"""The tests run with every annotation of `pipeline` checked at each call (tests/conftest.py). These tests can fail if it is not."""
+"""The tests run with every annotation of `basin` checked at each call (tests/conftest.py). These tests can fail if it is not."""
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 from small import BALL, classifier, two_of_five
 
-from pipeline.attacks import cross_entropy_each
-from pipeline.data import Split
+from basin.data.splits import Split
+from basin.threat.target import cross_entropy_each
 
 
 def test_an_image_without_its_batch_axis_is_refused():
@@ -28,7 +28,7 @@ def test_a_result_of_the_wrong_shape_is_refused():
     model = classifier()
     model.head = torch.nn.Identity()
     model.backbone = torch.nn.Identity()
-    with pytest.raises(TypeCheckError, match="return value of pipeline.classifier.Classifier"):
+    with pytest.raises(TypeCheckError, match="return value of basin.models.classifier.Classifier"):
         model(torch.zeros(2, 1, 8, 8))
 
 

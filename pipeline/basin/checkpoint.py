@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline import files
+from basin import files
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).parent.parent
+CODE = (Path(__file__).parent, Path(__file__).parents[2] / "stages")  # the second in a checkout alone
 Groups = dict[str, dict[str, Tensor]]
 
 
@@ -25,7 +25,7 @@ def folder() -> Path:
 
 def place(name: str, *asked: Any) -> Path:
     """Where the computation `name` keeps its state: a file named by everything that its result depends on, all our code included."""
-    code = [path.read_text() for folder in ("pipeline", "stages") for path in sorted((ROOT / folder).rglob("*.py"))]
+    code = [path.read_text(encoding="utf-8") for folder in CODE for path in sorted(folder.rglob("*.py"))]
     text = json.dumps([*asked, code], sort_keys=True, default=str)
     return folder() / name / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 

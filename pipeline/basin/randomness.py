@@ -35,7 +35,7 @@ class Random(nn.Module):
     """A layer whose output is drawn: it takes every draw from `generator`, and `drawing` says which one that is.
 
     Where nobody says, it is one of the layer's own, of a fixed seed: a model that has just been loaded is a function of its calls.
-    The draws are how many passes a classifier averages, in training and as the reported function (pipeline/classifier.py).
+    The draws are how many passes a classifier averages, in training and as the reported function (basin/models/classifier.py).
     """
 
     training_draws: int = 1

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import config, lookup
-from pipeline.data import Source, Split
-from pipeline.errors import EXIT_CODE, Mistake, did_you_mean, exit_on_mistake
+from basin.config import kinds, params
+from basin.data.splits import Source, Split
+from basin.errors import EXIT_CODE, Mistake, did_you_mean, exit_on_mistake
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN = (ROOT / "params/digits.yaml").read_text()  # as `basin use digits` gives it
 
 
@@ -29,7 +29,7 @@ def errors(tmp_path):
             text = text.replace(old, new, 1)
         (path := tmp_path / "params.yaml").write_text(text)
         with pytest.raises(Mistake) as mistake:
-            config.load(path)
+            params.load(path)
         assert all(message.startswith(f"{path}: ") for message in mistake.value.messages)
         return [message.removeprefix(f"{path}: ") for message in mistake.value.messages]
 
@@ -43,25 +43,25 @@ CASES = {
     ),
     "unknown kind, nothing close": (
         ("{kind: convnet", "{kind: zzz"),
-        f"backbone.natural.backbone.kind: unknown kind of backbones (got 'zzz'). Known: {', '.join(lookup.kinds('backbones'))}.",
+        f"backbone.natural.backbone.kind: unknown kind of backbones (got 'zzz'). Known: {', '.join(kinds.kinds('backbones'))}.",
     ),
     "kind of another type": (
         ("backbone: {kind: convnet, channels: [32, 64], hidden: 128}", "backbone: convnet"),
-        f"backbone.natural.backbone: should be a table with a kind, one of: {', '.join(lookup.kinds('backbones'))} (got 'convnet'). "
+        f"backbone.natural.backbone: should be a table with a kind, one of: {', '.join(kinds.kinds('backbones'))} (got 'convnet'). "
         "It is the feature extractor: a table with its kind.",
     ),
     "missing kind": (
         ("training: {kind: natural}", "training: {}"),
-        f"backbone.natural.training: should be a table with a kind, one of: {', '.join(lookup.kinds('training'))} (got {{}}). "
+        f"backbone.natural.training: should be a table with a kind, one of: {', '.join(kinds.kinds('training'))} (got {{}}). "
         "It is the training method: a table with its kind.",
     ),
     "unknown purifier": (
         ("training: {kind: natural}", "training: {kind: natural}\n    purifier: {kind: tw}"),
-        f"backbone.natural.purifier.kind: unknown kind of purifiers (got 'tw'). {did_you_mean('tw', lookup.kinds('purifiers'))}",
+        f"backbone.natural.purifier.kind: unknown kind of purifiers (got 'tw'). {did_you_mean('tw', kinds.kinds('purifiers'))}",
     ),
     "purifier without a kind": (
         ("training: {kind: natural}", "training: {kind: natural}\n    purifier: {weight: 0.1}"),
-        f"backbone.natural.purifier: should be a table with a kind, one of: {', '.join(lookup.kinds('purifiers'))} "
+        f"backbone.natural.purifier: should be a table with a kind, one of: {', '.join(kinds.kinds('purifiers'))} "
         "(got {'weight': 0.1}). It is what cleans an image first: a table with its kind, or null for that of the model below.",
     ),
     "unknown key of a purifier": (
@@ -166,7 +166,7 @@ CASES = {
     "data set not found": (("kind: digits", "kind: digit"), "data.kind: unknown kind of sources (got 'digit'). Did you mean 'digits'?"),
     "data without a kind": (
         ("  kind: digits\n", ""),
-        f"data: should be a table with a kind, one of: {', '.join(lookup.kinds('sources'))} (got {{'validation': 0.1, 'test': 0.2}}). "
+        f"data: should be a table with a kind, one of: {', '.join(kinds.kinds('sources'))} (got {{'validation': 0.1, 'test': 0.2}}). "
         "It is the data set: a table with its kind.",
     ),
     "misspelt key of the split": (("test: 0.2", "tset: 0.2"), "data.tset: unknown key (got 0.2). Did you mean 'test'?"),
@@ -243,26 +243,26 @@ def test_a_longer_cycle_is_shown(errors):
 def test_a_file_that_is_no_params_file_is_named(content, message, tmp_path):
     (path := tmp_path / "params.yaml").write_bytes(content)
     with pytest.raises(Mistake) as mistake:
-        config.load(path)
+        params.load(path)
     assert str(mistake.value).startswith(f"{path}: ") and message.split(" (got")[0] in str(mistake.value)
     assert len(str(mistake.value).splitlines()) == 1
 
 
 def test_no_file_names_what_to_do(tmp_path):
     with pytest.raises(Mistake, match=re.escape(f"{tmp_path}/params.yaml: not found. Run in the folder that holds it, or choose")):
-        config.load(tmp_path / "params.yaml")
+        params.load(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "params").glob("*.yaml"))])
 def test_the_ready_made_runs_are_right(path):
-    settings = config.load(ROOT / path)
+    settings = params.load(ROOT / path)
     for model in settings.attack.models:
         assert settings.entry(model)
 
 
 def test_radii_may_be_written_as_grey_levels(tmp_path):
     (path := tmp_path / "params.yaml").write_text(RUN.replace("eps: 0.15", "eps: 8/255"))
-    assert config.load(path).threat.eps == 8 / 255
+    assert params.load(path).threat.eps == 8 / 255
 
 
 def test_did_you_mean():
@@ -329,7 +329,7 @@ def test_a_data_file_that_is_not_there(tmp_path):
 
 def test_images_too_small_for_the_backbone():
     """A setting that only the data can show to be wrong."""
-    choice = lookup.choose("backbones", {"kind": "convnet", "channels": [4, 4, 4, 4]})
+    choice = kinds.choose("backbones", {"kind": "convnet", "channels": [4, 4, 4, 4]})
     source = Source(Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])), None, ("a", "b"))
     with pytest.raises(Mistake, match=re.escape("backbone.channels: 4 halvings leave nothing of the image (got shape (1, 8, 8)). Give at")):
         choice.module.Backbone(choice.params, source.train.shape)

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.data import SPLITS, STD_FLOOR, Source, Split, SplitSettings, divide, load_about, load_split, prepare
-from pipeline.errors import Mistake
+from basin.config.splits import SplitSettings
+from basin.data.about import load_about
+from basin.data.splits import SPLITS, STD_FLOOR, Source, Split, divide, load_split, prepare
+from basin.errors import Mistake
 
 CLASSES = ("circle", "square", "star")
 few = settings(max_examples=60, deadline=None)
@@ -229,8 +231,8 @@ def test_what_is_written_reads_back(tmp_path):
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
     prepared(tmp_path / "here", seed=5)
-    code = "import sys, pathlib, tests.test_data as t; t.prepared(pathlib.Path(sys.argv[1]), seed=5)"
-    root = Path(__file__).parent.parent
+    code = "import sys, pathlib, tests.data.test_data as t; t.prepared(pathlib.Path(sys.argv[1]), seed=5)"
+    root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code, tmp_path / "there"], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert content(tmp_path / "here") == content(tmp_path / "there")
     prepared(tmp_path / "here", seed=6)
@@ -253,7 +255,7 @@ def test_the_digest_follows_pixels_labels_and_names(tmp_path):
 @few
 @given(st.integers(1, 3), st.integers(0, 2**31))
 def test_moments_are_those_of_the_training_split(channels, seed):
-    from pipeline.data import _moments
+    from basin.data.splits import _moments
 
     images = torch.randint(0, 256, (50, channels, 3, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     scaled = images.numpy().astype(np.float64) / 255

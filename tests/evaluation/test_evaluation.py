@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 from small import BALL, SODEF, classifier, few, fit
 from torch.nn.functional import cross_entropy
 
-from pipeline import outcomes
-from pipeline.evaluation import Evaluation
-from pipeline.lookup import Choice, choose
-from pipeline.ode import Solver
-from pipeline.outcomes import wilson
-from pipeline.threat import TOLERANCE
-from pipeline.types import Settings
-from pipeline.ways import Attempt, Way
+from basin.config.kinds import Choice, choose
+from basin.config.settings import Settings
+from basin.config.solver import Solver
+from basin.evaluation import outcomes
+from basin.evaluation.cascade import Evaluation
+from basin.evaluation.interval import wilson
+from basin.evaluation.ways import Attempt, Way
+from basin.threat.ball import TOLERANCE
 
 ATTACKS = {
     "fgsm": {"kind": "fgsm"},

@@ -10,17 +10,18 @@ import torch
 from small import two_of_five
 from torch import Tensor, nn
 
-from pipeline.declaration import drawn
-from pipeline.diagnostics import diagnose
-from pipeline.evaluation import Evaluation
-from pipeline.lookup import choose
-from pipeline.ode import Flow, Solver
-from pipeline.robustness import Result, evaluate
-from pipeline.suite import Suite
-from pipeline.threat import ThreatModel
-from pipeline.ways import Attempt, Way
+from basin.config.kinds import choose
+from basin.config.solver import Solver
+from basin.config.suite import Suite
+from basin.evaluation.cascade import Evaluation
+from basin.evaluation.declaration import drawn
+from basin.evaluation.diagnostics import diagnose
+from basin.evaluation.robustness import Result, evaluate
+from basin.evaluation.ways import Attempt, Way
+from basin.models.ode import Flow
+from basin.threat.ball import ThreatModel
 
-DOCS = Path(__file__).parents[1] / "docs/flags.md"
+DOCS = Path(__file__).parents[2] / "docs/flags.md"
 BALL = ThreatModel(norm="linf", eps=0.1)
 N = 100
 SUITE = {"attacks": {"pgd": {"kind": "pgd", "steps": 5}}}

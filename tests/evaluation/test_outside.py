@@ -14,23 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from small import SODEF, classifier, few, fit
 from torch import nn
 
-from pipeline import artifact, cli, outside
-from pipeline.data import SplitSettings, prepare
-from pipeline.errors import Mistake, exit_on_mistake
-from pipeline.evaluation import Evaluation
-from pipeline.robustness import check, evaluate
-from pipeline.sources import digits as source
-from pipeline.suite import Suite
+from basin.cli import app
+from basin.config.splits import SplitSettings
+from basin.config.suite import Suite
+from basin.data.splits import prepare
+from basin.errors import Mistake, exit_on_mistake
+from basin.evaluation import outside
+from basin.evaluation.cascade import Evaluation
+from basin.evaluation.robustness import check, evaluate
+from basin.methods.sources import digits as source
+from basin.models import artifact
 
-ROOT = Path(__file__).resolve().parents[1]
-BASIN = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+ROOT = Path(__file__).resolve().parents[2]
+BASIN = [sys.executable, "-c", "from basin.cli.app import main; main()"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 KEYS = {"n", "clean", "worst_case", "interval", "attacks", "masked", "flags", "passes", "seconds"}
 MODELS = """
@@ -114,7 +117,7 @@ def basin(place, monkeypatch, capsys):
         answer.unlink(missing_ok=True)
         words = ["evaluate", target, "--data", data, "--eps", eps, "--suite", suite, "--json", str(answer), *more]
         with pytest.raises(SystemExit) as ended, exit_on_mistake(lambda text: sys.stderr.write(text)):
-            cli.app(words)
+            app.app(words)
         said = capsys.readouterr()
         return ended.value.code or 0, said.out + said.err, json.loads(answer.read_text()) if answer.exists() else None
 
@@ -181,7 +184,7 @@ def test_few_classes_are_enough(target, basin, monkeypatch):
 @pytest.mark.parametrize("attack", ["{kind: apgd, loss: dlr_targeted}", "{kind: autoattack}"])
 def test_too_few_classes_for_an_attack_are_refused_before_any_attack_runs(attack, monkeypatch):
     monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("an attack ran"))
-    suite = Suite.model_validate({"attacks": {"fgsm": {"kind": "fgsm"}, "last": yaml.safe_load(attack)}})
+    suite = Suite.model_validate({"attacks": {"fgsm": {"kind": "fgsm"}, "last": YAML(typ="safe").load(attack)}})
     three = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
     x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
     with pytest.raises(Mistake, match=r"needs 4( classes)? \(got 3\)"):
@@ -292,7 +295,7 @@ def test_the_python_door_of_the_documentation_opens(place):
     given = "import torch\ntorch.manual_seed(0)\nmodel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
     given += "images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)\n"
     again = "images = images[0]\n" + code.partition("\n\n")[2]
-    wrong = f"from pipeline.errors import Mistake\ntry:\n    exec({again!r})\nexcept Mistake as mistake:\n    print(mistake)"
+    wrong = f"from basin.errors import Mistake\ntry:\n    exec({again!r})\nexcept Mistake as mistake:\n    print(mistake)"
     done = subprocess.run([sys.executable, "-c", given + code + wrong], cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
     first, last = done.stdout.splitlines()
     assert 0 <= float(first.split()[0]) <= 1 and "Declaration(classes=10, randomised=False" in first and done.stderr == ""

@@ -4,12 +4,13 @@ import pytest
 import torch
 from small import Linear, two_of_five
 
-from pipeline import lookup
-from pipeline.attacks import Incumbent, Target, apgd, di2fgsm, features, fgsm, gradient, pgd, spsa, square
-from pipeline.errors import Mistake
-from pipeline.lookup import choose
-from pipeline.randomness import generator
-from pipeline.threat import ThreatModel
+from basin.config import kinds
+from basin.config.kinds import choose
+from basin.errors import Mistake
+from basin.methods.attacks import apgd, di2fgsm, features, fgsm, pgd, spsa, square
+from basin.randomness import generator
+from basin.threat.ball import ThreatModel
+from basin.threat.target import Incumbent, Target, gradient
 
 BALL, L2 = ThreatModel(norm="linf", eps=0.08), ThreatModel(norm="l2", eps=0.25)
 balls = pytest.mark.parametrize("ball", [BALL, L2], ids=str)
@@ -22,8 +23,8 @@ FORMS = {
 ELSEWHERE = ("autoattack", "cw", "fab", "features")  # the first three: tests/exact/test_reference_attacks.py
 GRADIENT_ATTACKS = [
     (kind, LONGER.get(kind, {}) | form)
-    for kind in lookup.kinds("attacks")
-    if not getattr(lookup.find("attacks", kind), "BLACK_BOX", False) and kind not in ELSEWHERE
+    for kind in kinds.kinds("attacks")
+    if not getattr(kinds.find("attacks", kind), "BLACK_BOX", False) and kind not in ELSEWHERE
     for form in FORMS.get(kind, [{}])
 ]
 
@@ -89,7 +90,7 @@ def test_momentum_is_the_published_sum(trained, few):
 
 
 def test_a_gradient_of_zero_or_of_any_size_does_not_spoil_the_momentum():
-    from pipeline.attacks import accumulate
+    from basin.threat.target import accumulate
 
     g = torch.tensor([0.0, 1e-42, 1e-30, 1.0, 1e30]).view(5, 1, 1, 1).expand(5, 1, 2, 2)
     v = accumulate(0.5, torch.ones_like(g), g)

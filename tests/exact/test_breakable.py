@@ -12,13 +12,14 @@ import torchdiffeq
 from small import classifier, few, fit
 from torch import Tensor, nn
 
-from pipeline.declaration import declare, difference_error
-from pipeline.ode import Flow, Solver
-from pipeline.randomness import Random
-from pipeline.robustness import Result, evaluate
-from pipeline.substitutes import Substitutable
-from pipeline.suite import Suite
-from pipeline.threat import ThreatModel
+from basin.config.solver import Solver
+from basin.config.suite import Suite
+from basin.evaluation.declaration import declare, difference_error
+from basin.evaluation.robustness import Result, evaluate
+from basin.models.ode import Flow
+from basin.models.substitutes import Substitutable
+from basin.randomness import Random
+from basin.threat.ball import ThreatModel
 
 BALL = ThreatModel(norm="linf", eps=0.25)
 NAIVE = Suite.model_validate({"attacks": {"pgd": {"kind": "pgd", "steps": 20, "step": 0.1}}})

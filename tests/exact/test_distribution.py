@@ -8,14 +8,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pipeline import optimise
-from pipeline.classifier import Classifier
-from pipeline.data import Split
-from pipeline.distribution import Distribution, Posterior, mean_network, numbers
-from pipeline.lookup import choose
-from pipeline.ode import flows
-from pipeline.optimise import Phase, Schedule
-from pipeline.randomness import construct, drawing, generator
+from basin.config.kinds import choose
+from basin.config.posterior import Posterior
+from basin.config.schedule import Schedule
+from basin.data.splits import Split
+from basin.models.classifier import Classifier
+from basin.models.distribution import Distribution, mean_network
+from basin.models.ode import flows
+from basin.randomness import construct, drawing, generator
+from basin.training import optimise
+from basin.training.optimise import lines
+from basin.training.phase import Phase
 
 ODENET = {"kind": "odenet", "channels": 8, "halvings": 1, "solver": {"steps": 3}}
 both_ways = pytest.mark.parametrize("local", [True, False])
@@ -212,8 +215,8 @@ def test_scales_start_where_they_were_asked_to_and_stay_above_their_floor():
         for rho in layer.rho:
             rho.fill_(-50.0)
     assert all(torch.equal(sigma, torch.full_like(sigma, 0.01)) for sigma in layer.scales().values())
-    assert numbers(layer)["mean_relative_scale"] == pytest.approx(0.01 / everything.abs().mean().item())
-    assert numbers(small.classifier()) == {}
+    assert lines(layer)["mean_relative_scale"] == pytest.approx(0.01 / everything.abs().mean().item())
+    assert lines(small.classifier()) == {}
 
 
 def test_the_scales_shrink_without_a_prior_and_not_with_one(digits, tmp_path):
@@ -221,8 +224,8 @@ def test_the_scales_shrink_without_a_prior_and_not_with_one(digits, tmp_path):
         model = classifier(scale=0.3, **settings)
         loss = small.method("natural")
         phase = Phase("n", Schedule(epochs=4, rate=0.01, batch=64), [model.backbone, model.head], lambda x, y, g: loss(model, x, y, g))
-        scales = [numbers(model)["mean_relative_scale"]]
-        watch = lambda step, row: scales.append(numbers(model)["mean_relative_scale"])  # noqa: E731
+        scales = [lines(model)["mean_relative_scale"]]
+        watch = lambda step, row: scales.append(lines(model)["mean_relative_scale"])  # noqa: E731
         optimise.run(model, [phase], digits["train"], lambda: 0.0, (0, "m"), Path(tmp_path) / "c", watch)
         assert (model.eval()(digits["test"].floats(slice(0, 200))).argmax(1) == digits["test"].labels[:200]).float().mean() > 0.8
         return scales

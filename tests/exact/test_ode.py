@@ -7,10 +7,11 @@ import torch
 from problems import PROBLEMS, Drift, Problem
 from torch import Tensor, nn
 
-from pipeline.classifier import Classifier
-from pipeline.heads.sodef import SineDrift
-from pipeline.ode import STABILITY_LIMIT, Flow, Solver, exactly, flows, solving_with
-from pipeline.stability import is_unstable, starts, stiffness
+from basin.config.solver import Solver
+from basin.methods.heads.sodef import SineDrift
+from basin.models.classifier import Classifier
+from basin.models.ode import STABILITY_LIMIT, Flow, exactly, flows, solving_with
+from basin.models.stability import is_unstable, starts, stiffness
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
 STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}

@@ -9,11 +9,12 @@ from problems import Drift
 from small import classifier
 from torch import Tensor, nn
 
-from pipeline.backbones import odenet
-from pipeline.backbones.odenet import Backbone, Params
-from pipeline.errors import Mistake
-from pipeline.ode import Flow, Solver, flows, solving_with
-from pipeline.stability import spectral_radius, starts, stiffness
+from basin.config.solver import Solver
+from basin.errors import Mistake
+from basin.methods.backbones import odenet
+from basin.methods.backbones.odenet import Backbone, Params
+from basin.models.ode import Flow, flows, solving_with
+from basin.models.stability import spectral_radius, starts, stiffness
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
 

@@ -10,12 +10,13 @@ import torch
 from small import Linear, two_of_five
 from torch.nn.functional import one_hot
 
-from pipeline import foreign
-from pipeline.attacks import Target, autoattack
-from pipeline.errors import Mistake
-from pipeline.lookup import choose
-from pipeline.randomness import generator
-from pipeline.threat import TOLERANCE, ThreatModel
+from basin.config.kinds import choose
+from basin.errors import Mistake
+from basin.methods.attacks import autoattack
+from basin.randomness import generator
+from basin.threat import foreign
+from basin.threat.ball import TOLERANCE, ThreatModel
+from basin.threat.target import Target
 
 BALLS = [ThreatModel(norm="linf", eps=0.08), ThreatModel(norm="l2", eps=0.2)]
 FAST = [

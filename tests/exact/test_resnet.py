@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import classifier
 
-from pipeline.backbones.resnet import Backbone, Params
+from basin.methods.backbones.resnet import Backbone, Params
 
 
 def size(module: torch.nn.Module) -> int:

@@ -13,15 +13,19 @@ import torch
 from small import SODEF, classifier, few, fit, method
 from torch import nn
 
-from pipeline import artifact, config, lyapunov, optimise
-from pipeline.classifier import Classifier
-from pipeline.data import SplitSettings, prepare
-from pipeline.errors import Mistake
-from pipeline.heads import sodef
-from pipeline.lookup import choose
-from pipeline.ode import STABILITY_LIMIT, Flow, Solver
-from pipeline.sources import digits as digits_source
-from pipeline.stability import stiffness
+from basin.config import params
+from basin.config.kinds import choose
+from basin.config.solver import Solver
+from basin.config.splits import SplitSettings
+from basin.data.splits import prepare
+from basin.errors import Mistake
+from basin.methods.heads import sodef
+from basin.methods.sources import digits as digits_source
+from basin.models import artifact, lyapunov
+from basin.models.classifier import Classifier
+from basin.models.ode import STABILITY_LIMIT, Flow
+from basin.models.stability import stiffness
+from basin.training import optimise
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -184,7 +188,7 @@ def test_the_gradient_of_either_regulariser_is_exact(form, drift):
 @pytest.mark.parametrize(("epochs", "split"), [(150, (30, 120)), (20, (4, 16)), (7, (1, 6)), (2, (1, 1))])
 def test_a_fifth_of_the_epochs_is_cross_entropy_and_the_rest_equation_7(epochs, split, digits):
     choice = choose("heads", PAPER)
-    schedule = config.schedules(choice).model_validate({"epochs": epochs, "rate": 0.03})
+    schedule = params.schedules(choice).model_validate({"epochs": epochs, "rate": 0.03})
     plan = sodef.phases(schedule, classifier(head=PAPER), method("natural"), digits["validation"])
     assert [(phase.name, phase.schedule.epochs, phase.schedule.rate) for phase in plan] == [
         ("features", split[0], 0.03),
@@ -213,11 +217,11 @@ def test_the_paper_form_classifies_with_the_fixed_matrix_alone(digits):
 def test_a_form_has_its_own_schedule_and_the_other_ones_is_refused():
     released = {name: {"epochs": 1} for name in ("features", "stability", "classifier")}
     with pytest.raises(ValueError, match="epochs"):
-        config.schedules(choose("heads", PAPER)).model_validate(released)
+        params.schedules(choose("heads", PAPER)).model_validate(released)
     with pytest.raises(ValueError, match="features"):
-        config.schedules(choose("heads", SODEF)).model_validate({"epochs": 2})
+        params.schedules(choose("heads", SODEF)).model_validate({"epochs": 2})
     with pytest.raises(ValueError, match="at least 2: a fifth for the projection, the rest for equation"):
-        config.schedules(choose("heads", PAPER)).model_validate({"epochs": 1})
+        params.schedules(choose("heads", PAPER)).model_validate({"epochs": 1})
 
 
 # The bound -------------------------------------------------------------------------------------------------------------------------------
@@ -236,7 +240,7 @@ def test_the_bound_holds_after_training_and_bounds_every_jacobian(form, schedule
     def trained(bound: float | None) -> torch.nn.Module:
         choice = choose("heads", {"width": 16, "T": 2.0, "solver": {"steps": 8}, **form, "bound": bound})
         model = classifier(head=choice.tree())
-        phases = choice.module.phases(config.schedules(choice).model_validate(schedule), model, method("natural"), digits["train"])
+        phases = choice.module.phases(params.schedules(choice).model_validate(schedule), model, method("natural"), digits["train"])
         optimise.run(model, phases, digits["validation"], lambda: 0.0, (0, "x"), tmp_path / "c.safetensors")
         return model.eval()
 

@@ -10,10 +10,11 @@ from problems import Drift
 from small import classifier, few
 from torch import Tensor
 
-from pipeline import stability
-from pipeline.heads.sodef import SineDrift
-from pipeline.ode import Flow, Solver, flows
-from pipeline.tracking import Run
+from basin.config.solver import Solver
+from basin.methods.heads.sodef import SineDrift
+from basin.models import stability
+from basin.models.ode import Flow, flows
+from basin.tracking.journal import Run
 from stages import train
 
 

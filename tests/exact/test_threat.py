@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline.randomness import generator
-from pipeline.threat import TOLERANCE, ThreatModel
+from basin.randomness import generator
+from basin.threat.ball import TOLERANCE, ThreatModel
 
 BALLS = [ThreatModel(norm="linf", eps=0.08), ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l2", eps=2.5)]
 balls = pytest.mark.parametrize("ball", BALLS, ids=str)

@@ -6,10 +6,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pipeline import lookup, optimise
-from pipeline.attacks import Target, gradient, pgd
-from pipeline.threat import TOLERANCE, ThreatModel
-from pipeline.training import alp, fast, free, mart, natural, trades, yopo
+from basin.config import kinds
+from basin.methods.attacks import pgd
+from basin.methods.training import alp, fast, free, mart, natural, trades, yopo
+from basin.threat.ball import TOLERANCE, ThreatModel
+from basin.threat.target import Target, gradient
+from basin.training import phase
 
 L2 = ThreatModel(norm="l2", eps=0.5)
 balls = pytest.mark.parametrize("ball", [small.BALL, L2], ids=str)
@@ -109,7 +111,7 @@ def test_free_with_one_replay_is_natural_training(backbone):
         model, (_, x, y) = small.classifier(backbone), drawn(60)
         optimiser = torch.optim.Adam(model.parameters())
         for rows in torch.arange(60).split(20):
-            for one in optimise.each(small.method(kind, **settings)(model, x[rows], y[rows], seeded())):
+            for one in phase.each(small.method(kind, **settings)(model, x[rows], y[rows], seeded())):
                 optimiser.zero_grad()
                 one.backward()
                 optimiser.step()
@@ -179,7 +181,7 @@ def test_yopo_runs_the_whole_network_m_and_one_times(digits):
 # Every method, whatever is trained --------------------------------------------------------------------------------------------------------
 
 
-every = pytest.mark.parametrize("kind", lookup.kinds("training"))
+every = pytest.mark.parametrize("kind", kinds.kinds("training"))
 
 
 @every
@@ -187,7 +189,7 @@ def test_an_ode_head_is_trained_end_to_end(kind):
     """Finite gradients for every part of backbone and head, through the solver."""
     _, x, y = drawn()
     model = small.classifier(head={"kind": "ode", "width": 16})
-    for one in optimise.each(small.method(kind)(model, x, y, seeded())):
+    for one in phase.each(small.method(kind)(model, x, y, seeded())):
         model.zero_grad()
         one.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in model.parameters())
@@ -202,7 +204,7 @@ def test_a_head_is_trained_alone_and_through_a_plain_function(kind):
     def separated(x):
         return model.head.state(model.features(x)) @ model.head.V.T
 
-    for one in optimise.each(small.method(kind)(separated, x, y, seeded())):
+    for one in phase.each(small.method(kind)(separated, x, y, seeded())):
         one.backward()
     assert model.head.projection.weight.grad.abs().max() > 0
     assert all(p.grad is None for p in model.backbone.parameters())

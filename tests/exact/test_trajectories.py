@@ -9,10 +9,12 @@ from problems import PROBLEMS, Drift
 from small import classifier, few
 from torch import Tensor, nn
 
-from pipeline import stability, trajectories
-from pipeline.heads.sodef import SineDrift
-from pipeline.ode import Flow, Solver, flows
-from pipeline.trajectories import lipschitz, part
+from basin.config.solver import Solver
+from basin.evaluation import trajectories
+from basin.evaluation.trajectories import lipschitz, part
+from basin.methods.heads.sodef import SineDrift
+from basin.models import stability
+from basin.models.ode import Flow, flows
 
 FINE = Solver(steps=128)
 

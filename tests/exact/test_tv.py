@@ -12,11 +12,11 @@ from small import classifier
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pipeline.errors import Mistake
-from pipeline.lookup import choose
-from pipeline.purifiers.tv import Params, Purifier, descent, energy, start, sweep
-from pipeline.randomness import Random, drawing, generator, random_layers
-from pipeline.substitutes import differentiating, substitutes
+from basin.config.kinds import choose
+from basin.errors import Mistake
+from basin.methods.purifiers.tv import Params, Purifier, descent, energy, start, sweep
+from basin.models.substitutes import differentiating, substitutes
+from basin.randomness import Random, drawing, generator, random_layers
 
 SIZES = st.integers(2, 7)
 IMAGES = (

@@ -10,11 +10,12 @@ from scipy.spatial import cKDTree
 from small import classifier, few, method
 from torch.nn.functional import cross_entropy, one_hot
 
-from pipeline import config, optimise
-from pipeline.errors import Mistake
-from pipeline.heads import wnll
-from pipeline.interpolation import alone, dense, graph, harmonic, neighbours
-from pipeline.substitutes import differentiating
+from basin.config import params
+from basin.errors import Mistake
+from basin.methods.heads import wnll
+from basin.models.interpolation import alone, dense, graph, harmonic, neighbours
+from basin.models.substitutes import differentiating
+from basin.training import optimise
 
 K, RANK, M, C = 6, 3, 40, 4
 WNLL = {"kind": "wnll", "width": 16, "template": 60}
@@ -246,7 +247,7 @@ def test_settings_that_do_not_fit_each_other_are_refused(settings, text, tmp_pat
     )
     (tmp_path / "params.yaml").write_text(PARAMS + entry)
     with pytest.raises(Mistake, match=text):
-        config.load(tmp_path / "params.yaml")
+        params.load(tmp_path / "params.yaml")
 
 
 def test_a_template_that_does_not_fit_the_data_is_refused(digits):

@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 from test_pins import post
 
-from pipeline import slots
+from basin.repro import slots
 
 MakeProject = Callable[..., Path]
 
@@ -88,7 +88,7 @@ def dvc(place: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-P", "-m", "dvc", *options], cwd=place, capture_output=True, text=True, check=True)
 
 
-def test_branches_run_at_once_and_dvc_lock_is_as_dvc_repro_writes_it(flow: ModuleType, prefect_server: str, workspace: MakeProject):
+def test_branches_run_at_once_and_dvc_lock_is_as_dvc_repro_writes_it(flow: SimpleNamespace, prefect_server: str, workspace: MakeProject):
     plain = workspace(FORK, "plain")
     dvc(plain, "repro")
     place = workspace(FORK, "flow")
@@ -112,7 +112,7 @@ def test_branches_run_at_once_and_dvc_lock_is_as_dvc_repro_writes_it(flow: Modul
     assert state_names(prefect_server, "flow: left") == {"prepare": "Completed", "left": "Restored"}
 
 
-def test_one_worker_runs_one_stage_at_a_time(flow: ModuleType, workspace: MakeProject):
+def test_one_worker_runs_one_stage_at_a_time(flow: SimpleNamespace, workspace: MakeProject):
     place = workspace(FORK.replace(" 1 a", " 0.3 a"))
     flow.repro(targets=["left", "right"], workers=1)
     when = spans(place)
@@ -131,7 +131,7 @@ Path("out").write_text("resumed from " + checkpoint.read_text())
 """
 
 
-def test_a_killed_stage_is_tried_again_and_resumes(flow: ModuleType, workspace: MakeProject):
+def test_a_killed_stage_is_tried_again_and_resumes(flow: SimpleNamespace, workspace: MakeProject):
     place = workspace("stages:\n  fragile:\n    cmd: python killed_once.py\n    outs: [out]\n")
     (place / "killed_once.py").write_text(KILLED_ONCE)
     flow.repro()
@@ -153,7 +153,7 @@ stages:
 """
 
 
-def test_bad_input_is_not_retried_and_stops_its_own_branch_only(flow: ModuleType, prefect_server: str, workspace: MakeProject):
+def test_bad_input_is_not_retried_and_stops_its_own_branch_only(flow: SimpleNamespace, prefect_server: str, workspace: MakeProject):
     place = workspace(BRANCHES, "branches")
     with pytest.raises(flow.StagesFailed, match=r"^wrong: exit code 2: error: eps: too large$"):
         flow.repro()
@@ -162,7 +162,7 @@ def test_bad_input_is_not_retried_and_stops_its_own_branch_only(flow: ModuleType
     assert state_names(prefect_server, "branches: everything") == {"wrong": "Failed", "after": "NotReady", "other": "Completed"}
 
 
-def test_gpu_stages_get_a_device_each_and_never_share_it(flow: ModuleType, workspace: MakeProject, monkeypatch: pytest.MonkeyPatch):
+def test_gpu_stages_get_a_device_each_and_never_share_it(flow: SimpleNamespace, workspace: MakeProject, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     stages = (f"  s{n}:\n    cmd: python stage.py s{n} o{n} 1.5\n    outs: [o{n}]\n    meta: {{gpu: 1}}\n" for n in range(3))
     place = workspace("stages:\n" + "".join(stages))
@@ -178,7 +178,7 @@ def test_gpu_stages_get_a_device_each_and_never_share_it(flow: ModuleType, works
     assert when[second][0] < when[first][1], "two devices, two at once"
 
 
-def test_a_gpu_stage_runs_without_gpus(flow: ModuleType, workspace: MakeProject, monkeypatch: pytest.MonkeyPatch):
+def test_a_gpu_stage_runs_without_gpus(flow: SimpleNamespace, workspace: MakeProject, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     place = workspace("stages:\n  s:\n    cmd: python stage.py s o 0\n    outs: [o]\n    meta: {gpu: 1}\n")
     flow.repro()
@@ -207,7 +207,7 @@ def test_devices_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def start(place: Path, *targets: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipeline.flow", *targets]
+    command = [sys.executable, "-m", "basin.flow", *targets]
     return subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -312,7 +312,7 @@ HALFWAY = """
 import time
 from pathlib import Path
 import torch
-from pipeline import outcomes
+from basin.evaluation import outcomes
 images, ones = torch.zeros(4, 1, 2, 2), torch.ones(4, dtype=torch.int64)
 untouched = outcomes.Outcomes.untouched(ones, images, ones, torch.zeros(4, 3), ones.float(), 4)
 folder = Path(".basin/checkpoints/report")
@@ -322,7 +322,7 @@ time.sleep(5)
 """
 
 
-def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str, workspace: MakeProject):
+def test_the_results_are_on_prefects_pages(flow: SimpleNamespace, prefect_server: str, workspace: MakeProject):
     place = workspace(
         "stages:\n  report:\n    cmd:\n    - python halfway.py\n"
         "    - mkdir -p report && echo > report/index.html\n"
@@ -344,8 +344,8 @@ def test_the_results_are_on_prefects_pages(flow: ModuleType, prefect_server: str
 POINT = """
 import json, os, signal, sys
 from pathlib import Path
-import yaml
-eps = yaml.safe_load(Path("params.yaml").read_text())["threat"]["eps"]
+from ruamel.yaml import YAML
+eps = YAML(typ="safe").load(Path("params.yaml"))["threat"]["eps"]
 print(eps, file=open(os.environ["STARTS"], "a"))
 if eps > 0.3:
     sys.stderr.write("error: eps: too large\\n")
@@ -360,7 +360,7 @@ Path("metrics.json").write_text(json.dumps({"robust": eps}))
 
 
 def test_a_sweep_is_a_table_of_experiments_whose_killed_points_resume(
-    flow: ModuleType, prefect_server: str, project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flow: SimpleNamespace, prefect_server: str, project: MakeProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("STARTS", str(tmp_path / "starts"))
     place = project(

@@ -14,14 +14,14 @@ from types import ModuleType
 
 import psutil
 import pytest
-import yaml
 from conftest import PARAMS, ROOT
+from ruamel.yaml import YAML
 from test_flow import gone
 
-from pipeline import server
-from pipeline.errors import Mistake
+from basin.errors import Mistake
+from basin.flow import server
 
-CLI = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+CLI = [sys.executable, "-c", "from basin.cli.app import main; main()"]
 DVC = [sys.executable, "-P", "-m", "dvc"]
 PATIENCE = 480  # seconds: this machine may have other work
 # Notes, where it runs, that it runs; waits for the gate, if it is given one; writes OUT.
@@ -172,9 +172,9 @@ def small(cluster: Cluster) -> Cluster:
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """pipeline.flow.cluster alone: nothing here talks to a server."""
+    """basin.flow.cluster alone: nothing here talks to a server."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    from pipeline.flow import cluster
+    from basin.flow import cluster
 
     return cluster
 
@@ -247,13 +247,13 @@ def test_what_a_node_would_not_have_is_told(small: Cluster):
 @pytest.mark.slow
 def test_the_digits_run_splits_over_both_nodes_and_ends_with_the_digests_of_one_machine(cluster: Cluster):
     git(cluster.home, "clone", "-q", str(ROOT), "head")
-    params = yaml.safe_load((cluster.head / "params.yaml").read_text())
+    params = YAML(typ="safe").load(cluster.head / "params.yaml")
     params["backbone"]["natural"]["schedule"]["epochs"] = params["adversarial"]["pgd"]["schedule"]["epochs"] = 2
     params["head"] = {"linear": {"from": "backbone/natural", "head": {"kind": "linear"}, "training": {"kind": "natural"}}}
     params["head"]["linear"]["schedule"] = {"classifier": {"epochs": 2, "batch": 128, "optimiser": "adam", "rate": 0.01}}
     params["suites"] = {"quick": {"attacks": {"fgsm": {"kind": "fgsm"}}}}
     params["attack"] |= {"models": ["backbone/natural", "head/linear"], "suites": ["quick"], "images": 50}
-    (cluster.head / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    YAML().dump(params, cluster.head / "params.yaml")
     cluster.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{cluster.home}/mlflow.db"
     (cluster.head / "dvc.lock").unlink(missing_ok=True)
     cluster.share()

@@ -2,33 +2,36 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from safetensors.numpy import save_file
 
-from pipeline import repro, slots
-from pipeline.errors import Absent, Mistake
-from pipeline.guard import Stopped
-from pipeline.repro import Stage, StageFailed
+from basin.errors import Absent, Mistake
+from basin.repro import graph, slots
+from basin.repro.graph import Stage, StageFailed
+from basin.repro.guard import Stopped
 
 
 @pytest.fixture
-def flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The package alone: nothing here talks to a server."""
+def flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The flows alone: nothing here talks to a server."""
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    from pipeline import flow
+    from basin.flow.judgement import evaluate
+    from basin.flow.nightly import nightly
+    from basin.flow.reproduction import repro
+    from basin.flow.sweep import sweep
 
-    return flow
+    return SimpleNamespace(evaluate=evaluate, nightly=nightly, repro=repro, sweep=sweep)
 
 
 FORK = [Stage("a"), Stage("short", ("a",)), Stage("long", ("a",)), Stage("join", ("short", "long"))]
 
 
 def test_the_head_of_the_longest_way_is_first(flow):
-    from pipeline.flow.order import by_rank
+    from basin.flow.order import by_rank
 
     seconds = {"a": 1.0, "short": 2.0, "long": 9.0, "join": 1.0}
     stages = [*FORK, Stage("alone")]
@@ -37,7 +40,7 @@ def test_the_head_of_the_longest_way_is_first(flow):
 
 
 def test_a_stage_that_never_ran_is_expected_to_take_what_its_family_takes(flow):
-    from pipeline.flow.order import by_rank
+    from basin.flow.order import by_rank
 
     stages = [Stage("attack@x"), Stage("head@new"), Stage("head@old")]
     named = [stage.name for stage in by_rank(stages, (), {"head@old": 30.0, "head@gone": 50.0, "attack@x": 35.0})]
@@ -45,7 +48,7 @@ def test_a_stage_that_never_ran_is_expected_to_take_what_its_family_takes(flow):
 
 
 def test_seconds_are_remembered_and_a_broken_memory_is_none(flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from pipeline.flow import order
+    from basin.flow import order
 
     monkeypatch.chdir(tmp_path)
     order.remember({"a": 1.23})
@@ -98,7 +101,7 @@ PHASES = "head: {sodef: {schedule: {features: {epochs: 2}, flow: {epochs: 3}, jo
 
 @pytest.mark.parametrize("folder", [None, "elsewhere"])
 def test_progress_is_read_from_a_stages_checkpoint(flow, folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from pipeline.flow.progress import read
+    from basin.flow.progress import read
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(PHASES)
@@ -120,7 +123,7 @@ def test_progress_is_read_from_a_stages_checkpoint(flow, folder: str | None, tmp
 def test_changes_are_made_as_dvc_makes_them_or_not_at_all(project):
     place = project("stages: {}\n")
     before = (place / "params.yaml").read_text()
-    repro.change(["threat.eps=0.1", "attack.images=20"])
+    graph.change(["threat.eps=0.1", "attack.images=20"])
     assert "eps: 0.1" in (place / "params.yaml").read_text() and "images: 20" in (place / "params.yaml").read_text()
     (place / "params.yaml").write_text(before)
     for wrong, said in {
@@ -128,7 +131,7 @@ def test_changes_are_made_as_dvc_makes_them_or_not_at_all(project):
         "threat.eps=-1": r"params.yaml: threat.eps: ",
     }.items():
         with pytest.raises(Mistake, match=said):
-            repro.change([wrong])
+            graph.change([wrong])
         assert (place / "params.yaml").read_text() == before
 
 
@@ -154,7 +157,7 @@ def test_every_field_of_a_form_is_described_and_wrong_values_are_refused(flow, n
 
 
 def test_a_range_has_both_ends_and_equal_steps_or_ratios(flow):
-    from pipeline.flow.sweep import Range
+    from basin.flow.sweep import Range
 
     assert [point["k"] for point in Range(key="k", low=0, high=1, count=5).points()] == [0, 0.25, 0.5, 0.75, 1]
     assert [point["k"] for point in Range(key="k", low=0.01, high=100, count=5, scale="log").points()] == [0.01, 0.1, 1, 10, 100]
@@ -165,7 +168,7 @@ def test_a_range_has_both_ends_and_equal_steps_or_ratios(flow):
 def test_what_may_pass_is_tried_again_and_bad_input_is_not(flow):
     from prefect.states import Failed
 
-    from pipeline.flow.children import RETRIES
+    from basin.flow.children import RETRIES
 
     errors = [Absent("registry: away"), Mistake("eps: wrong"), StageFailed("s", 75, ""), StageFailed("s", 2, ""), StageFailed("s", 137, "")]
     again = [RETRIES["retry_condition_fn"](None, None, Failed(data=error)) for error in [*errors, Stopped("s: stopped")]]

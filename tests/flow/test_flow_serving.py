@@ -13,11 +13,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import yaml
 from conftest import ROOT
+from ruamel.yaml import YAML
 from test_flow import FORK, STAGE, cmdline, gone, notes, spans, stage_pid
 
-from pipeline import environment, server, slots
+from basin import environment
+from basin.flow import server
+from basin.repro import slots
 
 pytestmark = pytest.mark.slow
 LONG = "stages:\n  long:\n    cmd: python steps.py\n    outs: [out]\n"
@@ -35,7 +37,7 @@ for step in range(done, int(os.environ.get("STEPS", "40"))):
 Path("out").write_text("done")
 print(time.time(), "long end", "-", os.getpid(), file=open("notes", "a"), flush=True)
 """
-CLI = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+CLI = [sys.executable, "-c", "from basin.cli.app import main; main()"]
 
 
 class Served:
@@ -51,9 +53,9 @@ class Served:
         password = (extra or {}).get("PREFECT_API_AUTH_STRING")
         self.password = tuple(password.split(":")) if password else None
         self.processes: dict[str, subprocess.Popen] = {}
-        content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+        content = YAML(typ="safe").load(ROOT / "prefect.yaml")
         content["deployments"][0] |= {"schedules": [schedule]} if schedule else {}
-        (place / "prefect.yaml").write_text(yaml.safe_dump(content))
+        YAML().dump(content, place / "prefect.yaml")
 
     def start(self, what: str) -> None:
         command = [sys.executable, "-m", "prefect", "server", "start"] if what == "server" else [*CLI, "serve"]
@@ -266,7 +268,7 @@ def test_twelve_stages_on_four_slots_take_at_most_a_quarter_more_than_the_ideal(
     stages = [f"  {name}:\n    cmd: python stage.py {name} o{name} {seconds}\n    outs: [o{name}]\n" for name, seconds in TWELVE.items()]
     place = project("stages:\n" + "".join(stages))
     (place / "stage.py").write_text(STAGE)
-    from pipeline.flow import order
+    from basin.flow import order
 
     order.remember(TWELVE)
     began, started = time.time(), time.monotonic()

@@ -1,6 +1,6 @@
 """The pins without which Prefect installs and then does not work: docs/decisions/0002-pins-that-make-prefect-work.md.
 
-That a schedule's run is also run to its end, a slow test sees: tests/test_flow_serving.py.
+That a schedule's run is also run to its end, a slow test sees: tests/flow/test_flow_serving.py.
 """
 
 import time

@@ -13,15 +13,19 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from small import BALL, few, method
 
-from pipeline import artifact, config, lookup, optimise
-from pipeline.attacks import Target
-from pipeline.classifier import Classifier
-from pipeline.distribution import mean_network
-from pipeline.lookup import Choice, choose
-from pipeline.ode import Solver, flows, solving_with
-from pipeline.randomness import drawing, generator, random_layers
-from pipeline.substitutes import differentiating, substitutes
-from pipeline.threat import TOLERANCE, ThreatModel
+from basin.config import kinds, params
+from basin.config.kinds import Choice, choose
+from basin.config.solver import Solver
+from basin.models import artifact, recipe
+from basin.models.classifier import Classifier
+from basin.models.distribution import mean_network
+from basin.models.ode import flows, solving_with
+from basin.models.substitutes import differentiating, substitutes
+from basin.randomness import drawing, generator, random_layers
+from basin.threat.ball import TOLERANCE, ThreatModel
+from basin.threat.target import Target
+from basin.training import optimise
+from basin.training.phase import each
 
 # Settings of kinds that need some, or whose defaults take long. A new kind with defaults needs no line here.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
@@ -54,7 +58,7 @@ FORMS["sodef"] = [{}, {"form": "paper", "drift": "two_layers", "bound": 1.0}]
 
 
 def every(family: str):
-    return pytest.mark.parametrize("kind", lookup.kinds(family))
+    return pytest.mark.parametrize("kind", kinds.kinds(family))
 
 
 def chosen(family: str, kind: str, **more: Any) -> Choice:
@@ -70,10 +74,10 @@ def built(family: str, kind: str, seed: int = 0, **form: Any) -> Classifier:
     return small.classifier(choice.tree(), own_head, seed)
 
 
-PARTS = [(family, kind) for family in ("backbones", "heads") for kind in lookup.kinds(family)]
-HEADS = [(kind, form) for kind in lookup.kinds("heads") for form in FORMS.get(kind, [{}])]
-PURIFIERS = [(kind, form) for kind in lookup.kinds("purifiers") for form in FORMS.get(kind, [{}])]
-ATTACKS = [(kind, form) for kind in lookup.kinds("attacks") for form in FORMS.get(kind, [{}])]
+PARTS = [(family, kind) for family in ("backbones", "heads") for kind in kinds.kinds(family)]
+HEADS = [(kind, form) for kind in kinds.kinds("heads") for form in FORMS.get(kind, [{}])]
+PURIFIERS = [(kind, form) for kind in kinds.kinds("purifiers") for form in FORMS.get(kind, [{}])]
+ATTACKS = [(kind, form) for kind in kinds.kinds("attacks") for form in FORMS.get(kind, [{}])]
 parts = pytest.mark.parametrize(("family", "kind"), PARTS)
 purifiers = pytest.mark.parametrize(("kind", "form"), PURIFIERS, ids=[f"{kind}-{form}" for kind, form in PURIFIERS])
 attacks = pytest.mark.parametrize(("kind", "form"), ATTACKS, ids=[f"{kind}-{form}" for kind, form in ATTACKS])
@@ -98,21 +102,21 @@ def tables(model: type[BaseModel]):
 
 
 def test_every_setting_says_what_it_is():
-    kinds = [lookup.find(family, kind) for family in lookup.FAMILIES for kind in lookup.kinds(family)]
-    schedules = [config.schedules(chosen("heads", kind, **form)) for kind, form in HEADS]
-    all_tables = itertools.chain.from_iterable(map(tables, [module.Params for module in kinds] + schedules + [config.Config]))
+    modules = [kinds.find(family, kind) for family in kinds.FAMILIES for kind in kinds.kinds(family)]
+    schedules = [params.schedules(chosen("heads", kind, **form)) for kind, form in HEADS]
+    all_tables = itertools.chain.from_iterable(map(tables, [module.Params for module in modules] + schedules + [params.Config]))
     silent = {
         f"{table.__module__}.{table.__name__}.{name}" for table in all_tables for name, f in table.model_fields.items() if not f.description
     }
     assert silent == set()
 
 
-@pytest.mark.parametrize(("family", "kind"), [(family, kind) for family in lookup.FAMILIES for kind in lookup.kinds(family)])
+@pytest.mark.parametrize(("family", "kind"), [(family, kind) for family in kinds.FAMILIES for kind in kinds.kinds(family)])
 def test_every_kind_opens_with_a_docstring(family, kind):
-    assert len((lookup.find(family, kind).__doc__ or "").split()) > 5
+    assert len((kinds.find(family, kind).__doc__ or "").split()) > 5
 
 
-@pytest.mark.parametrize(("family", "kind"), [(f, k) for f in lookup.FAMILIES if f != "sources" for k in lookup.kinds(f)])
+@pytest.mark.parametrize(("family", "kind"), [(f, k) for f in kinds.FAMILIES if f != "sources" for k in kinds.kinds(f)])
 def test_settings_survive_the_recipe(family, kind):
     """The tree in recipe.json gives the same settings back."""
     choice = chosen(family, kind)
@@ -164,12 +168,13 @@ def test_a_fresh_process_gives_the_same_logits(images, tmp_path):
     for family, kind in PARTS:
         artifact.save(tmp_path / f"{family}-{kind}", built(family, kind).eval())
     code = (
-        "import sys, torch; from pathlib import Path; from safetensors.torch import load_file, save_file; from pipeline import artifact\n"
+        "import sys, torch; from pathlib import Path; from basin.models import artifact\n"
+        "from safetensors.torch import load_file, save_file\n"
         "torch.set_num_threads(int(sys.argv[2])); here = Path(sys.argv[1]); x = load_file(here / 'x.safetensors')['x']\n"
         "logits = {f.parent.name: artifact.load(f.parent)(x).detach() for f in here.glob('*/recipe.json')}\n"
         "save_file(logits, here / 'logits.safetensors')"
     )
-    subprocess.run([sys.executable, "-c", code, tmp_path, str(torch.get_num_threads())], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code, tmp_path, str(torch.get_num_threads())], check=True, cwd=Path(__file__).parents[2])
     logits = load_file(tmp_path / "logits.safetensors")
     assert set(logits) == {f"{family}-{kind}" for family, kind in PARTS}
     for family, kind in PARTS:
@@ -186,7 +191,7 @@ def test_one_image_alone_gives_what_it_gives_in_a_batch(family, kind, images):
     assert torch.equal(alone.argmax(1), together.argmax(1))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in lookup.kinds("backbones") if kind != "distribution"])
+@pytest.mark.parametrize("kind", [kind for kind in kinds.kinds("backbones") if kind != "distribution"])
 @pytest.mark.parametrize("local", [True, False])
 def test_any_backbone_can_be_one_of_distributions(kind, local, images):
     of = chosen("backbones", kind).tree()
@@ -229,16 +234,16 @@ def test_fixed_steps_keep_images_apart_and_adaptive_ones_do_not(digits):
 @pytest.mark.parametrize(("kind", "form"), HEADS, ids=[f"{kind}-{form}" for kind, form in HEADS])
 def test_a_heads_phases_train_all_of_it_and_nothing_else(kind, form, digits, tmp_path):
     model = built("heads", kind, **form)
-    schedules = config.schedules(chosen("heads", kind, **form))
+    schedules = params.schedules(chosen("heads", kind, **form))
     short = {"epochs": 2, "rate": 0.01}
     plan = schedules.model_validate(short if "epochs" in schedules.model_fields else dict.fromkeys(schedules.model_fields, short))
-    phases = lookup.find("heads", kind).phases(plan, model, method("natural"), digits["validation"])
+    phases = kinds.find("heads", kind).phases(plan, model, method("natural"), digits["validation"])
     x, y = few(digits["train"], 32)
     for phase in phases:
         model.eval().requires_grad_(False)
         for module in phase.trained:
             module.requires_grad_(True)
-        for g in torch.autograd.grad(next(optimise.each(phase.loss(x, y, generator(0, "x")))), phase.parameters()):
+        for g in torch.autograd.grad(next(each(phase.loss(x, y, generator(0, "x")))), phase.parameters()):
             assert g.isfinite().all() and g.abs().max() > 0
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimise.run(model, phases, digits["validation"], lambda: 0.0, (0, "x"), tmp_path / "c.safetensors")
@@ -299,7 +304,7 @@ def test_a_classifier_with_a_purifier_is_saved_and_loaded_bit_for_bit(kind, form
     loaded = artifact.load(tmp_path / "model")
     assert torch.equal(loaded(x), model(x))
     assert not torch.equal(loaded(x), small.classifier().eval()(x))
-    assert f"pipeline/purifiers/{kind}.py" in artifact.read_recipe(tmp_path / "model")["sources"]
+    assert f"basin/methods/purifiers/{kind}.py" in recipe.read_recipe(tmp_path / "model")["sources"]
 
 
 # Training methods -------------------------------------------------------------------------------------------------------------------------
@@ -310,7 +315,7 @@ def test_a_training_loss_reaches_every_parameter_and_draws_from_its_own_generato
     model, (x, y) = small.classifier(), images
     loss = method(kind, **SETTINGS.get(("training", kind), {}))
     before = torch.get_rng_state()
-    one, same = (next(optimise.each(loss(model, x, y, generator(0, "draws")))) for _ in range(2))
+    one, same = (next(each(loss(model, x, y, generator(0, "draws")))) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(one, same) and one.shape == () and one.isfinite()
     for g in torch.autograd.grad(one, list(model.parameters())):
@@ -394,7 +399,7 @@ def test_a_network_without_a_usable_gradient_does_not_stop_an_attack(kind, form,
 
 @every("attacks")
 def test_a_black_box_attack_takes_no_gradient(kind, trained, twin, images):
-    module = lookup.find("attacks", kind)
+    module = kinds.find("attacks", kind)
 
     def guarded(x):
         if torch.is_grad_enabled() and x.requires_grad:

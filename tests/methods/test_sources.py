@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from pipeline import sources
-from pipeline.data import Source, SplitSettings, load_split, prepare
-from pipeline.errors import Mistake
-from pipeline.sources import digits, fashion_mnist, folder, npz
-from pipeline.types import Settings
+from basin.config.settings import Settings
+from basin.config.splits import SplitSettings
+from basin.data.splits import Source, load_split, prepare
+from basin.errors import Mistake
+from basin.methods import sources
+from basin.methods.sources import digits, fashion_mnist, folder, npz
 
 KINDS = sorted(path.stem for path in Path(sources.__file__).parent.glob("*.py") if path.stem != "__init__")
 
@@ -37,7 +38,7 @@ def message(call, *arguments) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_keeps_the_contract(kind):
-    module = importlib.import_module(f"pipeline.sources.{kind}")
+    module = importlib.import_module(f"basin.methods.sources.{kind}")
     assert issubclass(module.Params, Settings) and callable(module.read) and module.__doc__
     fields = module.Params.model_fields
     assert all(field.description for field in fields.values())
@@ -45,9 +46,9 @@ def test_a_kind_keeps_the_contract(kind):
 
 
 def test_heavy_imports_wait_until_they_are_needed():
-    kinds = ", ".join(f"pipeline.sources.{kind}" for kind in KINDS)
+    kinds = ", ".join(f"basin.methods.sources.{kind}" for kind in KINDS)
     code = f"import sys, {kinds}; print([name for name in ('torchvision', 'sklearn', 'PIL') if name in sys.modules])"
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root).stdout == "[]\n"
 
 

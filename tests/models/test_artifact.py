@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save
 from small import CONVNET, SODEF, classifier, few
 
-from pipeline import artifact
-from pipeline.errors import Mistake
+from basin.errors import Mistake
+from basin.models import artifact, recipe
 
 
 @pytest.fixture
@@ -44,8 +44,13 @@ def test_saving_twice_gives_the_same_bytes_and_nothing_that_was_there_before(mod
 
 
 def test_the_recipe_holds_the_sources_of_the_function_and_of_nothing_else(folder):
-    sources = artifact.read_recipe(folder)["sources"]
-    assert {"pipeline/heads/sodef.py", "pipeline/backbones/convnet.py", "pipeline/ode.py", "pipeline/classifier.py"} <= set(sources)
+    sources = recipe.read_recipe(folder)["sources"]
+    assert {
+        "basin/methods/heads/sodef.py",
+        "basin/methods/backbones/convnet.py",
+        "basin/models/ode.py",
+        "basin/models/classifier.py",
+    } <= set(sources)
     assert not [path for path in sources if "attacks" in path or "report" in path or "resnet" in path or path.startswith("stages")]
     assert all((artifact.ROOT / path).is_file() and len(digest) == 64 for path, digest in sources.items())
 

@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 from scipy.stats import binomtest
 
-from pipeline import gate
-from pipeline.config import Gate
-from pipeline.gate import Contender, Difference, attacked_by_less, decide, paired
+from basin.config.params import Gate
+from basin.registry import gate
+from basin.registry.gate import Contender, Difference, attacked_by_less, decide, paired
 
 PGD = {"kind": "pgd", "steps": 20}
 QUICK = {"attacks": {"pgd": PGD}, "adaptive": None, "masked": None}

@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from basin.config import params
+from basin.config.suite import Adaptive
+from basin.data import splits
+from basin.errors import Absent, Mistake
+from basin.evaluation import outcomes
+from basin.models import artifact, recipe
+from basin.models.classifier import Classifier
+from basin.randomness import construct, random_layers
+from basin.registry import candidates, lookup, registration, upkeep
 from benchmarks import methods
-from pipeline import artifact, config, data, outcomes, registry
-from pipeline.classifier import Classifier
-from pipeline.errors import Absent, Mistake
-from pipeline.randomness import construct, random_layers
-from pipeline.registry import candidates
-from pipeline.suite import Adaptive
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAME = "digits-linf-0.15"
 PARAMS = """
 seed: 0
@@ -45,9 +48,9 @@ attack: {models: [backbone/natural, head/ode], suites: [quick], images: 40}
 MODELS = ("backbone/natural", "head/ode")
 
 
-def build(settings: config.Config, model: str, seed: int = 0) -> Classifier:
+def build(settings: params.Config, model: str, seed: int = 0) -> Classifier:
     """A real classifier of the run, untrained."""
-    about, entry = data.load_about(Path("data/prepared")), settings.entry(model)
+    about, entry = splits.load_about(Path("data/prepared")), settings.entry(model)
     head = entry.head.tree() if model.startswith("head/") else {"kind": "linear"}
     below = "backbone/natural" if model.startswith("head/") else None
     recipe = {
@@ -62,9 +65,9 @@ def build(settings: config.Config, model: str, seed: int = 0) -> Classifier:
         return artifact.build(recipe).eval()
 
 
-def measure(settings: config.Config, model: str, held: int, n: int = 40) -> None:
+def measure(settings: params.Config, model: str, held: int, n: int = 40) -> None:
     """Outcomes of the real form in which the first `held` of n images hold and all are classified right without an attack."""
-    test, about = data.load_split(Path("data/prepared"), "test"), data.load_about(Path("data/prepared"))
+    test, about = splits.load_split(Path("data/prepared"), "test"), splits.load_about(Path("data/prepared"))
     test = test.take(torch.arange(n))
     found = outcomes.Outcomes(
         torch.arange(n), test.labels, test.floats(), test.labels.clone(), torch.ones(n), test.floats(), torch.zeros(n),
@@ -83,12 +86,12 @@ def workspace(tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("finished"), Path.cwd()
     os.chdir(folder)
     (folder / "params.yaml").write_text(PARAMS)
-    settings = config.load()
-    data.prepare(settings.source.module.read(settings.source.params), settings.splits, "digits", "digits", 0, Path("data/prepared"))
+    settings = params.load()
+    splits.prepare(settings.source.module.read(settings.source.params), settings.splits, "digits", "digits", 0, Path("data/prepared"))
     for model, held in zip(MODELS, (10, 20), strict=True):
         artifact.save(Path("models") / model, build(settings, model), None if model == MODELS[0] else Path("models") / MODELS[0])
         measure(settings, model, held)
-    from pipeline.tracking.client import client
+    from basin.tracking.client import client
 
     client()
     os.chdir(before)
@@ -101,7 +104,7 @@ def registered_workspace(workspace, tmp_path_factory):
     folder, before = tmp_path_factory.mktemp("registered"), Path.cwd()
     shutil.copytree(workspace, folder, dirs_exist_ok=True)
     os.chdir(folder)
-    registry.register_all(config.load(), digests())
+    registration.register_all(params.load(), digests())
     os.chdir(before)
     return folder
 
@@ -113,9 +116,9 @@ def enter(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     monkeypatch.chdir(tmp_path)
 
-    def copied(workspace: Path) -> config.Config:
+    def copied(workspace: Path) -> params.Config:
         shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
-        return config.load()
+        return params.load()
 
     return copied
 
@@ -132,16 +135,16 @@ def registered(registered_workspace, enter):
 
 def digests() -> dict[str, str]:
     """Stands for dvc.lock: any digest of the folders' content will do."""
-    return {model: artifact.weights_digest(Path("models") / model)[:32] + ".dir" for model in MODELS}
+    return {model: recipe.weights_digest(Path("models") / model)[:32] + ".dir" for model in MODELS}
 
 
-def retrain(settings: config.Config, model: str, seed: int, held: int) -> None:
+def retrain(settings: params.Config, model: str, seed: int, held: int) -> None:
     artifact.save(Path("models") / model, build(settings, model, seed), Path("models") / MODELS[0])
     measure(settings, model, held)
 
 
 def store():
-    from pipeline.tracking.client import client
+    from basin.tracking.client import client
 
     return client()
 
@@ -156,11 +159,11 @@ def aliases() -> dict[str, str]:
 
 
 def images(n: int = 20) -> torch.Tensor:
-    return data.load_split(Path("data/prepared"), "validation").floats(slice(0, n))
+    return splits.load_split(Path("data/prepared"), "validation").floats(slice(0, n))
 
 
 def test_a_run_is_registered_once(run):
-    receipt = registry.register_all(run, digests())
+    receipt = registration.register_all(run, digests())
     assert receipt == {
         "name": NAME,
         "best": "head/ode",
@@ -181,9 +184,9 @@ def test_a_run_is_registered_once(run):
     assert {"data_digest", "protocol", "params", "commit", "dirty", "changed", "measured", "seal"} <= tags.keys()
     assert versions()["1"]["reasons"] == "worst case 25.0%, version 2 (head/ode) has 50.0%"
 
-    assert registry.register_all(run, digests()) == receipt
+    assert registration.register_all(run, digests()) == receipt
     assert sorted(versions()) == ["1", "2"]
-    assert registry.verify(run, digests()) == []
+    assert upkeep.verify(run, digests()) == []
 
 
 def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
@@ -206,7 +209,7 @@ def test_a_version_loads_in_a_process_that_has_no_checkout(registered, tmp_path_
     code = f"""
 import mlflow, numpy, torch
 model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
-import pipeline; print(pipeline.__file__)
+import basin; print(basin.__file__)
 x = numpy.load(r"{Path("x.npy").absolute()}", allow_pickle=False)
 numpy.save("logits.npy", model.predict(x))
 numpy.save("net.npy", model.unwrap_python_model().classifier(torch.from_numpy(x)).detach().numpy())
@@ -224,17 +227,17 @@ numpy.save("net.npy", model.unwrap_python_model().classifier(torch.from_numpy(x)
 
 def test_basin_evaluate_finds_the_same_of_a_version_and_of_its_folder(registered):
     """Its twin included, from which points are carried over."""
-    from pipeline import outside
+    from basin.evaluation import outside
 
     ball = outside.threat("linf", "0.15")
     targets = f"models:/{NAME}@champion", f"models:/{NAME}/2", "models/head/ode"
-    found = [outside.run(target, "data/prepared", ball, "quick", 20, 0, registry.load_with_twin) for target in targets]
+    found = [outside.run(target, "data/prepared", ball, "quick", 20, 0, lookup.load_with_twin) for target in targets]
     assert all(one | {"target": "", "seconds": 0} == found[0] | {"target": "", "seconds": 0} for one in found)
     assert found[0]["declared"]["twin"] and found[0]["masked"] and found[0]["n"] == 20
 
 
 def test_no_pickle_and_the_twin_travels(run):
-    registry.register_all(run, digests())
+    registration.register_all(run, digests())
     files = {path.name for path in Path("mlartifacts").rglob("*") if path.is_file()}
     assert not {name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))}
     assert len(list(Path("mlartifacts").rglob("twin/weights.safetensors"))) == 1
@@ -252,7 +255,7 @@ def test_no_pickle_and_the_twin_travels(run):
 def test_bad_images_are_refused(workspace, x, message):
     from types import SimpleNamespace
 
-    from pipeline.registry.pyfunc import RegisteredClassifier
+    from basin.registry.pyfunc import RegisteredClassifier
 
     model = RegisteredClassifier()
     model.load_context(SimpleNamespace(artifacts={"model": str(workspace / "models/head/ode")}, model_config={}))
@@ -262,34 +265,34 @@ def test_bad_images_are_refused(workspace, x, message):
 
 def test_new_outcomes_refresh_a_version_and_move_the_champion(registered):
     measure(registered, "backbone/natural", 30)
-    assert registry.verify(registered, digests()) == [
+    assert upkeep.verify(registered, digests()) == [
         f"backbone/natural: version 1 of {NAME} carries older numbers",
         f"head/ode: version 2 of {NAME} carries older numbers",  # its twin's
     ]
-    registry.register_all(registered, digests())
+    registration.register_all(registered, digests())
     assert len(versions()) == 2 and versions()["1"]["worst_case"] == "0.75" and aliases()["champion"] == "1"
 
 
 def test_a_weaker_attack_takes_no_evidence_away(run):
-    registry.register_all(run, digests())
+    registration.register_all(run, digests())
     before = versions()
     for model in MODELS:
         measure(run, model, held=20, n=20)
-    assert registry.verify(run, digests()) == []
-    registry.register_all(run, digests())
-    assert versions() == before and before["1"]["n"] == "40" and registry.verify(run, digests()) == []
+    assert upkeep.verify(run, digests()) == []
+    registration.register_all(run, digests())
+    assert versions() == before and before["1"]["n"] == "40" and upkeep.verify(run, digests()) == []
     for model in MODELS:
         measure(run, model, held=20)
-    registry.register_all(run, digests())
+    registration.register_all(run, digests())
     assert versions()["1"]["worst_case"] == "0.5", "as many images are evidence as good"
 
 
 def test_a_new_model_is_a_new_version_and_the_best_stays_champion(registered):
     retrain(registered, "head/ode", seed=1, held=15)
-    registry.register_all(registered, digests())
+    registration.register_all(registered, digests())
     assert aliases() == {"natural": "1", "ode": "3", "champion": "2"}
     retrain(registered, "head/ode", seed=2, held=20)
-    registry.register_all(registered, digests())
+    registration.register_all(registered, digests())
     assert aliases()["champion"] == "2", "a tie goes to the older version"
 
 
@@ -298,16 +301,16 @@ def test_a_champion_that_faced_another_attack_is_not_replaced_by_one_that_did_no
     Path("params.yaml").write_text(text)
     measure(registered, "backbone/natural", 9)
     retrain(registered, "head/ode", seed=1, held=5)
-    registry.register_all(config.load(), digests())
+    registration.register_all(params.load(), digests())
     assert aliases() == {"natural": "1", "ode": "3", "champion": "2"}
     measure(registered, "backbone/natural", 39)
-    registry.register_all(config.load(), digests())
+    registration.register_all(params.load(), digests())
     assert aliases()["champion"] == "2" and versions()["1"]["standing"] == "challenger"
     assert versions()["1"]["reasons"] == "attacked by less than version 2 (head/ode): without attack fgsm of suite quick"
 
 
 def test_a_version_that_computes_something_else_gets_no_alias(run):
-    registry.register_all(run, digests())
+    registration.register_all(run, digests())
     for alias in ("champion", "ode"):
         store().delete_registered_model_alias(NAME, alias)
     store().set_registered_model_alias(NAME, "champion", "1")
@@ -317,31 +320,31 @@ def test_a_version_that_computes_something_else_gets_no_alias(run):
     shutil.copyfile("other/weights.safetensors", weights)
     message = r"models:/digits-linf-0.15/2: loaded back, it does not give the logits of models/head/ode \(got a largest difference of"
     with pytest.raises(Mistake, match=message):
-        registry.register_all(run, digests())
+        registration.register_all(run, digests())
     assert aliases() == {"natural": "1", "champion": "1"}
 
 
 @pytest.mark.parametrize("lost", ["mlflow.db", "mlartifacts"])
 def test_a_lost_registry_is_refilled_without_training(run, lost):
-    registry.register_all(run, digests())
+    registration.register_all(run, digests())
     shutil.rmtree(lost) if Path(lost).is_dir() else Path(lost).unlink()
-    missing = registry.verify(run, digests())
+    missing = upkeep.verify(run, digests())
     assert missing[::2][:2] == [f"{model}: missing from registered model {NAME}" for model in MODELS] or lost == "mlartifacts"
-    registry.register_all(run, digests())
-    assert registry.verify(run, digests()) == []
+    registration.register_all(run, digests())
+    assert upkeep.verify(run, digests()) == []
     with torch.no_grad():
-        assert torch.equal(registry.load(f"{NAME}@champion")(images()), artifact.load(Path("models/head/ode"))(images()))
+        assert torch.equal(lookup.load(f"{NAME}@champion")(images()), artifact.load(Path("models/head/ode"))(images()))
 
 
 def test_the_version_belongs_to_the_run_that_trained_it(run, monkeypatch):
-    from pipeline import tracking
+    from basin.tracking import journal
 
     monkeypatch.delenv("BASIN_TRACKING", raising=False)
     recipe = json.loads(Path("models/head/ode/recipe.json").read_text())
     tags = {"seed": 0, "device": "cpu", "data_digest": recipe["data_digest"]}
-    with tracking.run("head/ode", recipe["trained"], tags, experiment="digits") as tracked:
+    with journal.run("head/ode", recipe["trained"], tags, experiment="digits") as tracked:
         tracked.metrics({"loss": 0.1}, step=1)
-    registry.register_all(run, digests())
+    registration.register_all(run, digests())
     trained = store().get_run(store().get_model_version(NAME, "2").run_id)
     assert trained.data.metrics == {"loss": 0.1, **trained.data.metrics} and trained.info.status == "FINISHED"
 
@@ -350,12 +353,12 @@ def test_an_absent_mlflow_fails_in_words(run, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://someone:secret@127.0.0.1:1")
     message = r"registry: MLflow at http://...@127.0.0.1:1 cannot be used .*Everything is computed and kept; .* run `dvc repro register`"
     with pytest.raises(Mistake, match=message) as caught:
-        registry.register_all(run, digests())
+        registration.register_all(run, digests())
     assert "secret" not in str(caught.value) and caught.value.code == 75, "Prefect is to try again"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     Path("mlflow.db").write_bytes(b"no database" * 100)
     with pytest.raises(Mistake, match="file is not a database"):
-        registry.register_all(run, digests())
+        registration.register_all(run, digests())
 
 
 def test_what_a_killed_registration_left_is_not_doubled(run, monkeypatch):
@@ -364,8 +367,8 @@ def test_what_a_killed_registration_left_is_not_doubled(run, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(Absent, match="killed here"):
         patched.setattr(mlflow.MlflowClient, "create_model_version", killed)
-        registry.register_all(run, digests())
-    registry.register_all(run, digests())
+        registration.register_all(run, digests())
+    registration.register_all(run, digests())
     experiment = store().get_experiment_by_name("digits").experiment_id
     left = [one.model_id for one in store().search_logged_models([experiment])]
     used = [version.source.removeprefix("models:/") for version in store().search_model_versions(f"name = '{NAME}'")]
@@ -374,21 +377,21 @@ def test_what_a_killed_registration_left_is_not_doubled(run, monkeypatch):
 
 def test_a_model_that_dvc_does_not_know_is_refused(run):
     with pytest.raises(Mistake, match=r"models/head/ode: dvc.lock does not know this folder \(got no digest of it\). Run `dvc repro`"):
-        registry.register_all(run, digests() | {"head/ode": None})
+        registration.register_all(run, digests() | {"head/ode": None})
 
 
 def test_aliases_follow_mlflows_rules(run):
     twice = run.model_copy(update={"head": dict.fromkeys(("natural", "latest", "v2", "sodef_natural"), run.head["ode"])})
-    assert [registry.alias(f"head/{name}", twice) for name in twice.head] == ["head_natural", "head_latest", "head_v2", "sodef_natural"]
-    assert registry.alias("backbone/natural", twice) == "backbone_natural"
+    assert [registration.alias(f"head/{name}", twice) for name in twice.head] == ["head_natural", "head_latest", "head_v2", "sodef_natural"]
+    assert registration.alias("backbone/natural", twice) == "backbone_natural"
 
 
 def test_the_receipt_is_the_same_whatever_else_is_registered(run):
-    first = registry.register_all(run, digests())
+    first = registration.register_all(run, digests())
     retrain(run, "head/ode", seed=1, held=5)
-    registry.register_all(run, digests())
+    registration.register_all(run, digests())
     retrain(run, "head/ode", seed=0, held=20)
-    candidates.write(Path("receipt.json"), registry.register_all(run, digests()))
+    candidates.write(Path("receipt.json"), registration.register_all(run, digests()))
     assert json.loads(Path("receipt.json").read_text()) == first
     with sqlite3.connect("mlflow.db") as found:
         assert found.execute("SELECT count(*) FROM model_versions").fetchone() == (3,)
@@ -400,12 +403,12 @@ def test_a_model_of_several_random_layers_is_registered(run):
     of, head = "{kind: convnet, channels: [2], hidden: 8}", "{kind: ode, width: 4, solver: {method: rk4, steps: 2}}"
     text = params.read_text().replace(f"backbone: {of}", f"backbone: {{kind: distribution, of: {of}, scale: 1.0}}")
     params.write_text(text.replace(f"head: {head}", "head: {kind: distribution, scale: 1.0}"))
-    settings = config.load()
+    settings = params.load()
     for model in MODELS:
         artifact.save(Path("models") / model, build(settings, model), None if model == MODELS[0] else Path("models") / MODELS[0])
         measure(settings, model, 10)
     assert len(random_layers(artifact.load(Path("models") / MODELS[1]))) == 2
-    assert set(registry.register_all(settings, digests())["models"]) == set(MODELS)
+    assert set(registration.register_all(settings, digests())["models"]) == set(MODELS)
 
 
 def test_the_page_of_a_run_has_what_was_left_on_the_way_and_the_flags(run, monkeypatch):
@@ -415,7 +418,7 @@ def test_the_page_of_a_run_has_what_was_left_on_the_way_and_the_flags(run, monke
         path = Path("outcomes", model, "quick", "summary.json")
         about = json.loads(path.read_text())
         path.write_text(json.dumps(about | more | {"attacks": {"fgsm": 0.35, "pgd": about["robust"]}}))
-    asked = config.load()
+    asked = params.load()
     suite = asked.suites["quick"].model_copy(update={"adaptive": Adaptive()})
     table = list(methods.rows(asked.model_copy(update={"suites": {"quick": suite}})))
     listed = [row["quick: listed"] and (row["quick: listed"].value, row["quick"].value) for row in table]

@@ -8,7 +8,7 @@ from browser import page  # noqa: F401
 from test_registry import NAME, enter, registered, registered_workspace, workspace  # noqa: F401
 from test_servers import SILENT, answers, process
 
-from pipeline import server
+from basin.flow import server
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,12 @@ import torch
 from small import fit
 from test_registry import build, store
 
-from pipeline import artifact, config, data, outcomes, registry, robustness
-from pipeline.classifier import Classifier
+from basin.config import params
+from basin.data import splits
+from basin.evaluation import outcomes, robustness
+from basin.models import artifact, recipe
+from basin.models.classifier import Classifier
+from basin.registry import registration
 
 NAME = "digits-linf-0.1"
 ENTRY = """
@@ -33,15 +37,19 @@ attack: {{models: [backbone/natural], suites: [quick], images: 100}}
 """
 
 
-def trained(settings: config.Config, name: str, **how) -> Classifier:
+def trained(settings: params.Config, name: str, **how) -> Classifier:
     model = build(settings, f"backbone/{name}").train()
-    return fit(model, data.load_split(Path("data/prepared"), "train"), **how).eval().requires_grad_(False)
+    return fit(model, splits.load_split(Path("data/prepared"), "train"), **how).eval().requires_grad_(False)
 
 
-def attacked(settings: config.Config, name: str, model: Classifier) -> None:
+def attacked(settings: params.Config, name: str, model: Classifier) -> None:
     """The model and its outcomes as stages write them."""
     artifact.save(Path("models/backbone") / name, model)
-    test, about, suite = data.load_split(Path("data/prepared"), "test"), data.load_about(Path("data/prepared")), settings.suites["quick"]
+    test, about, suite = (
+        splits.load_split(Path("data/prepared"), "test"),
+        splits.load_about(Path("data/prepared")),
+        settings.suites["quick"],
+    )
     found = robustness.evaluate(model, None, test.floats(), test.labels, settings.threat, suite, (0, name))
     described = {"model": f"backbone/{name}", "suite": "quick", "data": about.name, "data_digest": about.digest, "seed": 0, "from": None}
     outcomes.write(Path("outcomes/backbone") / name / "quick", found.outcomes, settings.threat, described | vars(found.diagnosis))
@@ -51,8 +59,8 @@ def register(*names: str) -> dict[str, dict[str, str]]:
     """Register these models; model -> its version's tags."""
     text = PARAMS.replace("[backbone/natural]", f"[{', '.join(f'backbone/{name}' for name in names)}]")
     Path("params.yaml").write_text(text)
-    digests = {f"backbone/{name}": artifact.weights_digest(Path("models/backbone") / name)[:32] + ".dir" for name in names}
-    registry.register_all(config.load(), digests)
+    digests = {f"backbone/{name}": recipe.weights_digest(Path("models/backbone") / name)[:32] + ".dir" for name in names}
+    registration.register_all(params.load(), digests)
     return {version.tags["model"].split("/")[1]: version.tags for version in store().search_model_versions(f"name = '{NAME}'")}
 
 
@@ -61,12 +69,12 @@ def champion() -> str:
 
 
 @pytest.fixture
-def settings(tmp_path, monkeypatch) -> config.Config:
+def settings(tmp_path, monkeypatch) -> params.Config:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(PARAMS)
-    found = config.load()
-    data.prepare(found.source.module.read(found.source.params), found.splits, "digits", "digits", 0, Path("data/prepared"))
+    found = params.load()
+    splits.prepare(found.source.module.read(found.source.params), found.splits, "digits", "digits", 0, Path("data/prepared"))
     return found
 
 
@@ -93,7 +101,7 @@ def test_a_masked_model_is_refused_and_a_better_one_becomes_champion(settings, t
     assert tags["natural"]["standing"] == "challenger" and tags["masked"]["standing"] == "unreliable"
     assert champion() == "3"
 
-    decisions = registry.promote(config.load(), dry_run=True)
+    decisions = registration.promote(params.load(), dry_run=True)
     assert {name: one.standing for name, one in decisions.items()} == {
         "version 1 (backbone/natural)": "challenger",
         "version 2 (backbone/masked)": "unreliable",

@@ -17,9 +17,9 @@ import torch
 from mlflow.tracking._tracking_service import utils
 from test_registry import MODELS, NAME, PARAMS, aliases, retrain, store, workspace  # noqa: F401
 
-from pipeline import config, registry
-from pipeline.errors import Mistake
-from pipeline.registry import checkout, snapshot, versions
+from basin.config import params
+from basin.errors import Mistake
+from basin.registry import checkout, lookup, registration, removal, snapshot, upkeep, versions
 
 DVC_YAML = {
     "prepare": [f"data/prepared/{name}" for name in ("train.safetensors", "validation.safetensors", "test.safetensors", "about.json")],
@@ -43,8 +43,8 @@ def commit(message: str) -> None:
     do("git", "-c", "user.name=n", "-c", "user.email=e@example.org", "commit", "-qm", message)
 
 
-def run() -> tuple[config.Config, dict[str, str | None]]:
-    settings = config.load()
+def run() -> tuple[params.Config, dict[str, str | None]]:
+    settings = params.load()
     return settings, snapshot.digests(settings)
 
 
@@ -62,10 +62,10 @@ def history(workspace, tmp_path_factory):  # noqa: F811
     dvc("config", "core.analytics", "false")
     dvc("commit", "--force")
     commit("first run")
-    registry.register_all(*run())
+    registration.register_all(*run())
     retrain(run()[0], "head/ode", seed=1, held=35)
     dvc("commit", "--force")
-    registry.register_all(*run())
+    registration.register_all(*run())
     os.chdir(before)
     return folder
 
@@ -128,12 +128,12 @@ def test_a_deleted_database_comes_back_whole(project, nothing_unpickles):
     """Every version, the one of an earlier run too, with its metrics, tags, card, files and aliases; no pickle on any of these ways."""
     before = state()
     assert sorted(before["versions"]) == [1, 2, 3] and before["aliases"] == {"natural": "1", "ode": "3", "champion": "3"}
-    assert registry.verify(*run()) == []
+    assert upkeep.verify(*run()) == []
     forget()
-    assert f"head/ode: missing from registered model {NAME}" in registry.verify(*run())
-    assert registry.sync(*run()) == []
-    assert state() == before and registry.verify(*run()) == []
-    assert registry.load(f"{NAME}/2") and "weights.safetensors" in registry.pull(f"{NAME}@champion", Path("taken"))
+    assert f"head/ode: missing from registered model {NAME}" in upkeep.verify(*run())
+    assert upkeep.sync(*run()) == []
+    assert state() == before and upkeep.verify(*run()) == []
+    assert lookup.load(f"{NAME}/2") and "weights.safetensors" in lookup.pull(f"{NAME}@champion", Path("taken"))
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_committed_runs_come_back_where_nothing_else_is_left(project):
     before = state()["versions"]
     forget()
     shutil.rmtree(".basin")
-    assert registry.sync(*run()) == []
+    assert upkeep.sync(*run()) == []
     after = state()["versions"]
     assert {v: one["metrics"] for v, one in after.items()} == {v: one["metrics"] for v, one in before.items()}
     assert {v: one["tags"]["dvc.md5"] for v, one in after.items()} == {v: one["tags"]["dvc.md5"] for v, one in before.items()}
@@ -153,7 +153,7 @@ def test_what_dvcs_cache_lost_is_named(project):
     (project / ".dvc/cache/files/md5" / lost[:2] / lost[2:]).unlink()
     forget()
     commit = do("git", "rev-parse", "HEAD")[:12]
-    (told,) = registry.sync(*run())
+    (told,) = upkeep.sync(*run())
     assert told == f"the run of commit {commit}: not in DVC's cache (got no models/head/ode). Try `dvc fetch -A`."
 
 
@@ -168,34 +168,34 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
     store().update_model_version(NAME, "2", "the best model ever")
     store().create_model_version(NAME, "s3://elsewhere/model")
     store().set_registered_model_alias(NAME, "ode", "1")
-    problems = registry.verify(*run())
+    problems = upkeep.verify(*run())
     for what in ("tag worst_case", "file card.md", "file artifacts/ode/recipe.json", "metric clean", "description"):
         assert f"{NAME}/2: changed by hand: {what}" in problems
     assert f"{NAME}@ode: points to version 1 instead of 3" in problems
     assert f"{NAME}/4: foreign, not registered by Basin" in problems
     with pytest.raises(Mistake, match=r"digits-linf-0.15/2: changed since it was registered \(got artifacts/ode/recipe.json\)"):
-        registry.pull(f"{NAME}/2", Path("taken"))
-    assert registry.sync(*run()) == []
+        lookup.pull(f"{NAME}/2", Path("taken"))
+    assert upkeep.sync(*run()) == []
     store().delete_model_version(NAME, "4")
     assert state() == before
 
 
 @pytest.mark.slow
 def test_gc_takes_what_nobody_needs_and_never_a_champion(project):
-    assert registry.gc(run()[0]) == [], "version 2 is in a commit's dvc.lock"
+    assert removal.gc(run()[0]) == [], "version 2 is in a commit's dvc.lock"
     retrain(run()[0], "head/ode", seed=2, held=12)
     dvc("commit", "--force")
-    registry.register_all(*run())
+    registration.register_all(*run())
     retrain(run()[0], "head/ode", seed=3, held=12)
     dvc("commit", "--force")
-    registry.register_all(*run())
-    found = registry.gc(run()[0])
+    registration.register_all(*run())
+    found = removal.gc(run()[0])
     assert [one["version"] for one in found] == [4], "3 is champion, 5 is of this run, 1 and 2 are of a commit"
-    registry.remove(found)
-    assert sorted(state()["versions"]) == [1, 2, 3, 5] and registry.verify(*run()) == []
-    assert registry.sync(*run()) == [] and sorted(state()["versions"]) == [1, 2, 3, 5], "what was removed stays away"
+    removal.remove(found)
+    assert sorted(state()["versions"]) == [1, 2, 3, 5] and upkeep.verify(*run()) == []
+    assert upkeep.sync(*run()) == [] and sorted(state()["versions"]) == [1, 2, 3, 5], "what was removed stays away"
     with pytest.raises(Mistake, match="digits-linf-0.15/3: has an alias"):
-        registry.remove([found[0] | {"version": 3}])
+        removal.remove([found[0] | {"version": 3}])
 
 
 def test_checkout_restores_a_run_or_says_what_is_missing(project):
@@ -208,7 +208,7 @@ def test_checkout_restores_a_run_or_says_what_is_missing(project):
     _, outs = checkout.checkout(target)
     assert run()[1]["head/ode"] == wanted != now and "models/head/ode" in outs
     assert do("git", "rev-parse", "HEAD").strip() == store().get_model_version(NAME, "2").tags["commit"]
-    registry.register_all(*run())
+    registration.register_all(*run())
     assert aliases()["ode"] == "2", "the files are those of version 2"
     do("git", "checkout", "-q", "--", ".")
     (project / ".dvc/cache/files/md5" / wanted[:2] / wanted[2:]).unlink()
@@ -223,7 +223,7 @@ def test_checkout_restores_a_run_or_says_what_is_missing(project):
 def test_the_commands_answer_in_words_and_in_json(project):
     from typer.testing import CliRunner
 
-    from pipeline.cli import app
+    from basin.cli.app import app
 
     def basin(*words: str, code: int = 0, json_too: bool = True) -> tuple[str, Any]:
         done = CliRunner().invoke(app, [*words, *(["--json", "answer.json"] if json_too else [])])

@@ -13,22 +13,21 @@ import mlflow
 import pytest
 from test_registry import MODELS, NAME, digests, workspace  # noqa: F401
 
-from pipeline import config, registry
-from pipeline.registry import versions
+from basin.registry import making, registration
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FLAGS = [line[3:] for line in (ROOT / "docs/flags.md").read_text().splitlines() if line.startswith("## ")]
 UV = Path(sys.executable).parent / "uv"
 
 
 def test_a_version_names_every_library_that_its_code_imports():
     """What pyfunc.py and any part of a classifier import, directly or not."""
-    graph, parts = grimp.build_graph("pipeline"), ("pipeline.heads", "pipeline.backbones", "pipeline.purifiers")
-    code = {"pipeline.registry.pyfunc"} | {module for part in parts for module in graph.find_descendants(part)}
+    graph, parts = grimp.build_graph("basin"), ("basin.methods.heads", "basin.methods.backbones", "basin.methods.purifiers")
+    code = {"basin.registry.pyfunc"} | {module for part in parts for module in graph.find_descendants(part)}
     code |= {above for module in code for above in graph.find_upstream_modules(module)}
     imported = set()
     for module in code:
-        path = ROOT / (module.replace(".", "/") + ".py")
+        path = ROOT / "pipeline" / (module.replace(".", "/") + ".py")
         for node in ast.walk(ast.parse((path if path.exists() else path.with_suffix("") / "__init__.py").read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 imported |= {
@@ -36,8 +35,8 @@ def test_a_version_names_every_library_that_its_code_imports():
                     for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
                 }
     brought = {"PIL": "pillow", "pydantic_core": "pydantic"}
-    needed = {brought.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"pipeline"}}
-    assert needed <= set(versions.LIBRARIES)
+    needed = {brought.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"basin"}}
+    assert needed <= set(making.LIBRARIES)
 
 
 @pytest.mark.slow
@@ -56,7 +55,7 @@ def test_another_project_reproduces_a_version(workspace, tmp_path_factory, monke
         subprocess.run([sys.executable, "-m", *f"stages.{stage}".split()], cwd=run, env=stages, check=True, capture_output=True)
     monkeypatch.chdir(run)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    registry.register_all(config.load(), digests())
+    registration.register_all(params.load(), digests())
 
     elsewhere, uri = tmp_path_factory.mktemp("elsewhere"), f"sqlite:///{run}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

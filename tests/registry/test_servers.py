@@ -23,11 +23,14 @@ import pytest
 import sqlalchemy
 from test_registry import NAME, PARAMS, digests, retrain, workspace  # noqa: F401
 
-from pipeline import config, registry, server, tracking
-from pipeline.errors import Mistake
-from pipeline.tracking.mirror import deliver_all
+from basin.config import params
+from basin.errors import Mistake
+from basin.flow import server
+from basin.registry import lookup, registration, upkeep
+from basin.tracking import journal
+from basin.tracking.mirror import deliver_all
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path(shutil.which("postgres") or "none").parent)
 SILENT = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_") and key != "BASIN_TRACKING"} | {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -119,7 +122,7 @@ def runs_of_many(workspace, tmp_path_factory) -> Path:  # noqa: F811
         shutil.copytree(workspace, folder / str(number))
         os.chdir(folder / str(number))
         Path("params.yaml").write_text(ONE_MODEL)
-        retrain(config.load(), "head/ode", seed=number, held=20)
+        retrain(params.load(), "head/ode", seed=number, held=20)
         os.chdir(before)
     return folder
 
@@ -130,10 +133,10 @@ def work(folder: Path, number: int, uri: str, together) -> None:
     os.environ["MLFLOW_TRACKING_URI"] = uri
     os.environ.pop("BASIN_TRACKING", None)
     together.wait()
-    with tracking.run(f"backbone/b{number}", {"epochs": EPOCHS}, {"number": number}, experiment="digits") as run:
+    with journal.run(f"backbone/b{number}", {"epochs": EPOCHS}, {"number": number}, experiment="digits") as run:
         for epoch in range(EPOCHS):
             run.metrics({"loss": 1 / (epoch + 1)}, step=epoch)
-    registry.register_all(config.load(), digests())
+    registration.register_all(params.load(), digests())
     assert deliver_all(), "what twenty mirrors on few cores did not get through while their stages waited"
 
 
@@ -230,12 +233,12 @@ def test_postgresql_s3_and_passwords_together(workspace, postgres, store, tmp_pa
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
         with pytest.raises(Mistake, match="cannot be used .*40[13]|not authenticated|UNAUTHENTICATED"):
-            registry.register_all(config.load(), digests())
+            registration.register_all(params.load(), digests())
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password")
-        registry.register_all(config.load(), digests())
-        assert registry.verify(config.load(), digests()) == []
-        classifier = registry.load(f"{NAME}@champion")
+        registration.register_all(params.load(), digests())
+        assert upkeep.verify(params.load(), digests()) == []
+        classifier = lookup.load(f"{NAME}@champion")
     assert classifier.recipe["model"] == "head/ode"
     s3 = boto3.client("s3", endpoint_url=store["MLFLOW_S3_ENDPOINT_URL"], aws_access_key_id="key", aws_secret_access_key="secret")
     kept = [one["Key"] for page in s3.get_paginator("list_objects_v2").paginate(Bucket="models") for one in page["Contents"]]
@@ -244,8 +247,8 @@ def test_postgresql_s3_and_passwords_together(workspace, postgres, store, tmp_pa
 
 STAGE = """
 import sys, time
-from pipeline import tracking
-with tracking.run(sys.argv[1], {"epochs": 40}, {}, experiment="digits") as run:
+from basin.tracking import journal
+with journal.run(sys.argv[1], {"epochs": 40}, {}, experiment="digits") as run:
     for epoch in range(40):
         run.metrics({"loss": epoch / 10}, step=epoch)
         time.sleep(0.5)
@@ -278,7 +281,7 @@ def test_kills_of_server_and_mirrors_lose_and_double_nothing(tmp_path, monkeypat
             time.sleep(draw.uniform(0, 2))
             kill(started, signal.SIGKILL)
             killed["servers"] += 1
-    deliver = [sys.executable, "-m", "pipeline.tracking.mirror"]
+    deliver = [sys.executable, "-m", "basin.tracking.mirror"]
     with serving() as started:
         for _ in range(6):
             delivery = subprocess.Popen(deliver, cwd=folder, env=env, stderr=subprocess.DEVNULL)

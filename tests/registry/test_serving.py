@@ -23,11 +23,13 @@ from PIL import Image
 from small import CONVNET, classifier
 from test_registry import NAME, registered_workspace, workspace  # noqa: F401
 
-from pipeline import artifact, scoring, server
-from pipeline.errors import Mistake
-from pipeline.serving import Asked, answer, decode, read
+from basin.errors import Mistake
+from basin.flow import server
+from basin.models import artifact
+from basin.registry import scoring
+from basin.registry.serving import Asked, answer, decode, read
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHAPE = (1, 8, 8)
 JSON = {"Content-Type": "application/json"}
 
@@ -290,7 +292,7 @@ def test_a_version_scores_a_folder_on_the_command_line(served, tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from pipeline import cli; cli.main()",
+        "from basin.cli import app; app.main()",
         "score",
         f"models:/{NAME}@champion",
         str(tmp_path),

@@ -14,11 +14,11 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from synthetic_outcomes import RUN, SUITES, Made, write_run
 
-from pipeline import outcomes, report
-from pipeline.errors import Mistake
-from pipeline.report import figures, pictures, stability, wording
-from pipeline.report.outcomes import read
-from pipeline.threat import ThreatModel
+from basin.errors import Mistake
+from basin.evaluation import interval, outcomes
+from basin.report import figures, pictures, stability, table, wording, writing
+from basin.report.outcomes import read
+from basin.threat.ball import ThreatModel
 
 MODELS = [made.model for made in RUN]
 HOSTILE = """<script src="https://evil.example/x.js">alert('"&')</script>"""
@@ -68,13 +68,13 @@ def own(run, tmp_path) -> Path:
     return shutil.copytree(run, tmp_path / "own")
 
 
-def reported(root: Path, models=MODELS, suites=tuple(SUITES)) -> tuple[report.Table, Path]:
+def reported(root: Path, models=MODELS, suites=tuple(SUITES)) -> tuple[table.Table, Path]:
     out = root / "report"
-    return report.write(root / "outcomes", root / "history", list(models), list(suites), out), out
+    return writing.write(root / "outcomes", root / "history", list(models), list(suites), out), out
 
 
 @pytest.fixture(scope="module")
-def written(run) -> tuple[report.Table, Path]:
+def written(run) -> tuple[table.Table, Path]:
     return reported(run)
 
 
@@ -93,7 +93,7 @@ def mistake(root: Path, **keywords) -> str:
 
 def test_worst_case_is_below_every_suite_and_the_masked_attack(written):
     for row in written[0].metrics().values():
-        low, high = outcomes.wilson(round(row["worst_case"] * row["n"]), int(row["n"]))
+        low, high = interval.wilson(round(row["worst_case"] * row["n"]), int(row["n"]))
         assert row["worst_case"] <= min(row[name] for name in ("clean", *SUITES, "masked") if name in row)
         assert (row["interval_low"], row["interval_high"]) == (round(low, 6), round(high, 6))
         assert row["interval_low"] <= row["worst_case"] <= row["interval_high"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import guard
-from pipeline.guard import Guards, Stopped
+from basin.repro import guard
+from basin.repro.guard import Guards, Stopped
 
 # A command with a child of its own, both ready when `pids` has two lines; with "stubborn" they ignore SIGTERM.
 FAMILY = """
@@ -79,8 +79,8 @@ def test_end_takes_children_along_and_admits_no_more(command: list[str], tmp_pat
 
 
 def test_a_killed_parent_takes_the_command_along(command: list[str], tmp_path: Path):
-    root = Path(guard.__file__).parents[1]
-    code = f"from pipeline.guard import Guards; Guards().start({command!r}).wait()"
+    root = Path(guard.__file__).parents[2]
+    code = f"from basin.repro.guard import Guards; Guards().start({command!r}).wait()"
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)})
     pids = wait_for(lambda: family(tmp_path))
     parent.kill()
@@ -119,7 +119,7 @@ def test_works_without_prctl(command: list[str], tmp_path: Path):
 
 
 def test_kept_files_stay_locked_until_the_command_is_gone(tmp_path: Path):
-    from pipeline.slots import take
+    from basin.repro.slots import take
 
     taken = take(1, ["0"], tmp_path)
     assert taken is not None

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import repro
-from pipeline.errors import Mistake
-from pipeline.repro import Stage, StageFailed, lock
+from basin.errors import Mistake
+from basin.repro import graph, lock
+from basin.repro.graph import Stage, StageFailed
 
 MakeProject = Callable[[str], Path]
 
@@ -44,33 +44,33 @@ def dvc(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def reproduce_all() -> dict[str, str]:
-    return {stage.name: repro.reproduce_one(stage.name, lambda line: None) for stage in repro.graph()}
+    return {stage.name: graph.reproduce_one(stage.name, lambda line: None) for stage in graph.graph()}
 
 
 def test_the_graph_is_dvcs_in_an_order_that_runs(project: MakeProject):
     project(DIAMOND)
-    stages = {stage.name: stage for stage in repro.graph()}
+    stages = {stage.name: stage for stage in graph.graph()}
     assert set(stages) == {"prepare", "side@left", "side@right", "join", "alone"}
     assert stages["join"].upstream == ("side@left", "side@right")
     assert stages["side@left"] == Stage("side@left", ("prepare",), ("left",), {"gpu": 1}, False)
     assert (stages["side@left"].gpus, stages["join"].gpus) == (1, 0)
     order = list(stages)
     assert all(order.index(needed) < order.index(name) for name, stage in stages.items() for needed in stage.upstream)
-    assert [stage.name for stage in repro.graph()] == order
+    assert [stage.name for stage in graph.graph()] == order
 
 
 def test_targets_bring_what_they_need_and_no_more(project: MakeProject):
     project(DIAMOND)
-    stages = repro.graph()
-    assert {stage.name for stage in repro.choose(stages, ["side@left"])} == {"prepare", "side@left"}
-    assert {stage.name for stage in repro.choose(stages, ["side"])} == {"prepare", "side@left", "side@right"}
-    assert repro.choose(stages) == stages
+    stages = graph.graph()
+    assert {stage.name for stage in graph.choose(stages, ["side@left"])} == {"prepare", "side@left"}
+    assert {stage.name for stage in graph.choose(stages, ["side"])} == {"prepare", "side@left", "side@right"}
+    assert graph.choose(stages) == stages
 
 
 def test_an_unknown_target_is_answered_with_the_nearest(project: MakeProject):
     project(DIAMOND)
     with pytest.raises(Mistake, match=r"^target: no such stage \(got 'side@lift'\)\. Did you mean 'side@left'\?$"):
-        repro.choose(repro.graph(), ["side@lift"])
+        graph.choose(graph.graph(), ["side@lift"])
 
 
 def test_ran_then_unchanged_then_restored(project: MakeProject):
@@ -85,18 +85,18 @@ def test_ran_then_unchanged_then_restored(project: MakeProject):
 def test_unchanged_stops_at_the_first_change_below(project: MakeProject):
     place = project(DIAMOND)
     assert dvc("repro").returncode == 0
-    stages = repro.graph()
-    assert repro.unchanged(stages) == {stage.name for stage in stages}
+    stages = graph.graph()
+    assert graph.unchanged(stages) == {stage.name for stage in stages}
     (place / "left").write_text("edited by hand\n")
-    assert repro.unchanged(stages) == {"prepare", "alone", "side@right"}
-    assert "side@left" in repro.status()
+    assert graph.unchanged(stages) == {"prepare", "alone", "side@right"}
+    assert "side@left" in graph.status()
 
 
 def test_digest_is_what_dvc_lock_says(project: MakeProject):
     place = project(DIAMOND)
     assert lock.digest("source") is None
     for name in ("prepare", "alone"):
-        repro.reproduce_one(name, lambda line: None)
+        graph.reproduce_one(name, lambda line: None)
     digest = lock.digest("source")
     assert digest and f"md5: {digest}" in (place / "dvc.lock").read_text()
     assert (lock.digest("folder/") or "").endswith(".dir")
@@ -110,7 +110,7 @@ def test_a_reader_of_the_lock_file_waits_for_the_dvc_that_writes_it(project: Mak
     """dvc writes it in place: what is there halfway is valid, and lacks stages."""
     place = project(DIAMOND)
     for name in ("prepare", "alone"):
-        repro.reproduce_one(name, lambda line: None)
+        graph.reproduce_one(name, lambda line: None)
     whole = (place / "dvc.lock").read_text()
     writer = (
         "import sys, time; from dvc.lock import Lock; from pathlib import Path; whole = Path('dvc.lock').read_text()\n"
@@ -127,7 +127,7 @@ def test_a_reader_of_the_lock_file_waits_for_the_dvc_that_writes_it(project: Mak
 def failing(project: MakeProject, command: str) -> StageFailed:
     project(f"stages:\n  broken:\n    cmd: {command}\n    outs: [out]\n")
     with pytest.raises(StageFailed) as failure:
-        repro.reproduce_one("broken", lambda line: None)
+        graph.reproduce_one("broken", lambda line: None)
     return failure.value
 
 
@@ -152,45 +152,45 @@ def test_a_killed_stage_says_so(project: MakeProject):
 def test_a_stage_that_dvc_refuses_has_no_exit_code(project: MakeProject):
     project("stages:\n  broken:\n    cmd: echo\n    deps: [absent]\n    outs: [out]\n")
     with pytest.raises(StageFailed, match="absent") as failure:
-        repro.reproduce_one("broken", lambda line: None)
+        graph.reproduce_one("broken", lambda line: None)
     assert failure.value.code is None
 
 
 def test_lines_arrive_as_they_are_written_and_bars_as_their_last_state(project: MakeProject):
     project("stages:\n  talk:\n    cmd: printf 'one\\ntwo 1%%\\rtwo 100%%\\n' > out && cat out\n    outs: [out]\n")
     lines: list[str] = []
-    repro.reproduce_one("talk", lines.append)
+    graph.reproduce_one("talk", lines.append)
     assert "one" in lines
     assert "two 100%" in lines
 
 
 def test_the_environment_reaches_the_stage(project: MakeProject):
     place = project("stages:\n  show:\n    cmd: echo $CUDA_VISIBLE_DEVICES $DVC_STAGE > out\n    outs: [out]\n")
-    repro.reproduce_one("show", lambda line: None, env={"CUDA_VISIBLE_DEVICES": "5"})
+    graph.reproduce_one("show", lambda line: None, env={"CUDA_VISIBLE_DEVICES": "5"})
     assert (place / "out").read_text() == "5 show\n"
 
 
 def test_reproduce_is_plain_dvc_repro(project: MakeProject, capfd: pytest.CaptureFixture):
     place = project(DIAMOND)
-    assert repro.reproduce(["side@left"]) == 0
+    assert graph.reproduce(["side@left"]) == 0
     assert (place / "left").read_text() == "seed\n1\n"
     assert not (place / "right").exists()
     assert "Running stage 'side@left'" in capfd.readouterr().out
-    assert repro.reproduce(["nonsense"]) != 0
+    assert graph.reproduce(["nonsense"]) != 0
 
 
 def test_reproduce_refuses_a_wrong_config_before_anything_runs(project: MakeProject):
     place = project(DIAMOND)
     (place / "params.yaml").write_text((place / "params.yaml").read_text().replace("seed: 0", "seed: zero"))
     with pytest.raises(Mistake, match="seed"):
-        repro.reproduce([])
+        graph.reproduce([])
     assert not (place / "source").exists()
 
 
 def test_outside_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Mistake, match=r"^workspace: no DVC project .* Change to the folder that holds dvc.yaml\.$"):
-        repro.graph()
+        graph.graph()
 
 
 def test_below_the_top_folder(project: MakeProject, monkeypatch: pytest.MonkeyPatch):
@@ -198,31 +198,31 @@ def test_below_the_top_folder(project: MakeProject, monkeypatch: pytest.MonkeyPa
     (place / "below").mkdir()
     monkeypatch.chdir(place / "below")
     with pytest.raises(Mistake, match=r"^workspace: not the top folder of a DVC project"):
-        repro.graph()
+        graph.graph()
 
 
 def test_a_cycle_is_a_mistake(project: MakeProject):
     project("stages:\n  a: {cmd: x, deps: [one], outs: [two]}\n  b: {cmd: y, deps: [two], outs: [one]}\n")
     with pytest.raises(Mistake, match="both a dependency and an output in stages: "):
-        repro.graph()
+        graph.graph()
 
 
 def test_is_changed_asks_git(project: MakeProject):
     place = project(DIAMOND)
-    assert repro.is_changed("params.yaml"), "no git here"
+    assert graph.is_changed("params.yaml"), "no git here"
     for arguments in (["init", "-q"], ["add", "params.yaml"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "params"]):
         subprocess.run(["git", *arguments], check=True)
-    assert not repro.is_changed("params.yaml")
-    assert repro.is_changed("dvc.yaml"), "in no commit"
+    assert not graph.is_changed("params.yaml")
+    assert graph.is_changed("dvc.yaml"), "in no commit"
     (place / "params.yaml").write_text("seed: 1\n")
-    assert repro.is_changed(place / "params.yaml")
+    assert graph.is_changed(place / "params.yaml")
 
 
 @pytest.mark.parametrize("left", ["", "schema: '2.0'\nstages:\n  a:\n    outs:\n    - pa"])
 def test_a_lock_file_that_a_kill_cut_is_put_back_and_its_stages_restored(project, left):
     place = project("stages:\n  a:\n    cmd: echo 1 >> runs && echo a > a\n    deps: [params.yaml]\n    outs: [a]\n")
     lock.mend()
-    repro.reproduce_one("a", print)
+    graph.reproduce_one("a", print)
     lock.mend()
     whole = (place / "dvc.lock").read_text()
     (place / "dvc.lock").write_text(left)
@@ -232,13 +232,13 @@ def test_a_lock_file_that_a_kill_cut_is_put_back_and_its_stages_restored(project
     (place / "dvc.lock").write_text(left)
     (place / ".basin/dvc.lock").unlink()
     lock.mend()
-    assert repro.reproduce_one("a", print) == "restored"
+    assert graph.reproduce_one("a", print) == "restored"
     assert (place / "dvc.lock").read_text() == whole and (place / "runs").read_text() == "1\n"
 
 
 def test_a_conflict_in_the_lock_file_is_left_to_who_made_it(project):
     place = project("stages:\n  a:\n    cmd: echo a > a\n    outs: [a]\n")
-    repro.reproduce_one("a", print)
+    graph.reproduce_one("a", print)
     lock.mend()
     (place / "dvc.lock").write_text(conflict := "<<<<<<< HEAD\nschema: '2.0'\n")
     lock.mend()

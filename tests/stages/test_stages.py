@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.data import Split, load_split
-from pipeline.errors import Mistake
-from pipeline.lookup import choose
-from pipeline.purifiers.tv import Params as TotalVariation
+from basin.config.kinds import choose
+from basin.data.splits import Split, load_split
+from basin.errors import Mistake
+from basin.methods.purifiers.tv import Params as TotalVariation
 from stages import entry, train
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PARAMS = """
 seed: 0
 device: cpu

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import tracking
+from basin.tracking import journal
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STAGE = """
 import logging, os, sys, time
 logging.basicConfig()
-from pipeline import tracking
+from basin.tracking import journal
 began = time.monotonic()
-with tracking.run({stage!r}, {{"epochs": 3}}, {{"seed": 0}}, experiment="digits") as run:
+with journal.run({stage!r}, {{"epochs": 3}}, {{"seed": 0}}, experiment="digits") as run:
     assert "mlflow" not in sys.modules and time.monotonic() - began < 1
     for epoch in range(3):
         run.metrics({{"loss": 1 / (epoch + 1)}}, step=epoch)
@@ -67,7 +67,7 @@ def folder(empty, database):
 
 
 def runs(experiment: str = "digits") -> list:
-    from pipeline.tracking.client import client
+    from basin.tracking.client import client
 
     store = client()
     found = store.get_experiment_by_name(experiment)
@@ -89,11 +89,11 @@ def until(true, seconds: float = 30.0) -> bool:
 
 
 def test_a_run_holds_what_the_stage_said(empty):
-    from pipeline.tracking.client import client
+    from basin.tracking.client import client
 
     (empty / "history.csv").write_text("phase,epoch,loss\n")
     params = {"head": {"kind": "sodef", "lambda": 0.5}, "widths": [1, 2], "from": None, "note": "x" * 7000}
-    with tracking.run("head/sodef", params, {"seed": 3, "device": "cpu", "data_digest": "d1"}, experiment="digits") as run:
+    with journal.run("head/sodef", params, {"seed": 3, "device": "cpu", "data_digest": "d1"}, experiment="digits") as run:
         for epoch in range(3):
             run.metrics({"loss": 1.0 / (epoch + 1)}, step=epoch)
         run.artifact("history.csv")
@@ -112,11 +112,11 @@ def test_a_run_holds_what_the_stage_said(empty):
 
 
 def test_an_error_of_the_stage_passes_and_is_told(folder):
-    with pytest.raises(ValueError, match="weights are not finite"), tracking.run("backbone/natural", {}, {}, experiment="digits"):
+    with pytest.raises(ValueError, match="weights are not finite"), journal.run("backbone/natural", {}, {}, experiment="digits"):
         raise ValueError("weights are not finite")
     (found,) = runs()
     assert (found.info.status, found.data.tags["error"]) == ("FAILED", "ValueError: weights are not finite")
-    with tracking.run("backbone/natural", {}, {}, experiment="digits"):
+    with journal.run("backbone/natural", {}, {}, experiment="digits"):
         pass
     (found,) = runs()
     assert found.info.status == "FINISHED" and "error" not in found.data.tags, "the retry went well"
@@ -138,7 +138,7 @@ def test_a_killed_stage_is_seen_killed_and_its_retry_continues_the_run(folder, b
 
 def test_other_params_are_another_run(folder):
     for epochs in (1, 2):
-        with pytest.raises(KeyboardInterrupt), tracking.run("head/sodef", {"epochs": epochs}, {}, experiment="digits"):
+        with pytest.raises(KeyboardInterrupt), journal.run("head/sodef", {"epochs": epochs}, {}, experiment="digits"):
             raise KeyboardInterrupt
     assert {(run.data.params["epochs"], run.info.status) for run in runs()} == {("1", "KILLED"), ("2", "KILLED")}
 
@@ -151,9 +151,9 @@ def test_absent_server_costs_one_warning_and_nothing_is_lost(folder):
     out, err = (stage := start(folder, MLFLOW_TRACKING_URI=server)).communicate()
     assert (stage.returncode, out) == (0, "stage done\n") and time.monotonic() - began < 25
     assert err.count("does not take this run") == 1 and err.count("WARNING") == 1
-    assert "Deliver it when MLflow is back: python -m pipeline.tracking.mirror" in err and "secret" not in err
+    assert "Deliver it when MLflow is back: python -m basin.tracking.mirror" in err and "secret" not in err
 
-    deliver = [sys.executable, "-m", "pipeline.tracking.mirror"]
+    deliver = [sys.executable, "-m", "basin.tracking.mirror"]
     assert subprocess.run(deliver, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)}).returncode == 0
     (found,) = runs()
     assert found.info.status == "FINISHED" and told(found) == {"loss": 1 / 3}
@@ -185,24 +185,24 @@ def test_first_use_by_many_processes_at_once(empty):
 
 def test_an_unwritable_folder_leaves_the_stage_untracked(empty, caplog):
     (empty / ".basin").write_text("in the way")
-    with tracking.run("prepare", {}, {}, experiment="digits") as run:
+    with journal.run("prepare", {}, {}, experiment="digits") as run:
         run.metrics({"n": 1})
     assert "The stage goes on untracked." in caplog.text
 
 
 def test_tracking_can_be_switched_off(empty, monkeypatch):
     monkeypatch.setenv("BASIN_TRACKING", "off")
-    with tracking.run("prepare", {}, {}, experiment="digits") as run:
+    with journal.run("prepare", {}, {}, experiment="digits") as run:
         run.metrics({"n": 1})
     assert list(empty.iterdir()) == []
 
 
 def test_uri_is_where_mlflow_itself_would_look(folder, monkeypatch):
-    assert tracking.uri() == f"sqlite:///{folder}/mlflow.db"
+    assert journal.uri() == f"sqlite:///{folder}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///elsewhere.db")
-    assert tracking.uri() == f"sqlite:///{folder}/elsewhere.db"
+    assert journal.uri() == f"sqlite:///{folder}/elsewhere.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
-    assert tracking.uri() == "http://tracking:5000"
+    assert journal.uri() == "http://tracking:5000"
 
 
 def counted() -> dict[str, int]:
@@ -216,31 +216,31 @@ def test_a_journal_delivered_again_changes_nothing(folder, monkeypatch):
     """A delivery that is killed at its very end leaves the journal, and of the file beside it what it left."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     (folder / "history.csv").write_text("loss\n")
-    with tracking.run("head/sodef", {"epochs": 3}, {"data_digest": "d1"}, experiment="digits") as run:
+    with journal.run("head/sodef", {"epochs": 3}, {"data_digest": "d1"}, experiment="digits") as run:
         run.metrics({"loss": 0.5, "error": float("nan")}, step=1)
         run.artifact("history.csv")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    (journal,) = (folder / ".basin/runs").rglob("*.jsonl")
-    content, before = journal.read_bytes(), None
-    from pipeline.tracking.mirror import Delivery, deliver_all
+    (file,) = (folder / ".basin/runs").rglob("*.jsonl")
+    content, before = file.read_bytes(), None
+    from basin.tracking.mirror import Delivery, deliver_all
 
     for _ in range(2):  # the second time nothing but the run's own tag says that it is there
-        journal.write_bytes(content)
+        file.write_bytes(content)
         assert deliver_all() and list((folder / ".basin/runs").rglob("*.*")) == []
         before = before or counted()
         assert counted() == before == {"runs": 1, "metrics": 4, "params": 1, "inputs": 1}
-    journal.write_bytes(content)
-    delivery = Delivery(journal)
+    file.write_bytes(content)
+    delivery = Delivery(file)
     lines = [json.loads(line) for line in content.splitlines()]
     delivery.send(lines, ended=False)
     (folder / "mlartifacts" / "digits" / delivery.run_id / "artifacts" / "history.csv").unlink()
-    Delivery(journal).send(lines, ended=True)
+    Delivery(file).send(lines, ended=True)
     assert not list((folder / "mlartifacts").rglob("history.csv")), "what was sent is not sent again"
     assert counted() == before
 
 
 def test_delivering_what_is_left_passes_over_a_running_stage(folder):
-    from pipeline.tracking.mirror import deliver_all
+    from basin.tracking.mirror import deliver_all
 
     stage = start(folder, then="print('trained', flush=True); time.sleep(3)")
     assert stage.stdout.readline() == "trained\n"
@@ -253,7 +253,7 @@ def test_delivering_what_is_left_passes_over_a_running_stage(folder):
 
 
 def test_a_line_cut_short_waits_for_its_end(folder):
-    from pipeline.tracking.mirror import _complete_lines
+    from basin.tracking.mirror import _complete_lines
 
     journal = folder / "j.jsonl"
     journal.write_text('{"time": 1}\n{"ti')
@@ -265,7 +265,7 @@ def test_a_line_cut_short_waits_for_its_end(folder):
 
 
 def test_equal_requests_have_equal_digests():
-    assert tracking.digest({"a": 1, "b": (1, 2)}) == tracking.digest(json.loads('{"b": [1, 2], "a": 1}'))
+    assert journal.digest({"a": 1, "b": (1, 2)}) == journal.digest(json.loads('{"b": [1, 2], "a": 1}'))
 
 
 @pytest.mark.slow

@@ -12,14 +12,17 @@ from safetensors import safe_open
 from safetensors.torch import save
 from small import BALL, CONVNET, SODEF, classifier, few, fit, method
 
-from pipeline import checkpoint, lookup, optimise
-from pipeline.attacks import Target
-from pipeline.attacks import pgd as attack
-from pipeline.averaging import Average, Mean, measure_statistics
-from pipeline.errors import Mistake
-from pipeline.optimise import Phase, Schedule, Stopping
-from pipeline.randomness import generator
-from pipeline.training import natural, pgd
+from basin import checkpoint
+from basin.config import kinds
+from basin.config.schedule import Average, Schedule, Stopping
+from basin.errors import Mistake
+from basin.methods.attacks import pgd as attack
+from basin.methods.training import natural, pgd
+from basin.randomness import generator
+from basin.threat.target import Target
+from basin.training import optimise
+from basin.training.averaging import Mean, measure_statistics
+from basin.training.phase import Phase
 from stages import train as train_stage
 
 
@@ -34,7 +37,7 @@ def sodef_phases(model, train):
         "stability": {"epochs": 2, "batch": 32, "rate": 0.01, "amsgrad": True, "rows": 4},
         "classifier": {"epochs": 2, "rate": 0.01, "optimiser": "sgd"},
     }
-    head = lookup.find("heads", "sodef")
+    head = kinds.find("heads", "sodef")
     return head.phases(head.Schedules.model_validate(plan), model, method("pgd", steps=2), train)
 
 
@@ -50,7 +53,7 @@ def averaged_phases(model, train):
     plan = {"features": {"epochs": 2, "rate": 0.01, "average": {"kind": "ema", "decay": 0.9}}} | dict.fromkeys(
         ("stability", "classifier"), {"epochs": 1}
     )
-    head = lookup.find("heads", "sodef")
+    head = kinds.find("heads", "sodef")
     features, *_ = head.phases(head.Schedules.model_validate(plan), model, method("free", replays=2), train)
     return [features, whole(model, "whole", epochs=3, average=Average(kind="swa", start=0.4))]
 
@@ -255,7 +258,8 @@ def test_pgd_training_at_no_radius_is_natural_training(digits):
 
 def test_pgd_training_makes_robust(digits):
     """Accuracy under an attack that neither was trained on, at the radius of training."""
-    from pipeline.attacks import Target, apgd
+    from basin.methods.attacks import apgd
+    from basin.threat.target import Target
 
     x, y = few(digits["test"], 150)
 

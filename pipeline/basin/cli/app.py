@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pipeline import cli_registry, environment
-from pipeline.errors import Mistake, did_you_mean, exit_on_mistake
+from basin import environment
+from basin.cli import registry
+from basin.errors import Mistake, did_you_mean, exit_on_mistake
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train defences, attack them, keep every model and number.")
 
@@ -21,13 +22,13 @@ Workers = Annotated[int, typer.Option(min=1, help="how many stages may run at on
 @app.command()
 def use(name: Annotated[str, typer.Argument(help="a run under params/, without .yaml")]) -> None:
     """Make params/NAME.yaml the params.yaml of this folder. Refuses to overwrite changes that are in no commit."""
-    from pipeline import repro
+    from basin.repro import graph
 
     runs, current = {path.stem: path for path in Path("params").glob("*.yaml")}, Path("params.yaml")
     if name not in runs:
         raise Mistake(f"params/{name}.yaml: no such run (got {name!r}). {did_you_mean(name, runs)}")
     is_ready_made = current.exists() and current.read_bytes() in {path.read_bytes() for path in runs.values()}
-    if current.exists() and not is_ready_made and repro.is_changed(current):
+    if current.exists() and not is_ready_made and graph.is_changed(current):
         raise Mistake("params.yaml: has changes that are in no commit. Commit them, or keep a copy under params/, then run this again.")
     current.write_bytes(runs[name].read_bytes())
     typer.echo(f"params.yaml is now {runs[name]}. Next: dvc repro")
@@ -36,16 +37,16 @@ def use(name: Annotated[str, typer.Argument(help="a run under params/, without .
 @app.command()
 def check() -> None:
     """Read params.yaml and report every mistake in it."""
-    from pipeline import config
+    from basin.config import params
 
-    config.load()
+    params.load()
     typer.echo("params.yaml: no mistakes")
 
 
 @app.command()
 def repro(targets: Targets = None) -> None:
     """`dvc repro`, after params.yaml was checked as a whole; then the result, and where to look."""
-    from pipeline import repro as dvc
+    from basin.repro import graph as dvc
 
     _finish(dvc.reproduce(targets or []), targets)
 
@@ -57,9 +58,9 @@ def flow(
     on: Annotated[str, typer.Option(help="here | ray | ray://HOST:PORT: the nodes of that cluster (docs/cluster.md)")] = "here",
 ) -> None:
     """The same graph as a Prefect flow: in parallel as the graph allows, retried, watched."""
-    from pipeline import flow as prefect_flow
+    from basin.flow import commands
 
-    _finish(prefect_flow.main(targets or None, workers, on), targets)
+    _finish(commands.main(targets or None, workers, on), targets)
 
 
 @app.command()
@@ -79,11 +80,13 @@ def evaluate(
 
     Interrupted and called again in the same folder, it goes on after the last finished attack.
     """
-    from pipeline import outside, registry
+    from basin.config.threat import asked
+    from basin.evaluation import outside
+    from basin.registry import lookup
 
     if json_file and not json_file.parent.is_dir():
         raise Mistake(f"--json: no such folder (got {str(json_file.parent)!r}). Make it first.")
-    result = outside.run(target, data, outside.threat(norm, eps), suite, images, seed, registry.load_with_twin, outcomes, device)
+    result = outside.run(target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device)
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
     for name, robust in result["attacks"].items():
@@ -102,9 +105,9 @@ def score(
     resize: Annotated[bool, typer.Option(help="bring every image to the height and width that the model reads")] = False,
 ) -> None:
     """The class of every image file under a folder, as CSV. A file that cannot be read is a row with its problem."""
-    from pipeline import registry, scoring
+    from basin.registry import lookup, scoring
 
-    files, problems = scoring.run(target, folder, csv_file, resize, registry.load_with_twin)
+    files, problems = scoring.run(target, folder, csv_file, resize, lookup.load_with_twin)
     typer.echo(f"{csv_file}: {files - problems} of {files} images scored" + (f", {problems} could not be read" if problems else ""))
 
 
@@ -114,9 +117,9 @@ def serve(
     port: Annotated[int, typer.Option(help="of Prefect's pages, where PREFECT_API_URL names no server that is there already")] = 4200,
 ) -> None:
     """Offer prefect.yaml's deployments (repro, sweep, evaluate, nightly) on Prefect's pages, and work on their runs, until interrupted."""
-    from pipeline import flow as prefect_flow
+    from basin.flow import serving
 
-    prefect_flow.serve(pool, port)
+    serving.serve(pool, port)
 
 
 @app.command()
@@ -125,12 +128,12 @@ def ui(
     prefect_port: Annotated[int, typer.Option(help="port of Prefect's pages")] = 4200,
 ) -> None:
     """MLflow's and Prefect's pages, for this machine only, until interrupted."""
-    from pipeline import server
+    from basin.flow import server
 
     server.show(mlflow_port, prefect_port)
 
 
-cli_registry.attach(app)
+registry.attach(app)
 
 
 def _finish(code: int, targets: list[str] | None) -> None:
@@ -138,16 +141,18 @@ def _finish(code: int, targets: list[str] | None) -> None:
     if code == 0 and not targets:
         from rich.console import Console
 
-        from pipeline import config, registry, report
+        from basin.config import params
+        from basin.registry import lookup, upkeep
+        from basin.report import console, writing
 
-        attack = config.load().attack
-        Console().print(report.terminal(report.read(Path("outcomes"), attack.models, attack.suites)))
+        attack = params.load().attack
+        Console().print(console.terminal(writing.read(Path("outcomes"), attack.models, attack.suites)))
         name = json.loads(RECEIPT.read_text())["name"]
-        for one in (version for version in registry.find(name=name) if version["aliases"]):
+        for one in (version for version in lookup.find(name=name) if version["aliases"]):
             typer.echo(f"{one['name']}/{one['version']} {one['model']}: {one['standing']} ({one['reasons']})")
         typer.echo(f"Report: {REPORT}    Champion: models:/{name}@champion")
         typer.echo("Next:  make ui  |  dvc exp run -S head.sodef_natural.head.T=1.0  |  basin use fashion_mnist")
-        if problems := registry.verify(*cli_registry.run(), files=False):
+        if problems := upkeep.verify(*registry.run(), files=False):
             typer.echo("\n".join([*problems, "To mend it: basin registry sync"]))
     sys.exit(code)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import Mistake
+from basin.errors import Mistake
 
 registry_app = typer.Typer(no_args_is_help=True, help="Compare MLflow's registry with the runs, and mend it.")
 Target = Annotated[str, typer.Argument(help="NAME@ALIAS or NAME/VERSION, e.g. digits-linf-0.15@champion; `basin models` lists them")]
@@ -33,9 +33,10 @@ def models(
 
     `basin models --data digits --norm linf --eps 0.15 --min-robust 0.5` lists those that fit a need.
     """
-    from pipeline import outside, registry
+    from basin.config.threat import asked
+    from basin.registry import lookup
 
-    found = registry.find(data, norm, outside.threat(norm or "linf", eps).eps if eps else None, min_robust, min_clean)
+    found = lookup.find(data, norm, asked(norm or "linf", eps).eps if eps else None, min_robust, min_clean)
     _write(json_file, found)
     rows = [("version", "aliases", "model", "worst case", "clean", "n", "standing", "flags not resolved"), *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows)]
@@ -52,9 +53,9 @@ def _cells(one: dict[str, Any]) -> tuple[str, ...]:
 
 def show(target: Target, json_file: Json = None) -> None:
     """Everything that stands in a version: its card, tags, metrics and files."""
-    from pipeline import registry
+    from basin.registry import lookup
 
-    found = registry.show(target)
+    found = lookup.show(target)
     _write(json_file, found)
     typer.echo(found["card"] or "No card.")
     for title, table in (("Tags", found["tags"]), ("Metrics", found["metrics"])):
@@ -67,9 +68,9 @@ def compare(a: Target, b: Target, json_file: Json = None) -> None:
 
     The interval is that of the promotion gate (docs/registry.md): what it keeps on one side of zero is more than chance.
     """
-    from pipeline import registry
+    from basin.registry import lookup
 
-    found = registry.compare(a, b)
+    found = lookup.compare(a, b)
     _write(json_file, found)
     for kind in ("metrics", "tags"):
         typer.echo("\n".join(f"{key:24} {_cell(one):>24}  {_cell(other)}" for key, (one, other) in found[kind].items()) + "\n")
@@ -88,10 +89,10 @@ def pull(
     json_file: Json = None,
 ) -> None:
     """Take a model folder (weights, recipe, twin) out of the registry; every file is compared with its digest."""
-    from pipeline import registry
+    from basin.registry import lookup
 
     folder = to or Path(target.removeprefix("models:/").replace("@", "-").replace("/", "-"))
-    found = registry.pull(target, folder)
+    found = lookup.pull(target, folder)
     _write(json_file, {"folder": str(folder), "files": found})
     typer.echo(f"{folder}: {len(found)} files. Next: basin evaluate {folder} --data data/prepared --eps 0.1")
 
@@ -103,9 +104,10 @@ def promote(
 
     Registration does the same at the end of every run. docs/registry.md says what the gate asks.
     """
-    from pipeline import config, registry
+    from basin.config import params
+    from basin.registry import registration
 
-    decisions = registry.promote(config.load(), dry_run)
+    decisions = registration.promote(params.load(), dry_run)
     _write(json_file, {name: {"standing": one.standing, "reasons": list(one.reasons)} for name, one in decisions.items()})
     for name, one in decisions.items():
         typer.echo(f"{one.standing:10}  {name}: {'; '.join(one.reasons)}")
@@ -117,7 +119,7 @@ def checkout(target: Target) -> None:
 
     Refuses to touch anything where tracked files have changes that are in no commit, or where a part of the run is missing, and says which.
     """
-    from pipeline.registry import checkout as restoring
+    from basin.registry import checkout as restoring
 
     run, outs = restoring.checkout(target)
     typer.echo(f"Commit {run.at['commit'][:12]} and {len(outs)} outputs are in place. Next: dvc repro. Back: git switch -")
@@ -132,25 +134,26 @@ def gc(
 
     A champion has an alias and is never removed.
     """
-    from pipeline import config, registry
+    from basin.config import params
+    from basin.registry import removal
 
-    found = registry.gc(config.load())
+    found = removal.gc(params.load())
     _write(json_file, found)
     for one in found:
         typer.echo(f"{one['name']}/{one['version']}  {one['model']}  {one['dvc.md5']}")
     if not found or dry_run:
         typer.echo(f"{len(found)} versions that nothing needs.")
     elif yes or typer.confirm(f"Remove these {len(found)} versions?"):
-        registry.remove(found)
+        removal.remove(found)
         typer.echo(f"{len(found)} versions removed.")
 
 
 @registry_app.command()
 def verify(json_file: Json = None) -> None:
     """What of MLflow's registry is missing, stale, foreign or changed by hand; exit code 1 where anything is."""
-    from pipeline import registry
+    from basin.registry import upkeep
 
-    problems = registry.verify(*run())
+    problems = upkeep.verify(*run())
     _write(json_file, problems)
     typer.echo("\n".join(problems) or "The registry is what the runs left.")
     sys.exit(bool(problems))
@@ -159,10 +162,10 @@ def verify(json_file: Json = None) -> None:
 @registry_app.command()
 def sync(json_file: Json = None) -> None:
     """Mend MLflow's registry from DVC's cache: this run and those before it; trains nothing. Exit code 1 where something stays lost."""
-    from pipeline import registry
+    from basin.registry import upkeep
 
-    lost = registry.sync(*run())
-    problems = [*lost, *registry.verify(*run())]
+    lost = upkeep.sync(*run())
+    problems = [*lost, *upkeep.verify(*run())]
     _write(json_file, problems)
     typer.echo("\n".join(problems) or "The registry is what the runs left.")
     sys.exit(bool(problems))
@@ -170,10 +173,10 @@ def sync(json_file: Json = None) -> None:
 
 def run() -> tuple[Any, dict[str, str | None]]:
     """The config, and DVC's digest of each model's folder."""
-    from pipeline import config
-    from pipeline.registry import snapshot
+    from basin.config import params
+    from basin.registry import snapshot
 
-    settings = config.load()
+    settings = params.load()
     return settings, snapshot.digests(settings)
 
 

@@ -9,13 +9,13 @@ from pydantic_core import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.data import SplitSettings
-from pipeline.errors import Mistake, did_you_mean
-from pipeline.lookup import BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, find, kinds
-from pipeline.optimise import Schedule
-from pipeline.suite import Suite
-from pipeline.threat import ThreatModel
-from pipeline.types import Settings
+from basin.config.kinds import BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, kinds, tables
+from basin.config.schedule import Schedule
+from basin.config.settings import Settings
+from basin.config.splits import SplitSettings
+from basin.config.suite import Suite
+from basin.config.threat import Threat
+from basin.errors import Mistake, did_you_mean
 
 STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
 NAME = r"^[A-Za-z0-9_]+$"
@@ -51,18 +51,19 @@ class Head(Model):
     @classmethod
     def _fits_the_head(cls, schedule: dict[str, Any], others: Any) -> dict[str, Any]:
         if "head" in others.data:
-            schedules(others.data["head"]).model_validate(schedule)
+            head = others.data["head"]
+            _schedules(head.tables, head.table).model_validate(schedule)
         return schedule
 
     @property
     def schedules(self) -> Settings:
-        return schedules(self.head).model_validate(self.schedule)
+        """As the head's own file understands them: torch is loaded now."""
+        return _schedules(self.head.module, self.head.params).model_validate(self.schedule)
 
 
-def schedules(head: Choice) -> type[Settings]:
+def _schedules(file: Any, params: Settings) -> type[Settings]:
     """The table of a head's schedules, which may depend on its form."""
-    module = head.module
-    return module.schedules(head.params) if hasattr(module, "schedules") else module.Schedules
+    return file.schedules(params) if hasattr(file, "schedules") else file.Schedules
 
 
 class Adversarial(Model):
@@ -103,7 +104,7 @@ class Config(Settings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto (a GPU if there is one), cpu or cuda")
     threads: int = Field(1, ge=1, description="CPU threads of a stage, at least 1; the last bits of a result depend on it")
     data: dict[str, Any] = Field(description="the data set: a table with its kind")
-    threat: ThreatModel = Field(description="the threat model: norm and eps")
+    threat: Threat = Field(description="the threat model: norm and eps")
     backbone: dict[str, Backbone] = Field(min_length=1, description="a table of named backbones")
     head: dict[str, Head] = Field(default_factory=dict, description="a table of named heads, {} for none")
     adversarial: dict[str, Adversarial] = Field(
@@ -120,7 +121,7 @@ class Config(Settings):
         kind, settings = str(data.get("kind")), {key: content for key, content in data.items() if key != "kind"}
         if kind not in kinds("sources"):
             choose("sources", data)  # raises
-        create_model("Data", __base__=(SplitSettings, find("sources", kind).Params)).model_validate(settings)
+        create_model("Data", __base__=(SplitSettings, tables("sources", kind).Params)).model_validate(settings)
         return data
 
     def entry(self, model: str) -> Backbone | Head | Adversarial:

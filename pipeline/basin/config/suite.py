@@ -3,9 +3,9 @@
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.lookup import AttackChoice
-from pipeline.ode import Solver
-from pipeline.types import Radius, Settings
+from basin.config.kinds import AttackChoice
+from basin.config.settings import Radius, Settings
+from basin.config.solver import Solver
 
 
 class Adaptive(Settings):

@@ -1,6 +1,6 @@
 """Data sets: what a source gives, how it is divided, and what every later stage reads.
 
-A source kind (`pipeline/sources/<kind>.py`) reads files and returns a `Source`. `prepare` divides it, by seed and by class, into
+A source kind (`basin/methods/sources/<kind>.py`) reads files and returns a `Source`. `prepare` divides it, by seed and by class, into
 train, validation and test, and writes
 
     train.safetensors  validation.safetensors  test.safetensors     images uint8 [n, c, h, w], labels int64 [n], index int64 [n]
@@ -14,27 +14,23 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Int64
-from pydantic import BaseModel, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipeline import files
-from pipeline.errors import Mistake
-from pipeline.randomness import generator
-from pipeline.types import Fractional, Images, ImageShape, Labels, Pixels, Settings
+from basin import files
+from basin.config.splits import TEST_SHARE, SplitSettings
+from basin.data.about import SPLITS, About, SplitName, unusable
+from basin.errors import Mistake
+from basin.randomness import generator
+from basin.types import Images, ImageShape, Labels, Pixels
 
 log = logging.getLogger(__name__)
 
 Positions = Int64[Tensor, " _"]  # in a split; as many as are meant
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-TEST_SHARE = 0.2  # of a source that has no test split of its own, where params.yaml gives none
 STD_FLOOR = 1 / 255  # one grey level: dividing by it keeps a constant channel finite
 
 
@@ -102,42 +98,6 @@ class Source:
                 f"data: {name} labels must be in 0..{len(self.classes) - 1} (got {low if low < 0 else high}). "
                 "Name every class, and count from 0."
             )
-
-
-class SplitSettings(Settings):
-    """The keys of `data:` that every kind has."""
-
-    validation: Fractional = Field(0.1, gt=0, lt=1, description="the share of the training images held out to choose epochs and knobs on")
-    test: Fractional | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description=f"the share held out for attacks; null: the source's own test split, or {TEST_SHARE} where it has none",
-    )
-    train_limit: int | None = Field(
-        None, ge=2, description="a cap on the number of training images, for trials; validation shrinks in proportion; null: all"
-    )
-    test_limit: int | None = Field(None, ge=2, description="a cap on the number of test images, for trials; null: all")
-
-    @model_validator(mode="after")
-    def _leave_some_to_train_on(self) -> "SplitSettings":
-        if self.validation + (self.test or TEST_SHARE) >= 1:
-            message = f"validation and test (null counts as {TEST_SHARE}) leave nothing to train on. Lower them to add up to less than 1."
-            raise PydanticCustomError("shares", message)  # type: ignore[arg-type]
-        return self
-
-
-class About(BaseModel, frozen=True, extra="forbid", strict=True):
-    """`about.json`: what was prepared. `mean` and `std` are a channel's, of the training split, on the scale of [0, 1]."""
-
-    name: str
-    kind: str
-    classes: tuple[str, ...]
-    shape: ImageShape
-    counts: dict[SplitName, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    digest: str
 
 
 # Dividing ---------------------------------------------------------------------------------------------------------------------------------
@@ -296,23 +256,8 @@ def load_split(folder: Path, name: SplitName) -> Split:
         tensors = load_file(path)
         images, labels, index = tensors["images"], tensors["labels"], tensors["index"]
     except (OSError, SafetensorError, KeyError) as error:
-        raise _unusable(path, error) from error
+        raise unusable(path, error) from error
     kinds = (images.dtype, labels.dtype, index.dtype)
     if kinds != (torch.uint8, torch.int64, torch.int64) or images.ndim != 4 or not images.shape[:1] == labels.shape == index.shape:
-        raise _unusable(path, f"images {images.dtype} {list(images.shape)}, labels {labels.dtype} {list(labels.shape)}")
+        raise unusable(path, f"images {images.dtype} {list(images.shape)}, labels {labels.dtype} {list(labels.shape)}")
     return Split(images, labels, index)
-
-
-def load_about(folder: Path) -> About:
-    """`about.json` of a prepared folder. Raises Mistake when it is absent or damaged."""
-    path = folder / "about.json"
-    try:
-        return About.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: Path, why: Exception | str) -> Mistake:
-    if not path.exists():
-        return Mistake(f"{path}: no prepared data here. Run `dvc repro prepare`.")
-    return Mistake(f"{path}: damaged, or not written by this version (got {' '.join(str(why).split())}). Run `dvc repro prepare`.")

@@ -20,11 +20,12 @@ from dataclasses import replace
 
 from torch import nn
 
-from pipeline.declaration import Declaration
-from pipeline.lookup import Choice, choose
-from pipeline.ode import Solver, flows
-from pipeline.suite import Adaptive
-from pipeline.ways import Attempt, Way
+from basin.config.kinds import Choice, choose
+from basin.config.solver import Solver
+from basin.config.suite import Adaptive
+from basin.evaluation.declaration import Declaration
+from basin.evaluation.ways import Attempt, Way
+from basin.models.ode import flows
 
 FEW = 3  # target classes, with a gradient that is not the model's own, or is averaged
 LONGER = 4  # times as many queries, where no gradient can be followed

@@ -23,14 +23,14 @@ from torch.nn import Module
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
-from pipeline import files
-from pipeline.attacks import Target
-from pipeline.errors import Mistake
-from pipeline.outcomes import Outcomes, mean, pack, unpack
-from pipeline.randomness import drawing, generator, seed_for
-from pipeline.threat import TOLERANCE, ThreatModel
-from pipeline.types import Images, Labels, Logits, Network, PerImage
-from pipeline.ways import Attempt
+from basin import files
+from basin.errors import Mistake
+from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
+from basin.evaluation.ways import Attempt
+from basin.randomness import drawing, generator, seed_for
+from basin.threat.ball import TOLERANCE, ThreatModel
+from basin.threat.target import Target
+from basin.types import Images, Labels, Logits, Network, PerImage
 
 log = logging.getLogger(__name__)
 JUDGED = 20  # draws over which a candidate of a random model is judged, and the size of the ensembles that are reported

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
-from pipeline.attacks import gradient, margin
-from pipeline.distribution import distributions
-from pipeline.ode import exactly, flows
-from pipeline.randomness import Random, drawing, generator, random_layers
-from pipeline.substitutes import substitutes
-from pipeline.types import Images, Labels, Logits
-from pipeline.ways import Way
+from basin.evaluation.ways import Way
+from basin.models.distribution import distributions
+from basin.models.ode import exactly, flows
+from basin.models.substitutes import substitutes
+from basin.randomness import Random, drawing, generator, random_layers
+from basin.threat.target import gradient, margin
+from basin.types import Images, Labels, Logits
 
 SAME = 1e-3  # the largest difference of two passes' logits that rounding explains, as a share of the usual distance to the top logit
 ROUNDING = 1e-5  # and as a share of the logit itself
@@ -38,7 +38,7 @@ class Declaration:
     randomised: bool  # two passes over an image may differ
     batch_dependent: bool  # an image's logits depend on the images beside it
     blind: bool  # the gradient, by no adjoint, is zero, not the derivative of what is computed, or buried in noise
-    gradients: tuple[str, ...]  # besides the one in use (pipeline/substitutes.py)
+    gradients: tuple[str, ...]  # besides the one in use (basin/models/substitutes.py)
     flows: bool  # an ODE is solved
     adjoint: bool  # and its gradient taken by the adjoint, by a model of whoever's making
     purifier: bool  # something cleans the image first

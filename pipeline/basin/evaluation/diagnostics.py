@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from pipeline.attacks import gradient, margin
-from pipeline.declaration import VANISHED, WRONG, Declaration, difference_error, signal_to_noise, vanished
-from pipeline.evaluation import RISING, Evaluation
-from pipeline.lookup import choose
-from pipeline.ode import Solver
-from pipeline.outcomes import Outcomes, mean
-from pipeline.randomness import generator
-from pipeline.stability import is_unstable, starts, stiffness
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels
-from pipeline.ways import Attempt, Way
+from basin.config.kinds import choose
+from basin.config.solver import Solver
+from basin.evaluation.cascade import RISING, Evaluation
+from basin.evaluation.declaration import VANISHED, WRONG, Declaration, difference_error, signal_to_noise, vanished
+from basin.evaluation.outcomes import Outcomes, mean
+from basin.evaluation.ways import Attempt, Way
+from basin.models.stability import is_unstable, starts, stiffness
+from basin.randomness import generator
+from basin.threat.ball import ThreatModel
+from basin.threat.target import gradient, margin
+from basin.types import Images, Labels
 
 PROBED = 64  # images
 TAKEN = 0.01  # of all images, by attacks that follow no gradient, after those that do had failed

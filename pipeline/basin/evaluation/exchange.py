@@ -9,9 +9,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from pipeline.evaluation import Evaluation
-from pipeline.outcomes import Outcomes
-from pipeline.types import Images, Labels
+from basin.evaluation.cascade import Evaluation
+from basin.evaluation.outcomes import Outcomes
+from basin.types import Images, Labels
 
 TAKEN = 0.01  # of all images, by points of other models, after all attacks on the model itself had failed on them
 

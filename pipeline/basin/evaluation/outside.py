@@ -7,23 +7,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline import artifact, checkpoint, outcomes
-from pipeline.data import in_proportion, load_split
-from pipeline.errors import Mistake, did_you_mean
-from pipeline.outcomes import measures
-from pipeline.randomness import generator
-from pipeline.robustness import LOOKED_AT, check, device_of, evaluate
-from pipeline.sources import folder, npz
-from pipeline.suite import Suite
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels
+from basin import checkpoint
+from basin.config import kinds
+from basin.config.suite import Suite
+from basin.config.threat import Threat
+from basin.data.splits import in_proportion, load_split
+from basin.errors import Mistake, did_you_mean
+from basin.evaluation import outcomes
+from basin.evaluation.outcomes import measures
+from basin.evaluation.robustness import LOOKED_AT, check, device_of, evaluate
+from basin.models import artifact
+from basin.randomness import generator
+from basin.threat.ball import ThreatModel
+from basin.types import Images, Labels
 
 Models = tuple[nn.Module, nn.Module | None]  # and its undefended twin
 
@@ -49,22 +51,6 @@ def suite(name: str) -> Suite:
     if name not in SUITES:
         raise Mistake(f"suite: no such suite (got {name!r}). {did_you_mean(name, SUITES)}")
     return Suite.model_validate(SUITES[name])
-
-
-def threat(norm: str, eps: float | str) -> ThreatModel:
-    """The threat model of the command line's words; `eps` in pixels scaled to [0, 1], "8/255" too. Raises Mistake on one that is none."""
-    norms = get_args(ThreatModel.model_fields["norm"].annotation)
-    if norm not in norms:
-        raise Mistake(f"norm: no such norm (got {norm!r}). {did_you_mean(norm, norms)}")
-    try:
-        return ThreatModel.model_validate({"norm": norm, "eps": eps})
-    except ValidationError as error:
-        raise Mistake(*(f"{e['loc'][0]}: {_got(e['msg'], e['input'])}" for e in error.errors())) from None
-
-
-def _got(message: str, value: Any) -> str:
-    what, _, advice = message.partition(". ")
-    return f"{what[0].lower()}{what[1:]} (got {value!r}). {advice}"
 
 
 def models(target: str, registered: Callable[[str], Models]) -> Models:
@@ -113,12 +99,14 @@ def images(data: str, number: int | None, seed: int) -> tuple[Images, Labels]:
     if not path.exists():
         raise Mistake(f"--data: no such file or folder (got {data!r}). Give a prepared folder, an .npz file, or a folder of images.")
     if path.suffix == ".npz":
+        npz = kinds.find("sources", "npz")
         x, y = npz.exact(npz.Params(file=data))
         return x[: _number(number, y)], y[: _number(number, y)]
     if (path / "test.safetensors").is_file():
         split = load_split(path, "test")
         split = split.take(torch.arange(_number(number, split.labels)))
     else:
+        folder = kinds.find("sources", "folder")
         source = folder.read(folder.Params(folder=data))
         split = source.test or source.train
         drawn = in_proportion(split.labels, torch.arange(len(split)), generator(seed, "evaluate"))
@@ -135,7 +123,7 @@ def _number(asked: int | None, labels: Labels) -> int:
 def run(
     target: str,
     data: str,
-    threat: ThreatModel,
+    threat: Threat,
     name: str,
     number: int | None,
     seed: int,
@@ -150,14 +138,14 @@ def run(
     """
     chosen, (x, y) = suite(name), images(data, number, seed)
     classifier, twin = models(target, registered)
-    started, place = time.monotonic(), _device(device)
+    started, place, ball = time.monotonic(), _device(device), ThreatModel.of(threat)
     for one in filter(None, (classifier, twin)):
         one.requires_grad_(False).to(place)
     x = _as_taken(classifier, x)
     check(classifier, x, y)
     asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
     state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one), *asked)
-    result = evaluate(classifier, twin, x, y, threat, chosen, (seed, "evaluate"), checkpoint=state)
+    result = evaluate(classifier, twin, x, y, ball, chosen, (seed, "evaluate"), checkpoint=state)
     numbers = measures(result.outcomes)
     answer = {
         "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "device": place.type, "n": numbers["n"],
@@ -166,7 +154,7 @@ def run(
         "declared": vars(result.declared), "passes": numbers["passes"],
     }  # fmt: skip
     if outcomes_folder:
-        outcomes.write(outcomes_folder, result.outcomes, threat, answer)
+        outcomes.write(outcomes_folder, result.outcomes, ball, answer)
     return answer | {"seconds": round(time.monotonic() - started, 1)}
 
 

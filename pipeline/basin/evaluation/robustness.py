@@ -6,27 +6,50 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipeline.adaptive import attempts, naive
-from pipeline.declaration import Declaration, declare, drawn
-from pipeline.diagnostics import Diagnosis, diagnose
-from pipeline.errors import Mistake
-from pipeline.evaluation import Evaluation
-from pipeline.outcomes import Outcomes
-from pipeline.suite import Suite
-from pipeline.threat import HIGH, LOW, ThreatModel
-from pipeline.types import Images, Labels
-from pipeline.ways import Attempt, Way
+from basin.config.suite import Suite
+from basin.errors import Mistake
+from basin.evaluation.adaptive import attempts, naive
+from basin.evaluation.cascade import Evaluation
+from basin.evaluation.declaration import Declaration, declare, drawn
+from basin.evaluation.diagnostics import Diagnosis, diagnose
+from basin.evaluation.outcomes import Outcomes, interval, mean
+from basin.evaluation.ways import Attempt, Way
+from basin.threat.ball import HIGH, LOW, ThreatModel
+from basin.types import Images, Labels
 
 LOOKED_AT = 16  # images on which a model's declaration is measured
 
 
 @dataclass
 class Result:
-    """What was found, and what the model is."""
+    """What was found, and what the model is. Accuracies are fractions in [0, 1]."""
 
-    outcomes: Outcomes
+    outcomes: Outcomes  # image by image: the point found, and the attack that broke it
     diagnosis: Diagnosis
     declared: Declaration
+
+    @property
+    def clean(self) -> float:
+        return mean(self.outcomes.clean_share)
+
+    @property
+    def worst_case(self) -> float:
+        """The robust accuracy: of a random model the expectation over its draws."""
+        return self.outcomes.robust
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the worst case, 95%, for the drawing of the images."""
+        return interval(self.outcomes.share)
+
+    @property
+    def attacks(self) -> dict[str, float]:
+        """The robust accuracy after each attack, in their order."""
+        return self.outcomes.after
+
+    @property
+    def flags(self) -> list[str]:
+        return self.diagnosis.flags
 
 
 def evaluate(

@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pipeline import files, stability
-from pipeline.ode import Flow, Start, Times, Trajectory
-from pipeline.types import Images
+from basin import files
+from basin.models import stability
+from basin.models.ode import Flow, Start, Times, Trajectory
+from basin.types import Images
 
 IMAGES = 64  # of a suite on which flows are measured
 TIMES = 16  # intervals of [0, T], at most

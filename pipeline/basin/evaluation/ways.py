@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from pipeline.distribution import mean_network
-from pipeline.lookup import Choice
-from pipeline.ode import Solver, exactly, flows, solving_with
-from pipeline.randomness import random_layers
-from pipeline.substitutes import differentiating
+from basin.config.kinds import Choice
+from basin.config.solver import Solver
+from basin.models.distribution import mean_network
+from basin.models.ode import exactly, flows, solving_with
+from basin.models.substitutes import differentiating
+from basin.randomness import random_layers
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Way:
     """What is changed in a model while an attack looks at it; nothing by default.
 
     `solver` solves every flow, `share` of its integration time; `exact` differentiates through the steps of every solve that the model
-    gives to the adjoint; `gradient` names that of the layers that have several (pipeline/substitutes.py); `draws` passes are averaged
+    gives to the adjoint; `gradient` names that of the layers that have several (basin/models/substitutes.py); `draws` passes are averaged
     where something is random (EOT); `mean` takes the means of all distributions; `bare` leaves the purifier out; `straight` takes the
     derivative of all that rounds or saturates as 1 (BPDA).
     """

@@ -1,7 +1,7 @@
-"""`python -m pipeline.flow [TARGET...]`: what `basin flow` does, without the table at the end."""
+"""`python -m basin.flow [TARGET...]`: what `basin flow` does, without the table at the end."""
 
 import sys
 
-from pipeline.flow.commands import main
+from basin.flow.commands import main
 
 sys.exit(main(sys.argv[1:]))

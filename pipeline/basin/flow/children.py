@@ -8,10 +8,10 @@ from typing import Any
 from prefect.states import State
 from prefect.tasks import exponential_backoff
 
-from pipeline import repro, slots
-from pipeline.errors import Absent
-from pipeline.guard import Guards, Stopped
-from pipeline.repro import StageFailed
+from basin.errors import Absent
+from basin.repro import graph, slots
+from basin.repro.graph import StageFailed
+from basin.repro.guard import Guards, Stopped
 
 
 def _worth_retrying(task: Any, run: Any, state: State) -> bool:
@@ -42,18 +42,18 @@ def run(
     Raises StageFailed with its exit code and last words, Stopped when the guards were told to end.
     """
     slot = taken or slots.Taken((), ())
-    environment = repro.child_environment(slot.environment | dict(env or {}))
+    environment = graph.child_environment(slot.environment | dict(env or {}))
     process = guards.start(command, environment, [*slot.keep, *keep], stdout=PIPE, stderr=STDOUT)
     assert process.stdout is not None
     last: deque[str] = deque(maxlen=50)
     with process.stdout as pipe:
-        for line in repro.lines(pipe):
+        for line in graph.lines(pipe):
             on_line(line)
             last.append(line)
     if code := process.wait():
         if guards.ended:
             raise Stopped(f"{name}: stopped")
-        of_stage = repro.failure(name, last)
+        of_stage = graph.failure(name, last)
         if of_stage.code is not None:  # the command is dvc's
             raise of_stage
         raise StageFailed(name, code, last[-1].removeprefix("error: ") if last else "ended without a word")

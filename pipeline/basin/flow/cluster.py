@@ -19,12 +19,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline import repro as dvc
-from pipeline.errors import Mistake
-from pipeline.flow import children
-from pipeline.flow.node import git, make
-from pipeline.guard import GRACE, Guards, Stopped
-from pipeline.repro import Outcome, Stage, StageFailed
+from basin.errors import Mistake
+from basin.flow import children
+from basin.flow.node import git, make
+from basin.repro import graph as dvc
+from basin.repro.graph import Outcome, Stage, StageFailed
+from basin.repro.guard import GRACE, Guards, Stopped
 
 HERE = "here"
 TRAVEL = ("params.yaml", "dvc.lock")  # the state of a run, beside its commit

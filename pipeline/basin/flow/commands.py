@@ -8,11 +8,12 @@ import sys
 import prefect.context
 from prefect.settings import get_current_settings
 
-from pipeline import environment, server, slots
-from pipeline.errors import EXIT_CODE, exit_on_mistake
-from pipeline.flow import cluster
-from pipeline.flow.reproduction import StagesFailed, go_on, plan, repro
-from pipeline.guard import Stopped
+from basin import environment
+from basin.errors import EXIT_CODE, exit_on_mistake
+from basin.flow import cluster, server
+from basin.flow.reproduction import StagesFailed, go_on, plan, repro
+from basin.repro import slots
+from basin.repro.guard import Stopped
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 from pydantic import Field
 
-from pipeline import slots
-from pipeline.flow import children, pages, places
-from pipeline.flow.reproduction import StagesFailed
-from pipeline.guard import Guards
-from pipeline.repro import Stage
+from basin.flow import children, pages, places
+from basin.flow.reproduction import StagesFailed
+from basin.repro import slots
+from basin.repro.graph import Stage
+from basin.repro.guard import Guards
 
-BASIN = (sys.executable, "-c", "from pipeline.cli import main; main()")
+BASIN = (sys.executable, "-c", "from basin.cli.app import main; main()")
 
 Text = Annotated[str, Field(min_length=1)]
 Radius = Annotated[str, Field(pattern=r"^\d*\.?\d+([eE]-?\d+)?(/\d+)?$")]

@@ -8,11 +8,12 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 
-from pipeline import repro as dvc
-from pipeline.errors import Mistake
-from pipeline.flow import children, cluster, pages
-from pipeline.flow.reproduction import Targets, Workers, bring_up_to_date, run_name
-from pipeline.guard import Guards
+from basin.errors import Mistake
+from basin.flow import children, cluster, pages
+from basin.flow.reproduction import Targets, Workers, bring_up_to_date, run_name
+from basin.registry import lookup, promotion, registration
+from basin.repro import graph as dvc
+from basin.repro.guard import Guards
 
 
 @task(name="transfer", task_run_name="{direction}", cache_policy=NO_CACHE, persist_result=False, **children.RETRIES)
@@ -27,18 +28,18 @@ def transfer(direction: str, guards: Guards, *options: str) -> State:
 @task(name="promote", cache_policy=NO_CACHE, persist_result=False, **children.RETRIES)
 def promote() -> dict[str, Any]:
     """The gate's decisions, acted on, and the champion then."""
-    from pipeline import config, registry
+    from basin.config import params
 
-    decisions = registry.promote(config.load(), dry_run=False)
+    decisions = registration.promote(params.load(), dry_run=False)
     return {"champion": champion.fn(), "decisions": [[name, one.standing, "; ".join(one.reasons)] for name, one in decisions.items()]}
 
 
 @task(name="champion", cache_policy=NO_CACHE, persist_result=False, **children.RETRIES)
 def champion() -> str:
     """Who is champion now, in words."""
-    from pipeline import config, registry
+    from basin.config import params
 
-    found = [one for one in registry.find(name=config.load().registered_name) if registry.CHAMPION in one["aliases"]]
+    found = [one for one in lookup.find(name=params.load().registered_name) if promotion.CHAMPION in one["aliases"]]
     return f"version {found[0]['version']} ({found[0]['model']}, worst case {found[0]['worst_case']:.1%})" if found else "none"
 
 

@@ -20,12 +20,13 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from pipeline import repro as dvc
-from pipeline import slots, tracking
-from pipeline.errors import EXIT_CODE, Mistake
-from pipeline.flow import children, pages, progress
-from pipeline.guard import LOOK, Guards
-from pipeline.repro import Outcome, Stage, StageFailed
+from basin.errors import EXIT_CODE, Mistake
+from basin.flow import children, pages, progress
+from basin.repro import graph as dvc
+from basin.repro import slots
+from basin.repro.graph import Outcome, Stage, StageFailed
+from basin.repro.guard import LOOK, Guards
+from basin.tracking import journal
 
 CHECKOUT = "BASIN_CHECKOUT"
 COPIES = ".dvc/tmp/basin"  # in a checkout: where dvc looks for no dvc.yaml, and git for nothing
@@ -84,7 +85,7 @@ def _copy(commit: str, files: Mapping[str, str]) -> Iterator[tuple[dict[str, str
     """
     checkout = _checkout(commit)
     with chdir(checkout):
-        cache, env = dvc.cache().parents[1], {"MLFLOW_TRACKING_URI": tracking.uri()}
+        cache, env = dvc.cache().parents[1], {"MLFLOW_TRACKING_URI": journal.uri()}
     locks = (slots.try_lock(checkout / COPIES / f"{number}.lock") for number in count())
     with next(lock for lock in locks if lock) as lock:
         place = Path(lock.name).with_suffix("")

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from pipeline import files
-from pipeline.repro import Stage
+from basin import files
+from basin.repro.graph import Stage
 
 SECONDS = Path(".basin/seconds.json")
 UNKNOWN = 60.0  # of a stage whose like never ran here

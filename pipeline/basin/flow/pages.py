@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 from prefect.states import State
 
-from pipeline import tracking
-from pipeline.repro import Stage, lock
+from basin.config import params
+from basin.repro import lock
+from basin.repro.graph import Stage
+from basin.tracking import journal
 
 REPORT = Path("report/index.html")
 TABLE = Path("report/table.csv")
@@ -45,10 +46,10 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def tag() -> None:
     """Mark this run with its data set, threat model and commit."""
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    threat = params["threat"]
-    marks = [f"data: {params['data']['kind']}", f"threat: {threat.get('norm', 'linf')} {threat['eps']}"]
-    mark([*marks, f"commit: {tracking.commit()['commit'][:12]}"])
+    asked = params.read(Path("params.yaml"))
+    threat = asked["threat"]
+    marks = [f"data: {asked['data']['kind']}", f"threat: {threat.get('norm', 'linf')} {threat['eps']}"]
+    mark([*marks, f"commit: {journal.commit()['commit'][:12]}"])
 
 
 @optional()
@@ -84,7 +85,7 @@ def publish(stages: Sequence[Stage], states: Mapping[str, State], go_on: str) ->
 
 def _links(report: bool) -> str:
     """Where the runs and the pictures are."""
-    where = tracking.shown(tracking.uri())
+    where = journal.shown(journal.uri())
     runs = f"[MLflow's runs]({where}/#/experiments)" if where.startswith("http") else f"MLflow's runs: `{where}` (`make ui`)"
     pictures = f"; the adversarial pictures: [{REPORT}]({REPORT.resolve().as_uri()})" if report else ""
     return runs + pictures

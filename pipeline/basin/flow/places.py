@@ -7,9 +7,9 @@ from queue import Empty, Queue
 from prefect.futures import PrefectFuture
 from prefect.states import State
 
-from pipeline import slots
-from pipeline.guard import Guards
-from pipeline.repro import Stage
+from basin.repro import slots
+from basin.repro.graph import Stage
+from basin.repro.guard import Guards
 
 Submit = Callable[[Stage, slots.Taken, list[PrefectFuture]], PrefectFuture]
 

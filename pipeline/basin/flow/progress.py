@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from safetensors import SafetensorError, safe_open
 
-from pipeline.flow import pages
+from basin.config import params
+from basin.errors import Mistake
+from basin.flow import pages
 
 LOOK = 2.0  # seconds between two looks
 
@@ -58,7 +59,7 @@ def _follow(stage: str, key: str, ended: threading.Event, done: threading.Event)
 
 def read(stage: str) -> Progress | None:
     """Where the stage's newest checkpoint stands; None without one. `stage` as DVC names it."""
-    from pipeline import checkpoint  # loads torch, as the run has done by now
+    from basin import checkpoint  # loads torch, as the run has done by now
 
     family, _, item = stage.partition("@")
     place = checkpoint.folder() / family / ("/".join(item.rsplit("-", 1)) if family == "attack" else item)
@@ -68,12 +69,12 @@ def read(stage: str) -> Progress | None:
             if "about" in file.keys():
                 return _of_suite(json.loads(file.get_tensor("about").tobytes()))
             return _of_training(json.loads(file.metadata()["progress"]), family, item)
-    except (ValueError, OSError, SafetensorError, KeyError, TypeError, yaml.YAMLError):
+    except (ValueError, OSError, SafetensorError, KeyError, TypeError, Mistake):
         return None  # none yet, or gone by now: the stage has ended
 
 
 def _params() -> dict[str, Any]:
-    return yaml.safe_load(Path("params.yaml").read_text())
+    return params.read(Path("params.yaml"))
 
 
 def _of_training(progress: Mapping[str, Any], family: str, name: str) -> Progress:

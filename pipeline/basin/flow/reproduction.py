@@ -11,13 +11,13 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from pydantic import Field
 
-from pipeline import repro as dvc
-from pipeline import slots
-from pipeline.errors import Mistake
-from pipeline.flow import cluster, order, pages, places, progress
-from pipeline.flow.children import RETRIES
-from pipeline.guard import Guards
-from pipeline.repro import Stage, StageFailed, lock
+from basin.errors import Mistake
+from basin.flow import cluster, order, pages, places, progress
+from basin.flow.children import RETRIES
+from basin.repro import graph as dvc
+from basin.repro import lock, slots
+from basin.repro.graph import Stage, StageFailed
+from basin.repro.guard import Guards
 
 STATE_NAMES = {"ran": "Completed", "unchanged": "Skipped", "restored": "Restored"}
 FOR_EVER = float("inf")

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline import tracking
-from pipeline.errors import Mistake
-from pipeline.guard import Guards, Stopped
+from basin.errors import Mistake
+from basin.repro.guard import Guards, Stopped
+from basin.tracking import journal
 
 PATIENCE = 120.0  # seconds for a first start, which creates the database
 
@@ -77,7 +77,7 @@ def show(mlflow_port: int, prefect_port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 raise Mistake(f"port {port}: something listens on it already (got 127.0.0.1:{port}). Give another: basin ui --help.")
     guards = Guards()
-    place = ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", tracking.uri()]
+    place = ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", journal.uri()]
     pages = guards.start([sys.executable, "-m", "mlflow", "server", *place])
     try:
         prefect = start(os.environ.get("PREFECT_HOME", ".basin/prefect"), prefect_port)

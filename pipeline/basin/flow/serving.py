@@ -26,11 +26,11 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Running, State
 
-from pipeline import repro
-from pipeline.errors import Mistake
-from pipeline.flow import automations
-from pipeline.flow.commands import use_server
-from pipeline.guard import Guards
+from basin.errors import Mistake
+from basin.flow import automations
+from basin.flow.commands import use_server
+from basin.repro import graph
+from basin.repro.guard import Guards
 
 POOL = "basin"
 NOTES = Path(".basin/flow_runs")  # a file a run that was started here, named by its id
@@ -77,7 +77,7 @@ def serve(pool: str = POOL, port: int = 4200) -> None:
 def _worker(pool: str, guards: Guards) -> subprocess.Popen:
     """One run at a time: a workspace has one dvc.lock. More at a time: more workspaces (docs/cluster.md)."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", "1"]
-    environment = repro.child_environment({WORKSPACE: str(Path.cwd())})
+    environment = graph.child_environment({WORKSPACE: str(Path.cwd())})
     return guards.start(command, {"PREFECT_WORKER_QUERY_SECONDS": "2", **environment}, stdin=subprocess.DEVNULL)
 
 

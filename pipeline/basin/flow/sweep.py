@@ -15,13 +15,14 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline import repro as dvc
-from pipeline import slots, tracking
-from pipeline.errors import Mistake
-from pipeline.flow import children, pages, places
-from pipeline.flow.reproduction import FOR_EVER, StagesFailed, Workers, failures
-from pipeline.guard import Guards
-from pipeline.repro import Stage
+from basin.errors import Mistake
+from basin.flow import children, pages, places
+from basin.flow.reproduction import FOR_EVER, StagesFailed, Workers, failures
+from basin.repro import graph as dvc
+from basin.repro import slots
+from basin.repro.graph import Stage
+from basin.repro.guard import Guards
+from basin.tracking import journal
 
 CHECKPOINTS = Path(".basin/checkpoints")
 Value = str | int | float | bool
@@ -59,7 +60,7 @@ def run_point(point: Stage, overrides: Sequence[str], guards: Guards, slot: slot
     options = [word for override in overrides for word in ("--set-param", override)]
     command = [*dvc.DVC, "--wait-for-lock", "exp", "run", "--temp", "--name", point.name, *options]
     # The copy goes when it ends: what it registers belongs into this workspace's MLflow, its checkpoints here, for another try.
-    here = {"MLFLOW_TRACKING_URI": tracking.uri(), "BASIN_CHECKPOINTS": str(CHECKPOINTS.resolve())}
+    here = {"MLFLOW_TRACKING_URI": journal.uri(), "BASIN_CHECKPOINTS": str(CHECKPOINTS.resolve())}
     children.run(point.name, command, logger.info, guards, slot, here, keep)
     return Completed(message=" ".join(overrides))
 

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import nn
 
-from pipeline import files, lookup
-from pipeline.classifier import Classifier, Normalise
-from pipeline.errors import Mistake
+from basin import files
+from basin.config import kinds
+from basin.errors import Mistake
+from basin.models.classifier import Classifier, Normalise
+from basin.models.recipe import FORMAT, RECIPE, TWIN, WEIGHTS, damaged, read_recipe
 
-FORMAT = 1
-WEIGHTS, RECIPE, TWIN = "weights.safetensors", "recipe.json", "twin"
 LIBRARIES = ("torch", "torchdiffeq", "safetensors")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]  # the folder that `basin` is in
 
 
 def build(recipe: dict[str, Any]) -> Classifier:
@@ -40,7 +40,7 @@ def build(recipe: dict[str, Any]) -> Classifier:
 def build_part(family: str, choice: dict[str, Any], **size: Any) -> Any:
     """One part of the tree, e.g. `{"kind": "convnet", "channels": [32, 64], ...}`."""
     settings = dict(choice)
-    module = lookup.find(family, settings.pop("kind"))
+    module = kinds.find(family, settings.pop("kind"))
     part = {"purifiers": "Purifier", "backbones": "Backbone", "heads": "Head"}[family]
     return getattr(module, part)(module.Params.model_validate_json(json.dumps(settings)), **size)
 
@@ -68,13 +68,13 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
     try:
         classifier = build(recipe)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / RECIPE, error) from None
+        raise damaged(folder / RECIPE, error) from None
     try:
         classifier.load_state_dict(load_file(folder / WEIGHTS))
     except FileNotFoundError:
         raise Mistake(f"{folder / WEIGHTS}: not found. Run the stage that makes it: dvc repro.") from None
     except (SafetensorError, RuntimeError) as error:
-        raise _damaged(folder / WEIGHTS, error) from None
+        raise damaged(folder / WEIGHTS, error) from None
     return classifier.eval().to(device)
 
 
@@ -84,30 +84,9 @@ def load_twin(folder: Path | str, device: torch.device | str = "cpu") -> Classif
     return load(twin, device) if twin.exists() else None
 
 
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """The recipe of a model folder. Raises Mistake where it is missing or damaged."""
-    path = folder / RECIPE
-    try:
-        recipe = json.loads(path.read_text())
-        if recipe["format"] != FORMAT:
-            raise Mistake(f"{path}: format {recipe['format']} is not known here (got a file of another version; this one reads {FORMAT}).")
-        return recipe
-    except FileNotFoundError:
-        raise Mistake(f"{path}: not found. Run the stage that makes it: dvc repro.") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> Mistake:
-    got = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
-    return Mistake(
-        f"{path}: damaged, or does not fit the file beside it (got {got}). Delete the folder and run `dvc checkout` or `dvc repro`."
-    )
-
-
 def sources(classifier: nn.Module) -> dict[str, str]:
     """Path -> SHA-256 of every file of ours that defines the classifier's function: its parts' files and what they import."""
-    names = {type(module).__module__ for module in classifier.modules() if type(module).__module__.startswith("pipeline.")}
+    names = {type(module).__module__ for module in classifier.modules() if type(module).__module__.startswith("basin.")}
     closure: set[Path] = set()
     for name in names:
         _follow(ROOT / (name.replace(".", "/") + ".py"), closure)
@@ -115,20 +94,15 @@ def sources(classifier: nn.Module) -> dict[str, str]:
 
 
 def _follow(path: Path, seen: set[Path]) -> None:
-    """Add a source file and, recursively, the files of `pipeline` that it imports."""
+    """Add a source file and, recursively, the files of `basin` that it imports."""
     if path in seen or not path.exists():
         return
     seen.add(path)
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "basin":
             _follow(ROOT / (str(node.module).replace(".", "/") + ".py"), seen)
             for alias in node.names:
                 _follow(ROOT / str(node.module).replace(".", "/") / (alias.name + ".py"), seen)
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of a model's weights file."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
 
 
 def versions() -> dict[str, str]:

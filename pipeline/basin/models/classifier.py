@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
-from pipeline.randomness import random_layers
-from pipeline.types import Features, Images, Logits
+from basin.randomness import random_layers
+from basin.types import Features, Images, Logits
 
 
 class Normalise(nn.Module):
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
 
     `purifier` maps images in [0, 1] to images in [0, 1] (the identity where there is none), and so comes before `normalise`;
     `backbone` has an attribute `width` and maps [n, c, h, w] to [n, width]; `head` maps [n, width] to [n, classes].
-    `recipe` is the tree from which the classifier was built (pipeline/artifact.py).
+    `recipe` is the tree from which the classifier was built (basin/models/artifact.py).
     """
 
     def __init__(self, purifier: nn.Module, normalise: nn.Module, backbone: nn.Module, head: nn.Module, recipe: dict[str, Any]):

@@ -16,35 +16,20 @@ Khan et al. 2019 (arXiv 1905.10906); Blundell et al. 2015 (arXiv 1505.05424); lo
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import conv2d, linear, softplus
 
-from pipeline.ode import flows
-from pipeline.randomness import Random
-from pipeline.types import Settings
+from basin.config.posterior import Posterior
+from basin.models.ode import flows
+from basin.randomness import Random
 
 LEAST_VARIANCE = 1e-16  # of an output that is drawn: the square root has no derivative at 0, where all inputs of a unit are 0
-
-
-class Posterior(Settings):
-    """The distribution of every parameter, and how often a pass draws it."""
-
-    scale: float = Field(
-        0.1, gt=0, description="the positive scale to start from, as a multiple of the root mean square of the tensor that it belongs to"
-    )
-    floor: float = Field(0.0, ge=0, description="the least scale that a parameter can have, 0 or above")
-    kl: float = Field(0.0, ge=0, description="the weight beta of the divergence from the prior, 0 for none")
-    prior: float = Field(1.0, gt=0, description="the positive scale s of the prior N(0, s^2)")
-    local: bool = Field(True, description="whether linear and convolutional layers draw their outputs in place of their weights")
-    training_draws: int = Field(1, ge=1, description="a positive number of draws that a pass averages in training")
-    inference_draws: int = Field(1, ge=1, description="a positive number of draws that the reported function averages")
 
 
 class Distribution(Random):
@@ -86,8 +71,16 @@ class Distribution(Random):
         return torch.stack([term.sum() for term in terms]).sum()
 
     def penalty(self) -> Tensor | float:
-        """beta KL, which training adds to the loss of all training images (pipeline/optimise.py)."""
+        """beta KL, which training adds to the loss of all training images (basin/training/optimise.py)."""
         return self.posterior.kl * self.divergence() if self.posterior.kl else 0.0
+
+    @staticmethod
+    def line(layers: Sequence["Distribution"]) -> dict[str, float]:
+        """How random the parameters of all these are: mean sigma, and mean sigma / mean |mu|; for the history of a training."""
+        pairs = [pair for layer in layers for pair in layer.scales().items()]
+        count = sum(mu.numel() for mu, _ in pairs)
+        size, scale = (torch.stack([tensor.abs().sum() for tensor in tensors]).sum().item() / count for tensors in zip(*pairs))
+        return {"mean_scale": scale, "mean_relative_scale": scale / size}
 
     def _local_layers(self) -> list[nn.Module]:
         """The layers whose outputs are drawn."""
@@ -134,14 +127,3 @@ def mean_network(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, theirs in own:
             layer.noisy, layer.training_draws, layer.inference_draws = theirs
-
-
-@torch.no_grad()
-def numbers(module: nn.Module) -> dict[str, float]:
-    """How random a module's parameters are: mean sigma, and mean sigma / mean |mu|; nothing where none is a distribution."""
-    pairs = [pair for layer in distributions(module) for pair in layer.scales().items()]
-    if not pairs:
-        return {}
-    count = sum(mu.numel() for mu, _ in pairs)
-    size, scale = (torch.stack([tensor.abs().sum() for tensor in tensors]).sum().item() / count for tensors in zip(*pairs))
-    return {"mean_scale": scale, "mean_relative_scale": scale / size}

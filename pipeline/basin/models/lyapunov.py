@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.ode import Flow, Solver
+from basin.config.solver import Solver
+from basin.models.ode import Flow
 
 
 def maxmin(k: int, d: int) -> Tensor:

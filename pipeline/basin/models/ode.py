@@ -8,36 +8,19 @@ direction and the gradient comes out wrong, so it exists only to measure what it
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torchdiffeq
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
-from torchdiffeq._impl import adjoint
 
-from pipeline.types import Features, Settings
+from basin.config.solver import Solver
+from basin.types import Features
 
 Start = Float[Tensor, "n *state"]  # z(0), a row an image: a vector or a feature map
 Times = Float[Tensor, " times"]
 Trajectory = Float[Tensor, "times n *state"]
 STABILITY_LIMIT = {"euler": 2.0, "midpoint": 2.0, "rk4": 2.785}  # |h lambda| on the negative real axis
-
-
-class Solver(Settings):
-    """How dz/dt = f(z) is integrated from 0 to T, and which gradient is taken."""
-
-    method: Literal["euler", "midpoint", "rk4", "dopri5"] = Field(
-        "rk4", description="rk4 (fixed steps), midpoint, euler, or dopri5 (adaptive)"
-    )
-    steps: int = Field(16, ge=1, description="a positive number of equal steps from 0 to T; the fixed-step methods alone use it")
-    tolerance: float = Field(1e-3, gt=0, description="a positive relative and absolute tolerance; dopri5 alone uses it")
-    gradient: Literal["exact", "adjoint"] = Field("exact", description="exact, or adjoint (wrong on contracting flows)")
-
-    @property
-    def fixed_step(self) -> bool:
-        return self.method != "dopri5"
 
 
 class Flow(nn.Module):
@@ -66,6 +49,8 @@ class Flow(nn.Module):
         return self.drift(z) if self.autonomous else self.drift(t, z)
 
     def _odeint(self, z0: Tensor, t: Tensor) -> Tensor:
+        import torchdiffeq  # with SciPy, half a second: where something is solved
+
         s = self.solver
         options = {"grid_constructor": self._grid} if s.fixed_step else {}
         settings = dict(method=s.method, rtol=s.tolerance, atol=s.tolerance, options=options)
@@ -111,6 +96,9 @@ def exactly() -> Iterator[list[str]]:
 
     Yields a list that gets the method of each solve of which that was so. The solves themselves do not change.
     """
+    import torchdiffeq
+    from torchdiffeq._impl import adjoint
+
     methods: list[str] = []
 
     class Stepwise:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Complex
 from torch import Tensor, nn
 
-from pipeline.ode import STABILITY_LIMIT, Flow, Start, flows
-from pipeline.randomness import drawing, generator
-from pipeline.types import Images, PerImage, State
+from basin.models.ode import STABILITY_LIMIT, Flow, Start, flows
+from basin.randomness import drawing, generator
+from basin.types import Images, PerImage, State
 
 ITERATIONS = 40  # of the power iteration; the first half lets the largest eigenvalue come forward, the second is measured
 

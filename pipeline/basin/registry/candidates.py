@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import gate, lookup, tracking
-from pipeline.artifact import read_recipe
-from pipeline.config import STAGES, Config
-from pipeline.errors import Mistake
-from pipeline.report import outcomes as measured
-from pipeline.report.table import Row, tabulate
+from basin.config import kinds
+from basin.config.params import STAGES, Config
+from basin.errors import Mistake
+from basin.models.recipe import read_recipe
+from basin.registry import gate
+from basin.report import outcomes as measured
+from basin.report.table import Row, tabulate
+from basin.tracking import journal
 
 SCHEMA = "1"  # of tags, metrics and files: docs/registry.md
 SHOWN = ("clean", "worst_case", "interval_low", "interval_high", "masked", "twin", "n")
@@ -68,8 +70,8 @@ class Candidate:
             "head": tree["head"]["kind"], "training": recipe["trained"]["training"]["kind"], "backbone": tree["backbone"]["kind"],
             "chain": " <- ".join([self.model, *self.parents]), "stage": self.model.split("/")[0],
             "threat": self.threat, "norm": threat["norm"], "eps": f"{threat['eps']:g}", "suites": ", ".join(self.outcomes),
-            "protocol": tracking.digest(self.protocol), "data": self.data, "data_digest": recipe["data_digest"],
-            "params": tracking.digest(recipe["trained"]), "seed": recipe["seed"], "device": recipe["device"],
+            "protocol": journal.digest(self.protocol), "data": self.data, "data_digest": recipe["data_digest"],
+            "params": journal.digest(recipe["trained"]), "seed": recipe["seed"], "device": recipe["device"],
             "dvc.md5": self.md5, "schema": SCHEMA,
         }  # fmt: skip
         return {"model": self.model} | numbers | {name: str(value) for name, value in what.items()}
@@ -77,7 +79,7 @@ class Candidate:
     @property
     def measured(self) -> str:
         """Stands for all the numbers."""
-        return tracking.digest(self.metrics)
+        return journal.digest(self.metrics)
 
 
 def read(config: Config, digests: Mapping[str, str | None], root: Path = Path()) -> list[Candidate]:
@@ -108,15 +110,15 @@ def names(config: Config) -> list[str]:
 def _black_box_last(one: measured.Outcome) -> bool:
     """Whether the last attempt of an adaptive suite that took an image was one that sees no gradient at all."""
     took = [name for name in one.summary.attacks if name in set(one.attack.tolist())]
-    if not took or took[-1] not in lookup.kinds("attacks"):
+    if not took or took[-1] not in kinds.kinds("attacks"):
         return False
-    module = lookup.find("attacks", took[-1])
+    module = kinds.find("attacks", took[-1])
     return getattr(module, "BLACK_BOX", False) and not getattr(module, "NEEDS_TWIN", False)
 
 
 def pipeline(run: list[Candidate]) -> str:
     """12 digits for a pipeline run: its models and how they were attacked."""
-    return tracking.digest([[one.model, one.md5, one.protocol] for one in run])
+    return journal.digest([[one.model, one.md5, one.protocol] for one in run])
 
 
 def receipt(name: str, run: list[Candidate]) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from pipeline.outcomes import wilson
-from pipeline.registry.candidates import Candidate
-from pipeline.report.outcomes import Outcome
-from pipeline.report.page import page
-from pipeline.report.pictures import choose, class_name, shrunk
-from pipeline.report.table import tabulate
-from pipeline.report.tidy import read_history
+from basin.evaluation.interval import wilson
+from basin.registry.candidates import Candidate
+from basin.report.outcomes import Outcome
+from basin.report.page import page
+from basin.report.pictures import choose, class_name, shrunk
+from basin.report.table import tabulate
+from basin.report.tidy import read_history
 
 PICTURE = "examples.png"
 ON_SERVER = "ajax-api/2.0/mlflow/logged-models/{}/artifacts/files?artifact_file_path=" + PICTURE  # where MLflow's pages find it

@@ -5,12 +5,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import repro
-from pipeline.errors import Mistake
-from pipeline.registry import candidates, lookup, snapshot, versions
-from pipeline.registry.lookup import NOTHING
-from pipeline.registry.opening import opened
-from pipeline.registry.snapshot import LOCK, PARAMS, Snapshot, git, outputs
+from basin.errors import Mistake
+from basin.registry import candidates, lookup, snapshot, versions
+from basin.registry.lookup import NOTHING
+from basin.registry.opening import opened
+from basin.registry.snapshot import LOCK, PARAMS, Snapshot, git, outputs
+from basin.repro import graph
 
 
 def checkout(target: str) -> tuple[Snapshot, list[str]]:
@@ -29,7 +29,7 @@ def checkout(target: str) -> tuple[Snapshot, list[str]]:
     if snapshot.of(Path(), run.at) != run:
         Path(PARAMS).write_text(run.params)
         Path(LOCK).write_text(run.lock)
-    done = subprocess.run([*repro.DVC, "checkout", *outs], capture_output=True, text=True, check=False)
+    done = subprocess.run([*graph.DVC, "checkout", *outs], capture_output=True, text=True, check=False)
     if done.returncode:
         raise Mistake(f"{target}: the commit is checked out, DVC's outputs are not (got {done.stderr.strip()[-300:]}). Run: dvc checkout.")
     return run, list(outs)
@@ -57,7 +57,7 @@ def wanted(run: Snapshot) -> dict[str, str]:
 
 def missing(run: Snapshot, outs: dict[str, str]) -> Iterator[str]:
     """What stands between the workspace and the run, a line each."""
-    commit, cache = run.at["commit"], repro.cache()
+    commit, cache = run.at["commit"], graph.cache()
     if not git("cat-file", "-t", commit).startswith("commit"):
         yield f"commit: not in this repository (got {commit}). Fetch it: git fetch --all."
     changed = [name for name in run.at["changed"].split(", ") if name not in ("none", PARAMS)]

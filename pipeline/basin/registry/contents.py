@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.registry import card, snapshot
-from pipeline.registry.candidates import Candidate
+from basin.registry import card, snapshot
+from basin.registry.candidates import Candidate
 
 MANIFEST, PROTOCOL = "manifest.json", "run/protocol.json"
 PACKAGE = Path(__file__).parent.parent

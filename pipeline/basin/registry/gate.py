@@ -14,9 +14,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from scipy.special import betaincinv
 
-from pipeline.config import Gate
+from basin.config.params import Gate
 
 Standing = Literal["champion", "challenger", "unreliable"]
 BLIND = ("more-steps-help", "large-radius-holds", "too-few-draws", "probabilities")  # what no attempt of an adaptive suite answers
@@ -59,6 +58,8 @@ class Difference:
 
     @cached_property
     def interval(self) -> tuple[float, float]:
+        from scipy.special import betaincinv
+
         k, m, tail = self.k, self.k + self.l, (1 - self.confidence) / 2
         low = float(betaincinv(k, m - k + 1, tail)) if k > 0 else 0.0
         high = float(betaincinv(k + 1, m - k, 1 - tail)) if k < m else 1.0

@@ -3,33 +3,36 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from pipeline import tracking
-from pipeline.classifier import Classifier
-from pipeline.errors import Mistake, did_you_mean
-from pipeline.gate import attacked_by_less, paired
-from pipeline.registry import contents, versions
-from pipeline.registry.candidates import SCHEMA
-from pipeline.registry.opening import aliases, opened
-from pipeline.registry.promotion import Registered
+from basin.errors import Mistake, did_you_mean
+from basin.registry import contents, versions
+from basin.registry.candidates import SCHEMA
+from basin.registry.gate import attacked_by_less, paired
+from basin.registry.opening import aliases, opened
+from basin.registry.promotion import Registered
+from basin.tracking import journal
+
+if TYPE_CHECKING:
+    import basin.models.classifier
 
 ROW = ("name", "version", "aliases", "model", "worst_case", "interval", "n", "clean", "standing", "reasons", "unresolved", "data", "threat")
 NOTHING = "Nothing was changed."
 
 
-def load(target: str) -> Classifier:
+def load(target: str) -> "basin.models.classifier.Classifier":
     """The torch module of e.g. `digits-linf-0.15@champion` or `digits-linf-0.15/3`, in evaluation mode on the CPU."""
     return load_with_twin(target)[0]
 
 
-def load_with_twin(target: str) -> tuple[Classifier, Classifier | None]:
+def load_with_twin(target: str) -> tuple["basin.models.classifier.Classifier", Any]:
     """The same, and its undefended twin where it has one."""
+    import mlflow.pyfunc
+
     with opened(NOTHING) as store, versions.same_path():
         version = find_one(store, target)
         model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").unwrap_python_model()
@@ -83,7 +86,7 @@ def find_one(store: MlflowClient, target: str) -> ModelVersion:
             raise
     known = sorted({version.name for version in versions.search(store, None, {})})
     advice = did_you_mean(alias, aliases(store, name)) if name in known and at else did_you_mean(name, known)
-    where = tracking.shown(tracking.uri())
+    where = journal.shown(journal.uri())
     raise Mistake(f"TARGET: no such version in {where} (got {target!r}). {advice}")
 
 

@@ -8,9 +8,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline import tracking
-from pipeline.errors import Absent
-from pipeline.tracking import client as mlflow_client
+from basin.errors import Absent
+from basin.tracking import client as mlflow_client
+from basin.tracking import journal
 
 
 @contextmanager
@@ -20,8 +20,8 @@ def opened(advice: str = "Everything is computed and kept; when MLflow is back, 
         with mlflow_client.current() as store:
             yield store
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, RuntimeError) as error:
-        where = tracking.shown(tracking.uri())
-        raise Absent(f"registry: MLflow at {where} cannot be used (got {tracking.cause(error)}). {advice}") from error
+        where = journal.shown(journal.uri())
+        raise Absent(f"registry: MLflow at {where} cannot be used (got {journal.cause(error)}). {advice}") from error
 
 
 def aliases(store: MlflowClient, name: str) -> dict[str, int]:

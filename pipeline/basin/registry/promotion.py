@@ -1,4 +1,4 @@
-"""The gate (pipeline/gate.py) asked about the versions of a registered model, and its answer written down."""
+"""The gate (basin/registry/gate.py) asked about the versions of a registered model, and its answer written down."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from pipeline.config import Gate
-from pipeline.gate import Contender, Decision, attacked_by_less, decide, disqualified
-from pipeline.registry import contents, versions
-from pipeline.registry.candidates import SCHEMA, Candidate
-from pipeline.report.outcomes import EXCHANGED, Outcome, read_all
+from basin.config.params import Gate
+from basin.registry import contents, versions
+from basin.registry.candidates import SCHEMA, Candidate
+from basin.registry.gate import Contender, Decision, attacked_by_less, decide, disqualified
+from basin.report.outcomes import EXCHANGED, Outcome, read_all
 
 CHAMPION = "champion"
 

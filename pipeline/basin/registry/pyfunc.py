@@ -5,7 +5,7 @@ logits = model.predict(images)                              # float32 [n, c, h, 
 shares = model.predict(images, params={"output": "probabilities"})
 classifier = model.unwrap_python_model().classifier         # the torch module, for attacks
 
-The same behind `mlflow models serve` (docs/serving.md). It imports nothing of pipeline.registry, which needs more than a version lists.
+The same behind `mlflow models serve` (docs/serving.md). It imports nothing of basin.registry, which needs more than a version lists.
 """
 
 import json
@@ -23,8 +23,9 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from pipeline import artifact, serving
-from pipeline.errors import Mistake, did_you_mean
+from basin.errors import Mistake, did_you_mean
+from basin.models import artifact
+from basin.registry import serving
 
 REQUEST = ("inputs", "instances", "dataframe_split", "dataframe_records", "params")
 log = logging.getLogger(__name__)

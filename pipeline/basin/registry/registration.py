@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from mlflow import MlflowClient
 
-from pipeline import artifact, serving
-from pipeline.config import Config, Gate
-from pipeline.data import load_split
-from pipeline.errors import Mistake
-from pipeline.gate import Decision
-from pipeline.registry import candidates, contents, promotion, runs, snapshot, versions
-from pipeline.registry.candidates import Candidate
-from pipeline.registry.opening import aliases, opened
-from pipeline.registry.promotion import CHAMPION
-from pipeline.tracking import client as mlflow_client
+from basin.config.params import Config, Gate
+from basin.data.splits import load_split
+from basin.errors import Mistake
+from basin.models import artifact
+from basin.registry import candidates, contents, making, promotion, runs, serving, snapshot, versions
+from basin.registry.candidates import Candidate
+from basin.registry.gate import Decision
+from basin.registry.opening import aliases, opened
+from basin.registry.promotion import CHAMPION
+from basin.tracking import client as mlflow_client
 
 IMAGES = 64  # validation images on which a version, loaded back, is compared with its folder
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def register_all(
 def _version(store: MlflowClient, name: str, one: Candidate, images: np.ndarray, at: Mapping[str, str]) -> int:
     """The candidate's version, made or refreshed where it has to be."""
     found = versions.find(store, name, one.md5, one.model)
-    version = found or versions.register(store, name, one, images)
+    version = found or making.register(store, name, one, images)
     if not versions.is_current(version, one):
         if promotion.keeps(store, version, one):
             log.info("registry: version %s of %s keeps its numbers: this run attacked %s by less", version.version, name, one.model)

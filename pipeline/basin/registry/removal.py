@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from pipeline.config import Config
-from pipeline.errors import Mistake
-from pipeline.registry import snapshot, versions
-from pipeline.registry.opening import aliases, opened
-from pipeline.tracking import client as mlflow_client
+from basin.config.params import Config
+from basin.errors import Mistake
+from basin.registry import snapshot, versions
+from basin.registry.opening import aliases, opened
+from basin.tracking import client as mlflow_client
 
 REMOVED = snapshot.KEPT / "removed.json"  # DVC's digests of versions that were taken out: `sync` does not bring them back
 

@@ -10,9 +10,9 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
-from pipeline import tracking
-from pipeline.registry.candidates import Candidate
-from pipeline.tracking import client as mlflow_client
+from basin.registry.candidates import Candidate
+from basin.tracking import client as mlflow_client
+from basin.tracking import journal
 
 KEPT = 100  # pipeline runs that a run remembers
 
@@ -26,7 +26,7 @@ def _again(store: MlflowClient, one: Candidate) -> str:
     made = store.create_run(
         mlflow_client.experiment_id(store, one.data), run_name=one.model, tags=_tags(one, one.model, one.recipe["trained"])
     )
-    for key, value in tracking.flatten(one.recipe["trained"]).items():
+    for key, value in journal.flatten(one.recipe["trained"]).items():
         store.log_param(made.info.run_id, key, value)
     store.set_terminated(made.info.run_id)
     return made.info.run_id
@@ -35,7 +35,7 @@ def _again(store: MlflowClient, one: Candidate) -> str:
 def _tags(one: Candidate, stage: str, asked: Any) -> dict[str, str]:
     """What a stage's run is known by."""
     about = {"data_digest": one.recipe["data_digest"], "seed": str(one.recipe["seed"])}
-    return {"stage": stage, "asked": tracking.digest(asked)} | about
+    return {"stage": stage, "asked": journal.digest(asked)} | about
 
 
 def _newest(store: MlflowClient, one: Candidate, stage: str, asked: Any) -> str | None:

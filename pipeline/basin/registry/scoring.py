@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from pipeline import outside
-from pipeline.classifier import Classifier
-from pipeline.errors import Mistake
-from pipeline.files import write
-from pipeline.serving import Asked, answer, decode
-from pipeline.sources.folder import SUFFIXES
+from basin.errors import Mistake
+from basin.evaluation import outside
+from basin.files import write
+from basin.methods.sources.folder import SUFFIXES
+from basin.models.classifier import Classifier
+from basin.registry.serving import Asked, answer, decode
 
 FIELDS = ("file", "class", "probability", "problem")
 BATCH = 256  # images in one pass
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def run(target: str, folder: Path, table: Path, resize: bool, registered: Callable[[str], outside.Models]) -> tuple[int, int]:
-    """`basin score`: how many files, and how many of them had a problem. TARGET is a version or a model folder (pipeline/outside.py)."""
+    """`basin score`: how many files, and how many of them had a problem. TARGET is a version or a model folder."""
     model, _ = outside.models(target, registered)
     if not isinstance(model, Classifier):
         raise Mistake(f"TARGET: does not say what its classes are (got {target!r}). Give models:/NAME@ALIAS or a model folder.")

@@ -20,9 +20,10 @@ import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
-from pipeline.errors import Mistake
-from pipeline.randomness import drawing, generator, random_layers
-from pipeline.types import Images, Settings
+from basin.config.settings import Settings
+from basin.errors import Mistake
+from basin.randomness import drawing, generator, random_layers
+from basin.types import Images
 
 
 class Asked(Settings):

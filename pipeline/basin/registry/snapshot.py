@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from ruamel.yaml import YAML
 
-from pipeline import config, repro, tracking
-from pipeline.config import Config
-from pipeline.errors import Mistake
-from pipeline.registry import candidates
-from pipeline.repro.lock import digest
+from basin.config import params
+from basin.config.params import Config
+from basin.errors import Mistake
+from basin.registry import candidates
+from basin.repro import graph
+from basin.repro.lock import digest
+from basin.tracking import journal
 
 KEPT, ABOUT = Path(".basin/registry"), "about.json"
 PARAMS, LOCK = "params.yaml", "dvc.lock"
@@ -42,12 +44,12 @@ class Snapshot:
         """Write both files into an empty folder; the config, and DVC's digest of each model."""
         (folder / PARAMS).write_text(self.params)
         (folder / LOCK).write_text(self.lock)
-        settings = config.load(folder / PARAMS)
+        settings = params.load(folder / PARAMS)
         return settings, digests(settings, folder)
 
     def restore(self, folder: Path, settings: Config) -> None:
         """Bring what registration reads from DVC's cache into the opened folder. Raises Mistake that names all that is not there."""
-        missing = [path for path, md5 in self.outs(settings).items() if not fetch(md5, folder / path, repro.cache())]
+        missing = [path for path, md5 in self.outs(settings).items() if not fetch(md5, folder / path, graph.cache())]
         if missing:
             raise Mistake(
                 f"the run of commit {self.at['commit'][:12]}: not in DVC's cache (got no {', '.join(missing)}). Try `dvc fetch -A`."
@@ -65,7 +67,7 @@ class Snapshot:
 
 def outputs(lock: str) -> dict[str, str]:
     """path -> DVC's digest, of every output that a dvc.lock records."""
-    stages = ((yaml.load(lock, yaml.CSafeLoader) if lock else None) or {}).get("stages", {})
+    stages = ((YAML(typ="safe").load(lock) if lock else None) or {}).get("stages", {})
     return {out["path"]: out.get("md5", "") for stage in stages.values() for out in stage.get("outs", ())}
 
 
@@ -82,7 +84,7 @@ def digests(settings: Config, root: Path = Path()) -> dict[str, str | None]:
 
 def here() -> dict[str, str]:
     """Tags that say with which code the workspace runs: the commit, and the tracked files that differ from it."""
-    at = tracking.commit()
+    at = journal.commit()
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){LOCK}", ":(exclude)report")
     names = ", ".join(line[3:] for line in changed.splitlines())
     return {"commit": at["commit"], "dirty": at["dirty"], "changed": names[:4000] or "none"}

@@ -7,15 +7,15 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from pipeline.config import Config, Gate
-from pipeline.errors import Mistake
-from pipeline.registry import candidates, contents, promotion, snapshot, versions
-from pipeline.registry.candidates import SCHEMA
-from pipeline.registry.opening import aliases, opened
-from pipeline.registry.promotion import CHAMPION
-from pipeline.registry.registration import alias, register_all
-from pipeline.registry.removal import removed
-from pipeline.tracking.mirror import deliver_all
+from basin.config.params import Config, Gate
+from basin.errors import Mistake
+from basin.registry import candidates, contents, promotion, snapshot, versions
+from basin.registry.candidates import SCHEMA
+from basin.registry.opening import aliases, opened
+from basin.registry.promotion import CHAMPION
+from basin.registry.registration import alias, register_all
+from basin.registry.removal import removed
+from basin.tracking.mirror import deliver_all
 
 Digests = Mapping[str, str | None]
 

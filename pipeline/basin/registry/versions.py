@@ -1,10 +1,7 @@
 """Versions of a registered model: one a model folder, known by DVC's digest of it."""
 
-import importlib.metadata
-import json
 import logging
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -14,22 +11,14 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlparse
 
 import mlflow
-import numpy as np
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
-from pipeline import artifact, serving
-from pipeline.ode import flows
-from pipeline.registry import card, contents, runs
-from pipeline.registry.candidates import Candidate
+from basin.registry import card, contents, runs
+from basin.registry.candidates import Candidate
 
-LIBRARIES = ("mlflow", "numpy", "torch", "torchdiffeq", "safetensors", "pydantic", "jaxtyping", "pillow", "tqdm")
-BATCH = 64  # images of a pass whose time is taken
 log = logging.getLogger(__name__)
 
 
@@ -65,11 +54,11 @@ def describe(store: MlflowClient, name: str, champion: ModelVersion | None) -> N
 def search(store: MlflowClient, name: str | None, tags: Mapping[str, str]) -> list[ModelVersion]:
     """Versions with these tags whose files are there, newest first; of every registered model without a name."""
     asked = " and ".join([*([f"name = '{name}'"] if name else []), *(f"tags.`{key}` = '{value}'" for key, value in tags.items())])
-    found = list(_pages(store, asked))
+    found = list(pages(store, asked))
     return sorted((version for version in found if _intact(store, version)), key=lambda version: -int(version.version))
 
 
-def _pages(store: MlflowClient, asked: str) -> Iterator[ModelVersion]:
+def pages(store: MlflowClient, asked: str) -> Iterator[ModelVersion]:
     token = None
     while True:
         page = store.search_model_versions(asked, page_token=token)
@@ -110,59 +99,6 @@ def files(store: MlflowClient, version: ModelVersion, path: str = "") -> Iterato
         yield Path(folder) if path else Path(found)  # of the whole, MLflow makes a folder in the folder
 
 
-def register(store: MlflowClient, name: str, one: Candidate, images: np.ndarray) -> ModelVersion:
-    """A new version, attached to the run that trained the model; its numbers and files are for `refresh` to write."""
-    run_id = runs.training(store, one)
-    example, classes = images[:2], len(one.recipe["classes"])
-    # Objects: arrays of float32 [n, c, h, w], or base64 of image files; anything narrower refuses one of them (docs/serving.md).
-    inputs, outputs = TensorSpec(np.dtype("O"), (-1,)), TensorSpec(images.dtype, (-1, classes))
-    params = [ParamSpec(key, "string" if isinstance(value, str) else "long", value) for key, value in serving.Asked()]
-    experiment = store.get_run(run_id).info.experiment_id
-    used = {version.source for version in _pages(store, f"tags.`dvc.md5` = '{one.md5}'")}
-    for left in store.search_logged_models([experiment], f"tags.`dvc.md5` = '{one.md5}'"):
-        if f"models:/{left.model_id}" not in used:  # of an attempt that was killed before there was a version
-            store.delete_logged_model(left.model_id)
-    model = store.create_logged_model(experiment, one.model.replace("/", "-"), run_id, {"dvc.md5": one.md5}, model_type="classifier")
-    with same_path():
-        made = Model.log(
-            artifact_path=None,
-            model_id=model.model_id,
-            flavor=mlflow.pyfunc,
-            run_id=run_id,
-            python_model=str(contents.PACKAGE / "registry" / "pyfunc.py"),
-            artifacts={"model": str(one.folder)},
-            code_paths=[str(contents.PACKAGE)],
-            signature=ModelSignature(Schema([inputs]), Schema([outputs]), ParamSchema(params)),
-            input_example=example,
-            pip_requirements=[f"{library}=={importlib.metadata.version(library).partition('+')[0]}" for library in LIBRARIES],
-        )
-    tags = {"model": one.model, "dvc.md5": one.md5}
-    version = store.create_model_version(name, made.model_uri, run_id, tags, await_creation_for=0, model_id=made.model_id)
-    _log(store, version, one, measure(one.folder, images))
-    store.set_logged_model_tags(made.model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": int(version.version)}])})
-    log.info("registry: %s is a new version of %s", one.model, name)
-    return version
-
-
-@torch.no_grad()
-def measure(folder: Path, images: np.ndarray) -> dict[str, float]:
-    """What a model costs: parameters, evaluations of its drifts in a pass, and the median milliseconds of a pass here and now."""
-    classifier = artifact.load(folder)
-
-    def milliseconds(x: torch.Tensor, times: int = 9) -> float:
-        taken = []
-        for _ in range(times):
-            before = time.perf_counter()
-            classifier(x)
-            taken.append(1000 * (time.perf_counter() - before))
-        return round(statistics.median(taken), 3)
-
-    x = torch.from_numpy(np.resize(images, (BATCH, *images.shape[1:])))
-    costs = {"latency_ms.1": milliseconds(x[:1]), f"latency_ms.{BATCH}": milliseconds(x)}
-    costs["parameters"] = sum(parameter.numel() for parameter in classifier.parameters())
-    return costs | ({"nfe": sum(flow.nfe for flow in solves)} if (solves := flows(classifier)) else {})
-
-
 def card_on_pages(store: MlflowClient, version: ModelVersion, text: str) -> str:
     return card.on_pages(text, version.name, logged(store, version).model_id, version.tags.get("parents", ""))
 
@@ -180,7 +116,7 @@ def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidat
     model_id, tags = logged(store, version).model_id, {**one.tags, **at, "measured": one.measured}
     if "seal" in version.tags:
         store.delete_model_version_tag(name, version.version, "seal")
-    _log(store, version, one, one.metrics)
+    record(store, version, one, one.metrics)
     with tempfile.TemporaryDirectory() as folder:
         seal = contents.write(Path(folder), one, tags)
         store.log_model_artifacts(model_id, folder)
@@ -194,7 +130,7 @@ def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidat
             store.set_model_version_tag(name, version.version, key, value)
 
 
-def _log(store: MlflowClient, version: ModelVersion, one: Candidate, values: Mapping[str, float]) -> None:
+def record(store: MlflowClient, version: ModelVersion, one: Candidate, values: Mapping[str, float]) -> None:
     """Numbers on the run and on the model, with the data that they were measured on."""
     now, run_id, model_id = round(time.time() * 1000), str(version.run_id), logged(store, version).model_id
     data = {"dataset_name": runs.dataset(one, "test").name, "dataset_digest": runs.dataset(one, "test").digest}

@@ -1,10 +1,4 @@
-"""The report: what the outcomes say, as a page, as tables and as plots. It runs no model.
+"""The report: what the outcomes say, as a page, as tables and as plots. It runs no model and loads no torch.
 
-`write` is the door; `terminal` shows the same table in a shell. What each column means: docs/report.md.
+Knows the files that evaluation wrote. Start with writing.py; what each column means: docs/report.md.
 """
-
-from pipeline.report.console import terminal
-from pipeline.report.table import Table
-from pipeline.report.writing import read, write
-
-__all__ = ["Table", "read", "terminal", "write"]

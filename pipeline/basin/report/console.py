@@ -1,14 +1,10 @@
 """The table for a terminal."""
 
-from typing import TYPE_CHECKING
-
-from pipeline.report.wording import interval, percent, threat
-
-if TYPE_CHECKING:
-    from pipeline.report.table import Table
+from basin.report.table import Table
+from basin.report.wording import interval, percent, threat
 
 
-def terminal(table: "Table"):
+def terminal(table: Table):
     """A rich renderable: model, clean, suites, worst case with its 95% interval, masked, twin; accuracies in per cent."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
@@ -32,6 +28,6 @@ def terminal(table: "Table"):
     return grid
 
 
-def _note(table: "Table") -> str:
+def _note(table: Table) -> str:
     carried = any(row.twin and row.twin.source == "transfer" for row in table.rows)
     return "; † as source of the transfer attack" if carried else ""

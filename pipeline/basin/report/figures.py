@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.report.summary import Curve
-from pipeline.report.table import ByModel, Share, Table
-from pipeline.report.tidy import History, last_curve, number
-from pipeline.report.wording import interval, percent, radius
+from basin.report.summary import Curve
+from basin.report.table import ByModel, Share, Table
+from basin.report.tidy import History, last_curve, number
+from basin.report.wording import interval, percent, radius
 
 Point = tuple[float, float]
 TOP, BOTTOM = 30.0, 112.0  # of the panels of a training history

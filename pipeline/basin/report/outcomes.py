@@ -12,8 +12,8 @@ import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
-from pipeline.errors import Mistake
-from pipeline.report.summary import Summary
+from basin.errors import Mistake
+from basin.report.summary import Summary
 
 COLUMNS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked")
 EXCHANGE, EXCHANGED = "exchange", "exchanged"  # the suite of the points of other models, and its folder

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.report import figures, stability, wording
-from pipeline.report.pictures import gallery
-from pipeline.report.table import ByModel, Table
-from pipeline.report.tidy import History
+from basin.report import figures, stability, wording
+from basin.report.pictures import gallery
+from basin.report.table import ByModel, Table
+from basin.report.tidy import History
 
 
 def page(table: Table, everything: ByModel, epochs: History) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.report.outcomes import Outcome
-from pipeline.report.table import ByModel
+from basin.report.outcomes import Outcome
+from basin.report.table import ByModel
 
 LARGEST = 64  # pixels a side; larger images are averaged down, so that the page stays light
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.report.figures import Chart, Line, Look, Scale, path
-from pipeline.report.outcomes import opened
-from pipeline.report.summary import Measured, Stability, Trajectories
-from pipeline.report.table import ByModel
-from pipeline.report.wording import percent
+from basin.report.figures import Chart, Line, Look, Scale, path
+from basin.report.outcomes import opened
+from basin.report.summary import Measured, Stability, Trajectories
+from basin.report.table import ByModel
+from basin.report.wording import percent
 
 FILE = "stability.json"
 LEFT, RIGHT, TOP = 44.0, 292.0, 34.0

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import Mistake
-from pipeline.outcomes import wilson
-from pipeline.report.outcomes import Outcome
-from pipeline.report.summary import Threat
+from basin.errors import Mistake
+from basin.evaluation.interval import wilson
+from basin.report.outcomes import Outcome
+from basin.report.summary import Threat
 
 ByModel = Mapping[str, Mapping[str, Outcome]]  # model -> suite -> outcome
 MADE = ("model", "backbone", "head", "training", "clean")
@@ -81,7 +81,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows in the run's order, and what they have in common. `rich.print(table)` shows it in a terminal."""
+    """The rows in the run's order, and what they have in common."""
 
     rows: tuple[Row, ...]
     suites: tuple[str, ...]
@@ -101,11 +101,6 @@ class Table:
 
     def metrics(self) -> dict[str, dict[str, float]]:
         return {row.model: row.metrics() for row in self.rows}
-
-    def __rich__(self):
-        from pipeline.report.console import terminal
-
-        return terminal(self)
 
 
 def worst_case(suites: Mapping[str, Outcome]) -> Share:

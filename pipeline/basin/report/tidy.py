@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.errors import Mistake
-from pipeline.report.outcomes import Outcome
-from pipeline.report.summary import Curve
-from pipeline.report.table import MADE, MEASURED, ByModel, Row, Table
+from basin.errors import Mistake
+from basin.report.outcomes import Outcome
+from basin.report.summary import Curve
+from basin.report.table import MADE, MEASURED, ByModel, Row, Table
 
 History = dict[str, list[dict[str, str]]]  # model -> rows of history/<model>.csv with a running `step`
 

@@ -1,10 +1,8 @@
 """Numbers as words: how a figure is written, and the plain reading of the result."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipeline.report.table import Row, Share, Table, Twin
+from basin.report.table import Row, Share, Table, Twin
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 
@@ -13,7 +11,7 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}"
 
 
-def interval(share: "Share") -> str:
+def interval(share: Share) -> str:
     low, high = share.interval
     return f"[{percent(low)}, {percent(high)}]"
 
@@ -24,7 +22,7 @@ def radius(eps: float) -> str:
     return f"{steps}/255" if steps and abs(255 * eps - steps) < 1e-3 and round(eps, 3) != eps else f"{eps:.4g}"
 
 
-def threat(table: "Table") -> str:
+def threat(table: Table) -> str:
     norm = NORMS.get(table.threat.norm, table.threat.norm)
     return f"{norm} distance at most {radius(table.threat.eps)} on pixels in [0, 1], n = {table.n}"
 
@@ -36,14 +34,14 @@ def listed(names: list[str], most: int = 4) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def reading(table: "Table") -> Iterator[str]:
+def reading(table: Table) -> Iterator[str]:
     """The result in plain sentences: who is best, whether defences beat their twins, how far the wrong gradient misleads."""
     yield from _best(table)
     yield from _twins(table)
     yield from _masked(table)
 
 
-def _best(table: "Table") -> Iterator[str]:
+def _best(table: Table) -> Iterator[str]:
     ranked = table.ranked
     worst = ranked[0].worst
     if worst.k == 0:
@@ -56,7 +54,7 @@ def _best(table: "Table") -> Iterator[str]:
         yield f"Within the intervals it cannot be told apart from {listed(close)}."
 
 
-def _twins(table: "Table") -> Iterator[str]:
+def _twins(table: Table) -> Iterator[str]:
     pairs = [(row, row.twin) for row in table.rows if row.twin]
     above = [pair for pair in pairs if pair[0].worst.above(pair[1].share)]
     below = [pair for pair in pairs if pair[1].share.above(pair[0].worst)]
@@ -69,11 +67,11 @@ def _twins(table: "Table") -> Iterator[str]:
         yield f"No difference from the twin that {table.n} images could show: {_against(level)}."
 
 
-def _against(pairs: list[tuple["Row", "Twin"]]) -> str:
+def _against(pairs: list[tuple[Row, Twin]]) -> str:
     return listed([f"{row.model} ({percent(row.worst.value)}% against {percent(twin.share.value)}%)" for row, twin in pairs])
 
 
-def _masked(table: "Table") -> Iterator[str]:
+def _masked(table: Table) -> Iterator[str]:
     gaps = [(row.gap, row.masked.value, row.model) for row in table.rows if row.masked and row.gap is not None]
     if not gaps:
         return

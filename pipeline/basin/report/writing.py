@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import Mistake
-from pipeline.report import outcomes as reading
-from pipeline.report import tidy
-from pipeline.report.table import Table, tabulate
+from basin.errors import Mistake
+from basin.report import outcomes as reading
+from basin.report import tidy
+from basin.report.table import Table, tabulate
 
 
 def read(outcomes: Path, models: Sequence[str], suites: Sequence[str]) -> Table:
@@ -28,7 +28,7 @@ def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence
         suites: names of the suites, weakest first.
     Raises: Mistake naming what is missing, damaged or not comparable.
     """
-    from pipeline.report.page import page
+    from basin.report.page import page
 
     if not models or not suites:
         raise Mistake(

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from pipeline.errors import EXIT_CODE, Mistake, did_you_mean
-from pipeline.guard import Guards, Stopped
+from basin.errors import EXIT_CODE, Mistake, did_you_mean
+from basin.repro.guard import Guards, Stopped
 
 # `-P`: our folders stay off dvc's own import path. `python -m`: no console script need be on PATH.
 DVC = (sys.executable, "-P", "-m", "dvc")
@@ -161,9 +161,9 @@ def is_changed(path: str | Path) -> bool:
 
 def check() -> None:
     """Every mistake in params.yaml, before anything is started."""
-    from pipeline import config
+    from basin.config import params
 
-    config.load()
+    params.load()
 
 
 def change(overrides: Sequence[str], path: str = "params.yaml") -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML, YAMLError
 
-from pipeline import files
-from pipeline.errors import Mistake
-from pipeline.repro import Stage
+from basin import files
+from basin.errors import Mistake
+from basin.repro.graph import Stage
 
 log = logging.getLogger(__name__)
 PATIENCE = 10  # times 3 s that a reader of dvc.lock waits for dvc; then it reads what is there
@@ -27,8 +27,8 @@ def _locked_stages(lock: Path | str) -> dict[str, Any]:
     if not Path(lock).exists():
         return {}
     try:
-        return (yaml.load(_text(Path(lock)), yaml.CSafeLoader) or {}).get("stages", {})
-    except (yaml.YAMLError, AttributeError) as error:
+        return (YAML(typ="safe").load(_text(Path(lock))) or {}).get("stages", {})
+    except (YAMLError, AttributeError) as error:
         raise Mistake(f"{lock}: not a lock file that dvc wrote (got {error}). Take it from git again: git checkout {lock}.") from error
 
 
@@ -85,8 +85,8 @@ def _is_whole(text: str) -> bool:
     from voluptuous import Invalid
 
     try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.load(text, yaml.CSafeLoader))
-    except (yaml.YAMLError, Invalid):
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
+    except (YAMLError, Invalid):
         return False
     return True
 

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import Mistake
+from basin.errors import Mistake
 
 FOLDER = Path(".basin")
 PARTS = 12  # of a GPU: halves, thirds, quarters and sixths come out even

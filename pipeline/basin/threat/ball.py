@@ -4,34 +4,23 @@ L1 is left out: its ball cut with the pixel range is no ball cut and then clampe
 (Croce & Hein 2021, arXiv 2103.01208).
 """
 
-from typing import Any, Literal
-
 import torch
-from pydantic import Field, field_validator
-from pydantic_core import PydanticKnownError
 from torch import Tensor
 
-from pipeline.types import Images, PerImage, Radius, Settings
+from basin.config.threat import HIGH, LOW, Threat
+from basin.types import Images, PerImage
 
-LOW, HIGH = 0.0, 1.0  # the pixel range; an attacked image stays inside it
 TOLERANCE = 1e-6  # float32 rounding of clean + delta, in pixels scaled to [0, 1]
 INSIDE = 1 - 1e-6  # an L2 projection ends this share of the radius from the centre: rounding does not carry it out again
 
 
-class ThreatModel(Settings):
+class ThreatModel(Threat):
     """A ball around the clean image, in L-infinity or L2, cut with the pixel range [0, 1]."""
 
-    norm: Literal["linf", "l2"] = Field(description="norm of the perturbation, linf or l2")
-    eps: Radius = Field(
-        description="radius in pixels scaled to [0, 1], above 0 and, in linf, at most 1; eight grey levels are written 8/255"
-    )
-
-    @field_validator("eps")
     @classmethod
-    def _a_pixel_moves_by_one_at_most(cls, eps: float, others: Any) -> float:
-        if others.data.get("norm") == "linf" and eps > HIGH - LOW:
-            raise PydanticKnownError("less_than_equal", {"le": 1})
-        return eps
+    def of(cls, threat: Threat) -> "ThreatModel":
+        """The ball of a table of params.yaml."""
+        return cls(norm=threat.norm, eps=threat.eps)
 
     def project(self, x: Images, clean: Images) -> Images:
         """A point inside the ball around `clean` and inside the pixel range: x itself where it is one.
@@ -75,6 +64,3 @@ class ThreatModel(Settings):
     def whole_range(self, images: Images) -> "ThreatModel":
         """The same norm with a radius that leads from any image of this shape to any other."""
         return self.of_radius((HIGH - LOW) * (1.0 if self.norm == "linf" else images[0].numel() ** 0.5))
-
-    def __str__(self) -> str:
-        return f"{self.norm}-{self.eps:.4g}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.types import Images, Logits, Network
+from basin.types import Images, Logits, Network
 
 NORM = {"linf": "Linf", "l2": "L2"}  # a threat model's norm, as pyautoattack spells it
 
@@ -34,7 +34,7 @@ def seeded(generator: torch.Generator) -> Iterator[int]:
 
 
 class _Pass(torch.autograd.Function):
-    """One pass whose gradient reaches the images and nothing else; an entry that is not finite counts as zero (pipeline/attacks)."""
+    """One pass whose gradient reaches the images and nothing else; an entry that is not finite counts as zero (basin/methods/attacks)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, network: Network) -> Tensor:

@@ -1,10 +1,4 @@
-"""Attacks. A kind is one file with `Params` and `perturb(params, target, images, labels, generator) -> Images`.
-
-`perturb` returns one candidate a row; who calls it projects and judges it (pipeline/evaluation.py), so that no attack can report a
-success outside the ball. Rows are independent. `BLACK_BOX = True` in a file says that it takes no gradient of the network,
-`NEEDS_TWIN = True` and `NEEDS_FEATURES = True` that it cannot do without that part of the target.
-`check(params, classes)`, where a file has it, raises Mistake on a number of classes that it cannot be run with, before anything is.
-"""
+"""What an attack is given, and what attacks share: the gradient at an image, losses by image, the best point so far."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels, Network, PerImage
+from basin.threat.ball import ThreatModel
+from basin.types import Images, Labels, Network, PerImage
 
 
 @dataclass(frozen=True)

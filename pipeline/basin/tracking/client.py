@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
-from pipeline import environment
-from pipeline.tracking import SQLITE, uri
+from basin import environment
+from basin.tracking.journal import SQLITE, uri
 
 ARTIFACTS = "mlartifacts"
 SETTINGS = {

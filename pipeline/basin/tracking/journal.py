@@ -3,7 +3,7 @@
 A stage appends lines to a journal under `.basin/runs/`; a process beside it, the mirror, reads the journal as it grows and talks
 to MLflow. So importing MLflow (1.4 s) delays nobody, an absent server or a damaged database cannot fail or hang a stage, a stage
 that is killed outright is still seen to be KILLED, and what could not be delivered stays in its journal until
-`python -m pipeline.tracking.mirror` delivers it. A stage that is tried again after a kill continues the run it began.
+`python -m basin.tracking.mirror` delivers it. A stage that is tried again after a kill continues the run it began.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline.tracking import system
+from basin.tracking import system
 
 RUNS = Path(".basin/runs")
 PATIENCE = 30  # seconds that a stage waits at its end for the mirror, and that the mirror outlives a stage
@@ -95,13 +95,13 @@ def _open(journal: Path) -> tuple[Run, subprocess.Popen | None]:
 
     The stage and its mirror hold a shared lock on the journal, from before it has its name: nobody else takes it for an old one.
     """
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent.parent), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         held = (unnamed := journal.with_suffix(".new")).open("a")
         fcntl.flock(held, fcntl.LOCK_SH)
         unnamed.rename(journal)
-        command = [sys.executable, "-m", "pipeline.tracking.mirror", str(journal), str(os.getpid())]
+        command = [sys.executable, "-m", "basin.tracking.mirror", str(journal), str(os.getpid())]
         mirror = subprocess.Popen(
             command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
         )
@@ -126,7 +126,7 @@ def kept(problem: object, journal: Path) -> str:
     """The one warning."""
     return (
         f"tracking: MLflow at {shown(uri())} does not take this run (got {problem}). The stage goes on; {journal} keeps the run. "
-        f"Deliver it when MLflow is back: python -m pipeline.tracking.mirror"
+        f"Deliver it when MLflow is back: python -m basin.tracking.mirror"
     )
 
 

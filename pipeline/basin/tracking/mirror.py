@@ -1,4 +1,4 @@
-"""Delivers journals to MLflow. `python -m pipeline.tracking.mirror` sends what earlier runs could not; a stage starts it otherwise."""
+"""Delivers journals to MLflow. `python -m basin.tracking.mirror` sends what earlier runs could not; a stage starts it otherwise."""
 
 import fcntl
 import hashlib
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from pipeline import files
-from pipeline.tracking import PATIENCE, RUNS, cause, kept, uri
+from basin import files
+from basin.tracking.journal import PATIENCE, RUNS, cause, kept, uri
 
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
@@ -103,7 +103,7 @@ class Delivery:
 
     def _begin(self, first: Line) -> None:
         """Continue the run of an earlier attempt at the same stage, else make one with its params."""
-        from pipeline.tracking.client import client, experiment_id
+        from basin.tracking.client import client, experiment_id
 
         self.store, start = client(), first["start"]
         self.resume = RUNS / start["resume"]

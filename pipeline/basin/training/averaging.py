@@ -12,24 +12,14 @@ the statistics of a backbone that is not trained as well.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.data import Split
-from pipeline.randomness import drawing, generator
-from pipeline.types import Settings
-
-
-class Average(Settings):
-    """Which mean of its weights a phase ends with."""
-
-    kind: Literal["ema", "swa"] = Field(description="ema (exponential, of every step) or swa (equal, of the ends of the last epochs)")
-    decay: float = Field(0.999, ge=0, lt=1, description="the share, below 1, of the mean that a step leaves; ema alone uses it")
-    start: float = Field(0.5, ge=0, lt=1, description="the share, below 1, of the epochs after which the mean begins; swa alone uses it")
+from basin.config.schedule import Average
+from basin.data.splits import Split
+from basin.randomness import drawing, generator
 
 
 class Mean:

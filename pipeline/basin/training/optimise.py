@@ -3,101 +3,31 @@
 A stage is a list of phases run in order (a SODEF head has three). After every epoch the state goes to a checkpoint, and a run
 that was killed goes on from there with the same result as if it had not been: what is drawn in an epoch depends on the epoch alone.
 
-A phase ends with its last weights, with their mean (pipeline/averaging.py), or with those of its best epoch on the validation images.
+A phase ends with its last weights, with their mean (basin/training/averaging.py), or with those of its best epoch on the validation images.
 """
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline import checkpoint, distribution
-from pipeline.averaging import Average, Mean, copied, measure_statistics
-from pipeline.checkpoint import Groups
-from pipeline.data import Split
-from pipeline.errors import Mistake
-from pipeline.randomness import drawing, generator
-from pipeline.types import Images, Labels, Losses, Settings
+from basin import checkpoint
+from basin.checkpoint import Groups
+from basin.config.schedule import Schedule
+from basin.data.splits import Split
+from basin.errors import Mistake
+from basin.randomness import drawing, generator
+from basin.training.averaging import Mean, copied, measure_statistics
+from basin.training.phase import Phase, each
 
 log = logging.getLogger(__name__)
-Loss = Callable[[Images, Labels, torch.Generator], Losses]
 Row = dict[str, Any]  # one epoch of the history: phase, epoch, loss, accuracy, and robust if a phase watches it
-
-
-class Stopping(Settings):
-    """When a phase ends early. It ends with the weights of its best epoch on the validation images (Rice et al. 2020, arXiv 2002.11569)."""
-
-    watch: Literal["accuracy", "robust"] = Field(description="accuracy, or robust (accuracy under ten steps of PGD)")
-    patience: int = Field(ge=1, description="a positive number of epochs without a better one, after which the phase ends")
-    images: int = Field(500, ge=1, description="a positive number of validation images that are attacked; robust alone uses it")
-
-
-class Schedule(Settings):
-    """How one phase is minimised."""
-
-    epochs: int = Field(ge=1, description="a positive number of passes over the training images")
-    batch: int = Field(128, ge=1, description="a positive number of images in a step")
-    optimiser: Literal["adam", "sgd"] = Field("adam", description="adam, or sgd (Nesterov momentum 0.9)")
-    rate: float = Field(1e-3, gt=0, description="the positive (peak) learning rate")
-    policy: Literal["one_cycle", "constant"] = Field(
-        "constant", description="one_cycle (linear up for 30% of the steps, cosine down) or constant"
-    )
-    weight_decay: float = Field(0.0, ge=0, description="L2 penalty, 0 for none")
-    epsilon: float = Field(1e-8, gt=0, description="Adam's positive denominator term")
-    amsgrad: bool = Field(False, description="whether Adam keeps the running maximum of its second moment")
-    average: Average | None = Field(None, description="the mean of the weights to end with, a table with its kind; null: the last weights")
-    stopping: Stopping | None = Field(None, description="when to end early, a table with what to watch; null: with the last epoch")
-
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        if self.optimiser == "adam":
-            return torch.optim.Adam(parameters, lr=self.rate, eps=self.epsilon, amsgrad=self.amsgrad, weight_decay=self.weight_decay)
-        return torch.optim.SGD(parameters, lr=self.rate, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
-
-    def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of step 0 <= `step` < `steps`."""
-        if self.policy == "constant":
-            return self.rate
-        up = 0.3 * steps
-        return self.rate * ((step + 1) / (up + 1) if step < up else 0.5 * (1 + math.cos(math.pi * (step - up) / (steps - up))))
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A loss over some modules' parameters. What is not in `trained` stays as it is, in evaluation mode.
-
-    A loss that is an iterator has one optimiser step after each loss that it yields, and is then asked for the next.
-    A trained module that has a method `penalty` adds it to every loss; it is of all training images, as a prior is, and is divided by them.
-    One that has a method `retract` is put back onto its constraint by it after every step.
-    """
-
-    name: str
-    schedule: Schedule
-    trained: Sequence[nn.Module]
-    loss: Loss
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for module in self.trained for p in module.parameters()]
-
-    def all(self, method: str) -> Iterator[Callable[[], Any]]:
-        """The trained modules' own methods of that name."""
-        layers = (layer for module in self.trained for layer in module.modules())
-        return (own for layer in layers if callable(own := getattr(layer, method, None)))
-
-    def penalty(self) -> Tensor | float:
-        """What the trained modules add to the loss of all training images."""
-        return sum((term() for term in self.all("penalty")), 0.0)
-
-    def retract(self) -> None:
-        for back in self.all("retract"):
-            back()
 
 
 @dataclass
@@ -119,13 +49,22 @@ class Progress:
         return phase.schedule.stopping is not None and self.since_best(phase) >= phase.schedule.stopping.patience
 
 
+def build(schedule: Schedule, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser that a schedule asks for."""
+    if schedule.optimiser == "adam":
+        return torch.optim.Adam(
+            parameters, lr=schedule.rate, eps=schedule.epsilon, amsgrad=schedule.amsgrad, weight_decay=schedule.weight_decay
+        )
+    return torch.optim.SGD(parameters, lr=schedule.rate, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay)
+
+
 class Work:
     """A phase under way: its optimiser, the mean of its weights, and the weights to end with where they are not the last."""
 
     def __init__(self, phase: Phase, saved: Groups):
         """`saved` is what `state` was, or nothing."""
         self.phase, self.best = phase, saved.get("best", {})
-        self.optimiser = phase.schedule.build(phase.parameters())
+        self.optimiser = build(phase.schedule, phase.parameters())
         self.mean = Mean(phase.schedule.average, phase.parameters())
         if saved:
             _load_optimiser(self.optimiser, saved["optimiser"])
@@ -141,11 +80,6 @@ class Work:
         self.phase.retract()
         measure_statistics(model, self.phase.trained, train, self.phase.schedule.batch)
         refresh(model, train)
-
-
-def each(losses: Losses) -> Iterator[Tensor]:
-    """The losses of a batch, one optimiser step each."""
-    yield from [losses] if isinstance(losses, Tensor) else losses
 
 
 def run(
@@ -196,10 +130,20 @@ def _bar(name: str, first: int, epochs: int) -> Iterable[int]:
 def _measure(model: nn.Module, phase: Phase, phases: Sequence[Phase], accuracy: Callable[..., float]) -> Row:
     """The columns of held-out images and random parameters. All rows of a run have the same; what a phase does not watch is empty."""
     robust = {p.name: p.schedule.stopping.images for p in phases if p.schedule.stopping and p.schedule.stopping.watch == "robust"}
-    row: Row = {"accuracy": accuracy()} | {name: round(value, 6) for name, value in distribution.numbers(model).items()}
+    row: Row = {"accuracy": accuracy()} | {name: round(value, 6) for name, value in lines(model).items()}
     if robust:
         row["robust"] = accuracy(robust[phase.name]) if phase.name in robust else ""
     return row
+
+
+@torch.no_grad()
+def lines(model: nn.Module) -> dict[str, float]:
+    """What layers that have a `line` bring to a line of the history; each is given all layers that it is of."""
+    layers: dict[Callable[[list[nn.Module]], dict[str, float]], list[nn.Module]] = {}
+    for module in model.modules():
+        if line := getattr(type(module), "line", None):
+            layers.setdefault(line, []).append(module)
+    return {name: value for line, own in layers.items() for name, value in line(own).items()}
 
 
 @torch.no_grad()

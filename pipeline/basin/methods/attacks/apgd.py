@@ -15,9 +15,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.attacks import Incumbent, Target, cross_entropy_each, gradient, margin
-from pipeline.errors import Mistake
-from pipeline.types import Images, Labels, PerImage, Settings
+from basin.config.settings import Settings
+from basin.errors import Mistake
+from basin.threat.target import Incumbent, Target, cross_entropy_each, gradient, margin
+from basin.types import Images, Labels, PerImage
 
 ALPHA, RHO = 0.75, 0.75
 

@@ -17,10 +17,11 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn.functional import normalize
 
-from pipeline import foreign
-from pipeline.attacks import Incumbent, Target
-from pipeline.errors import Mistake
-from pipeline.types import Images, Labels, Network, Settings
+from basin.config.settings import Settings
+from basin.errors import Mistake
+from basin.threat import foreign
+from basin.threat.target import Incumbent, Target
+from basin.types import Images, Labels, Network
 
 if TYPE_CHECKING:
     from pyautoattack import AutoAttack
@@ -94,7 +95,7 @@ def _suite(params: Params, target: Target, network: Network, seed: int, device: 
         network, attacks=params.attacks, device=device, eps=threat.eps, norm=foreign.NORM[threat.norm], seed=seed, version="custom"
     )
     suite.verbose = False
-    suite.apgd.logger = suite.apgd_targeted.logger = _silent()  # says for each batch what pipeline/diagnostics.py says once
+    suite.apgd.logger = suite.apgd_targeted.logger = _silent()  # says for each batch what basin/evaluation/diagnostics.py says once
     suite._set_version(params.version)
     return suite
 

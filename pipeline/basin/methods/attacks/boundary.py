@@ -18,9 +18,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from pipeline.attacks import Incumbent, Target
-from pipeline.threat import HIGH, LOW
-from pipeline.types import Images, Labels, PerImage, Settings
+from basin.config.settings import Settings
+from basin.threat.ball import HIGH, LOW
+from basin.threat.target import Incumbent, Target
+from basin.types import Images, Labels, PerImage
 
 BLACK_BOX = True
 FIRST_DELTA = 0.1  # the paper's delta_1, in pixels

@@ -13,9 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.attacks import Incumbent, Target, gradient, margin
-from pipeline.threat import HIGH, LOW
-from pipeline.types import Images, Labels, PerImage, Settings
+from basin.config.settings import Settings
+from basin.threat.ball import HIGH, LOW
+from basin.threat.target import Incumbent, Target, gradient, margin
+from basin.types import Images, Labels, PerImage
 
 
 class Params(Settings):

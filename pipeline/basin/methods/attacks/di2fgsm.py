@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.attacks import Incumbent, Target, accumulate, gradient
-from pipeline.types import Images, Labels, Settings
+from basin.config.settings import Settings
+from basin.threat.target import Incumbent, Target, accumulate, gradient
+from basin.types import Images, Labels
 
 
 class Params(Settings):

@@ -12,9 +12,10 @@ gradient of a difference of logits to be right. The authors' code (pyautoattack)
 import torch
 from pydantic import Field
 
-from pipeline import foreign
-from pipeline.attacks import Incumbent, Target
-from pipeline.types import Images, Labels, Settings
+from basin.config.settings import Settings
+from basin.threat import foreign
+from basin.threat.target import Incumbent, Target
+from basin.types import Images, Labels
 
 
 class Params(Settings):

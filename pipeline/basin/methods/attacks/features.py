@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.attacks import Incumbent, Target, gradient
-from pipeline.errors import Mistake
-from pipeline.types import Images, Labels, Logits, Settings
+from basin.config.settings import Settings
+from basin.errors import Mistake
+from basin.threat.target import Incumbent, Target, gradient
+from basin.types import Images, Labels, Logits
 
 NEEDS_FEATURES = True
 

@@ -6,8 +6,9 @@ gradient by its norm in L2 (there also called the fast gradient method).
 
 import torch
 
-from pipeline.attacks import Target, gradient
-from pipeline.types import Images, Labels, Settings
+from basin.config.settings import Settings
+from basin.threat.target import Target, gradient
+from basin.types import Images, Labels
 
 
 class Params(Settings):

@@ -10,8 +10,9 @@ more are I-FGSM or BIM (Kurakin et al. 2017, arXiv 1607.02533); with mu = 1, MI-
 import torch
 from pydantic import Field
 
-from pipeline.attacks import Incumbent, Target, accumulate, gradient
-from pipeline.types import Images, Labels, Settings
+from basin.config.settings import Settings
+from basin.threat.target import Incumbent, Target, accumulate, gradient
+from basin.types import Images, Labels
 
 
 class Params(Settings):

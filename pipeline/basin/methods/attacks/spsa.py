@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.attacks import Incumbent, Target, margin
-from pipeline.types import Images, Labels, Settings
+from basin.config.settings import Settings
+from basin.threat.target import Incumbent, Target, margin
+from basin.types import Images, Labels
 
 BLACK_BOX = True
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's

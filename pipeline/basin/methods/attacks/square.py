@@ -18,9 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.attacks import Incumbent, Target, margin
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels, PerImage, Settings
+from basin.config.settings import Settings
+from basin.threat.ball import ThreatModel
+from basin.threat.target import Incumbent, Target, margin
+from basin.types import Images, Labels, PerImage
 
 BLACK_BOX = True
 

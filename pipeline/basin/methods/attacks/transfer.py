@@ -9,9 +9,10 @@ import torch
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.attacks import Incumbent, Target
-from pipeline.lookup import AttackChoice, Choice
-from pipeline.types import Images, Labels, Settings
+from basin.config.kinds import AttackChoice, Choice
+from basin.config.settings import Settings
+from basin.threat.target import Incumbent, Target
+from basin.types import Images, Labels
 
 BLACK_BOX = True
 NEEDS_TWIN = True

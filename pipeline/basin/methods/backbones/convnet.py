@@ -7,8 +7,9 @@ No normalisation layers, so training and evaluation mode are the same function. 
 from pydantic import Field
 from torch import nn
 
-from pipeline.errors import Mistake
-from pipeline.types import Features, Images, ImageShape, Settings
+from basin.config.settings import Settings
+from basin.errors import Mistake
+from basin.types import Features, Images, ImageShape
 
 
 class Params(Settings):

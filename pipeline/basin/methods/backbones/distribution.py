@@ -4,7 +4,7 @@
 
 f is the backbone `of`. The linear classifier on top consists of distributions too. mu and rho are trained by the training method's loss at
 one draw (or `training_draws`) a step, plus beta KL[q || N(0, s^2 I)] / N where `kl` = beta > 0. With neither a divergence nor a floor the
-scales shrink: noise only raises the loss. The equations are in pipeline/distribution.py.
+scales shrink: noise only raises the loss. The equations are in basin/models/distribution.py.
 
 Khan et al. 2019, "Non-Determinism in Neural Networks for Adversarial Robustness" (arXiv 1905.10906); the paper's choice of distribution
 and of loss is not known to us (docs/methods/backbones/distribution.md).
@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from pipeline.distribution import Distribution, Posterior
-from pipeline.lookup import BackboneChoice, Choice
-from pipeline.types import Features, Images, ImageShape
+from basin.config.kinds import BackboneChoice, Choice
+from basin.config.posterior import Posterior
+from basin.models.distribution import Distribution
+from basin.types import Features, Images, ImageShape
 
 
 class Params(Posterior):

@@ -22,9 +22,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from pipeline.errors import Mistake
-from pipeline.ode import Flow, Solver
-from pipeline.types import Features, Images, ImageShape, Settings
+from basin.config.settings import Settings
+from basin.config.solver import Solver
+from basin.errors import Mistake
+from basin.models.ode import Flow
+from basin.types import Features, Images, ImageShape
 
 Maps = Float[Tensor, "n c h w"]
 SMALLEST = 2  # height and width of the maps: over one pixel a group of two channels is normalised to its signs, of one channel to 0

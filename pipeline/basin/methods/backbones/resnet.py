@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from pipeline.types import Features, Images, ImageShape, Settings
+from basin.config.settings import Settings
+from basin.types import Features, Images, ImageShape
 
 
 class Params(Settings):

@@ -3,17 +3,20 @@
     logits = W z + b,    each of W, b ~ N(mu, sigma^2),    sigma = floor + softplus(rho)
 
 The classifier on a backbone of distributions, and the smallest randomised defence on one that is not. The equations are in
-pipeline/distribution.py. Khan et al. 2019 (arXiv 1905.10906).
+basin/models/distribution.py. Khan et al. 2019 (arXiv 1905.10906).
 """
 
 from pydantic import Field
 from torch import nn
 
-from pipeline.classifier import Classifier
-from pipeline.data import Split
-from pipeline.distribution import Distribution, Posterior
-from pipeline.optimise import Phase, Schedule
-from pipeline.types import Features, Logits, NetworkLoss, Settings
+from basin.config.posterior import Posterior
+from basin.config.schedule import Schedule
+from basin.config.settings import Settings
+from basin.data.splits import Split
+from basin.models.classifier import Classifier
+from basin.models.distribution import Distribution
+from basin.training.phase import Phase
+from basin.types import Features, Logits, NetworkLoss
 
 
 class Params(Posterior):

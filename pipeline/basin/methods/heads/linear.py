@@ -3,10 +3,12 @@
 from pydantic import Field
 from torch import nn
 
-from pipeline.classifier import Classifier
-from pipeline.data import Split
-from pipeline.optimise import Phase, Schedule
-from pipeline.types import Features, Logits, NetworkLoss, Settings
+from basin.config.schedule import Schedule
+from basin.config.settings import Settings
+from basin.data.splits import Split
+from basin.models.classifier import Classifier
+from basin.training.phase import Phase
+from basin.types import Features, Logits, NetworkLoss
 
 
 class Params(Settings):

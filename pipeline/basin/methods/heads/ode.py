@@ -6,12 +6,14 @@ z(0) = P x,    dz/dt = W2 tanh(W1 z + b1) + b2,    logits = V z(T) + c
 from pydantic import Field
 from torch import nn
 
-from pipeline.classifier import Classifier
-from pipeline.data import Split
-from pipeline.lyapunov import Bounded
-from pipeline.ode import Solver
-from pipeline.optimise import Phase, Schedule
-from pipeline.types import Features, Logits, NetworkLoss, Settings, State
+from basin.config.schedule import Schedule
+from basin.config.settings import Settings
+from basin.config.solver import Solver
+from basin.data.splits import Split
+from basin.models.classifier import Classifier
+from basin.models.lyapunov import Bounded
+from basin.training.phase import Phase
+from basin.types import Features, Logits, NetworkLoss, State
 
 
 class Params(Settings):

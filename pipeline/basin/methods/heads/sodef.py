@@ -31,13 +31,16 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.classifier import Classifier
-from pipeline.data import Split
-from pipeline.errors import Mistake
-from pipeline.lyapunov import Bounded, Orthonormal, maxmin
-from pipeline.ode import Flow, Solver
-from pipeline.optimise import Phase, Schedule, each
-from pipeline.types import Features, Images, Labels, Logits, NetworkLoss, PerImage, Settings, State
+from basin.config.schedule import Schedule
+from basin.config.settings import Settings
+from basin.config.solver import Solver
+from basin.data.splits import Split
+from basin.errors import Mistake
+from basin.models.classifier import Classifier
+from basin.models.lyapunov import Bounded, Orthonormal, maxmin
+from basin.models.ode import Flow
+from basin.training.phase import Phase, each
+from basin.types import Features, Images, Labels, Logits, NetworkLoss, PerImage, State
 
 EXPONENTIAL_UP_TO = 5.0  # g is exp up to here
 

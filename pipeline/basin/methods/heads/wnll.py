@@ -4,7 +4,7 @@ A prediction is a weighted mean of the labels of near template images in place o
 its exact gradient vanishes wherever all neighbours agree, and with `transductive` an image's logits depend on its batch.
 
     y(x) = relu(B z + b)                          the buffer layer, on the backbone's features z
-    u(x) = the weighted nonlocal Laplacian's interpolation of the template's labels at y(x)           (pipeline/interpolation.py)
+    u(x) = the weighted nonlocal Laplacian's interpolation of the template's labels at y(x)           (basin/models/interpolation.py)
     logits = log((1 - f) u + f / classes)         f = 1e-4 keeps them finite: u is often 0
 
 Reported is each image alone beside the template. Gradients: `exact`; `surrogate`, of a linear layer on y (the paper's); `soft`, of a mean
@@ -19,14 +19,16 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from pipeline.classifier import Classifier
-from pipeline.data import Positions, Split
-from pipeline.errors import Mistake
-from pipeline.interpolation import Neighbours, alone, dense, graph, harmonic, neighbours
-from pipeline.optimise import Phase, Schedule
-from pipeline.randomness import drawing, generator
-from pipeline.substitutes import Substitutable
-from pipeline.types import Features, Images, Labels, Logits, Losses, NetworkLoss, Settings
+from basin.config.schedule import Schedule
+from basin.config.settings import Settings
+from basin.data.splits import Positions, Split
+from basin.errors import Mistake
+from basin.models.classifier import Classifier
+from basin.models.interpolation import Neighbours, alone, dense, graph, harmonic, neighbours
+from basin.models.substitutes import Substitutable
+from basin.randomness import drawing, generator
+from basin.training.phase import Phase
+from basin.types import Features, Images, Labels, Logits, Losses, NetworkLoss
 
 FLOOR = 1e-4  # f: the share of the uniform distribution in the probabilities
 BATCH = 1024  # images a pass where the template is computed

@@ -21,10 +21,11 @@ from pydantic_core import PydanticCustomError
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from pipeline.errors import Mistake
-from pipeline.randomness import Random
-from pipeline.substitutes import Substitutable
-from pipeline.types import Images, PerImage, Settings
+from basin.config.settings import Settings
+from basin.errors import Mistake
+from basin.models.substitutes import Substitutable
+from basin.randomness import Random
+from basin.types import Images, PerImage
 
 SLACK = 0.25  # how far out of [0, 1] finite differences (spsa's queries, for one) may step; a wrong scale goes further
 CACHED = 2**16  # pixels that are worked on at once by a CPU: what fits its cache takes a quarter of the time

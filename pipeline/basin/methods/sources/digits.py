@@ -7,8 +7,8 @@ Digits", UCI Machine Learning Repository, 1998, doi:10.24432/C50P49: scikit-lear
 import numpy as np
 import torch
 
-from pipeline.data import Source, Split
-from pipeline.types import Settings
+from basin.config.settings import Settings
+from basin.data.splits import Source, Split
 
 
 class Params(Settings):

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.data import Source, Split
-from pipeline.errors import Mistake
-from pipeline.types import Settings
+from basin.config.settings import Settings
+from basin.data.splits import Source, Split
+from basin.errors import Mistake
 
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -15,9 +15,9 @@ import torch
 from pydantic import BeforeValidator, Field
 from tqdm import tqdm
 
-from pipeline.data import Source, Split
-from pipeline.errors import Mistake, did_you_mean
-from pipeline.types import Settings
+from basin.config.settings import Settings
+from basin.data.splits import Source, Split
+from basin.errors import Mistake, did_you_mean
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 DEEP = ("I", "F")  # Pillow's modes of more than 8 bits begin so; converting them clips at 255

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pipeline.data import Source, Split
-from pipeline.errors import Mistake, did_you_mean
-from pipeline.types import Images, Labels, Settings
+from basin.config.settings import Settings
+from basin.data.splits import Source, Split
+from basin.errors import Mistake, did_you_mean
+from basin.types import Images, Labels
 
 KEYS = ("images", "labels", "test_images", "test_labels", "classes")
 UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what damaged archives raise

@@ -11,9 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pipeline.attacks import Target, pgd
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels, Network, Settings
+from basin.config.settings import Settings
+from basin.methods.attacks import pgd
+from basin.threat.ball import ThreatModel
+from basin.threat.target import Target
+from basin.types import Images, Labels, Network
 
 
 class Params(Settings):

@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels, Network, Settings
+from basin.config.settings import Settings
+from basin.threat.ball import ThreatModel
+from basin.types import Images, Labels, Network
 
 
 class Params(Settings):

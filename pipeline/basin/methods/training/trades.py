@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from pipeline.attacks import gradient
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels, Logits, Network, PerImage, Settings
+from basin.config.settings import Settings
+from basin.threat.ball import ThreatModel
+from basin.threat.target import gradient
+from basin.types import Images, Labels, Logits, Network, PerImage
 
 START = 1e-3  # standard deviation of the start, as in the authors' code
 

@@ -21,9 +21,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from pipeline.attacks import cross_entropy_each
-from pipeline.threat import ThreatModel
-from pipeline.types import Images, Labels, Network, PerImage, Settings
+from basin.config.settings import Settings
+from basin.threat.ball import ThreatModel
+from basin.threat.target import cross_entropy_each
+from basin.types import Images, Labels, Network, PerImage
 
 
 class Params(Settings):

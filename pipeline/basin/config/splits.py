@@ -1,0 +1,31 @@
+"""How a data set is divided, as params.yaml has it."""
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from basin.config.settings import Fractional, Settings
+
+TEST_SHARE = 0.2  # of a source that has no test split of its own, where params.yaml gives none
+
+
+class SplitSettings(Settings):
+    """The keys of `data:` that every kind has."""
+
+    validation: Fractional = Field(0.1, gt=0, lt=1, description="the share of the training images held out to choose epochs and knobs on")
+    test: Fractional | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=f"the share held out for attacks; null: the source's own test split, or {TEST_SHARE} where it has none",
+    )
+    train_limit: int | None = Field(
+        None, ge=2, description="a cap on the number of training images, for trials; validation shrinks in proportion; null: all"
+    )
+    test_limit: int | None = Field(None, ge=2, description="a cap on the number of test images, for trials; null: all")
+
+    @model_validator(mode="after")
+    def _leave_some_to_train_on(self) -> "SplitSettings":
+        if self.validation + (self.test or TEST_SHARE) >= 1:
+            message = f"validation and test (null counts as {TEST_SHARE}) leave nothing to train on. Lower them to add up to less than 1."
+            raise PydanticCustomError("shares", message)  # type: ignore[arg-type]
+        return self
