@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow serve ui report check lint types imports test test-all lock clean
+.PHONY: help setup repro flow serve ui report check lint types imports test test-all test-cpus lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,10 @@ test: setup ## the tests, in minutes: two files at a time
 
 test-all: setup ## the slow tests too
 	pytest -m "slow or not slow"
+
+test-cpus: setup ## the tests as other processors compute: the matrix library's compatible kernels, then without AVX-512
+	MKL_CBWR=COMPATIBLE pytest -n 2 --dist loadfile
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 pytest -n 2 --dist loadfile
 
 lock: setup ## pin the newest versions that pyproject.toml allows
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate \

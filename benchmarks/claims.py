@@ -35,7 +35,7 @@ from basin.errors import Mistake
 from basin.evaluation.cascade import Evaluation
 from basin.evaluation.interval import Z95, wilson
 from basin.evaluation.ways import Attempt, Way
-from basin.models import artifact
+from basin.models import artifact, recipe
 from basin.models.classifier import Classifier
 from basin.models.ode import flows
 from basin.threat.ball import ThreatModel
@@ -143,7 +143,7 @@ class Model:
 
 def load(folder: Path) -> Model:
     network = artifact.load(folder).requires_grad_(False)
-    digest = hashlib.sha256((artifact.weights_digest(folder) + json.dumps(network.recipe["classifier"])).encode()).hexdigest()
+    digest = hashlib.sha256((recipe.weights_digest(folder) + json.dumps(network.recipe["classifier"])).encode()).hexdigest()
     return Model(network.recipe["model"], network, digest)
 
 
@@ -153,7 +153,7 @@ def pairs(run: Path, claim: Claim) -> Iterator[tuple[Model, Model]]:
     if not found:
         log.warning("models/%s: not in this run; left out", claim.models)
     for folder in found:
-        twin = folder / artifact.TWIN if folder.parent.name == "head" else run / "models" / RIVAL
+        twin = folder / recipe.TWIN if folder.parent.name == "head" else run / "models" / RIVAL
         if twin.exists():
             yield load(folder), load(twin)
         else:
@@ -347,7 +347,7 @@ def prepare(asked: argparse.Namespace) -> Case:
     about = hashlib.sha256((load_about(asked.run / "data/prepared").digest + code).encode()).hexdigest()
     images, labels = test.floats(slice(0, asked.images)), test.labels[: asked.images]
     done = {row["key"]: row for row in csv.DictReader(place.open())} if place.exists() else {}
-    return Case(images, labels, run.threat, run.seed, run.attack.batch, asked.few, about, place, done)
+    return Case(images, labels, ThreatModel.of(run.threat), run.seed, run.attack.batch, asked.few, about, place, done)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from basin.data.about import load_about
 from basin.data.splits import Split, load_split
 from basin.evaluation.interval import wilson
 from basin.methods.heads import sodef
-from basin.models import artifact
+from basin.models import artifact, recipe
 from basin.models.classifier import Classifier
 from basin.models.lyapunov import gain
 from basin.models.ode import solving_with
@@ -218,7 +218,7 @@ def load(folder: Path, asked: argparse.Namespace) -> Case:
     root = Path(__file__).parents[1]
     code = [path.read_text() for path in sorted([*(root / "pipeline").rglob("*.py"), Path(__file__)])]
     key = json.dumps(
-        [load_about(prepared).digest, artifact.weights_digest(asked.run / folder), twin.recipe, seed, epochs, asked.images, code]
+        [load_about(prepared).digest, recipe.weights_digest(asked.run / folder), twin.recipe, seed, epochs, asked.images, code]
     )
     place = Path(".basin/benchmarks/sodef_sweep", hashlib.sha256(key.encode()).hexdigest()[:16])
     images, labels = test.floats(slice(0, asked.images)), test.labels[: asked.images]

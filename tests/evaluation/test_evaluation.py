@@ -45,11 +45,11 @@ class Own(Choice):
 
     @property
     def module(self):
-        return SimpleNamespace(perturb=self.perturb)
+        return SimpleNamespace(perturb=self.perturb, Params=Settings)
 
 
 def own(perturb) -> Own:
-    return Own("attacks", "own", Settings(), perturb)
+    return Own("attacks", "own", Settings(), {}, perturb)
 
 
 def attacks(**more) -> dict[str, Choice]:
@@ -112,8 +112,10 @@ def test_what_is_written_is_what_the_reported_function_says(run, sodef, digits, 
     distance = (stored["images"] - x).flatten(1).abs().amax(1)
     assert distance.max() <= BALL.eps + TOLERANCE and stored["images"].min() >= 0 and stored["images"].max() <= 1
     logits = sodef(stored["images"])
-    assert torch.equal(column("adversarial"), logits.argmax(1)) and torch.equal(column("clean"), sodef(x).argmax(1))
-    assert torch.equal(column("robust").bool(), logits.argmax(1) == y)
+    clear = logits.topk(2).values.diff().abs()[:, 0] > 1e-4  # judged there in a batch of another size
+    assert clear.sum() > 45 and torch.equal(column("clean"), sodef(x).argmax(1))
+    assert torch.equal(column("adversarial")[clear], logits.argmax(1)[clear])
+    assert torch.equal(column("robust").bool()[clear], (logits.argmax(1) == y)[clear])
     for row, loss, far in zip(rows, cross_entropy(logits, y, reduction="none").tolist(), distance.tolist()):
         assert float(row["loss"]) == pytest.approx(loss, abs=1e-4) and float(row["distance"]) == pytest.approx(far, abs=1e-6)
         assert (row["attack"] == "") is (row["robust"] == "1")

@@ -24,6 +24,7 @@ from torch import nn
 from basin.cli import app
 from basin.config.splits import SplitSettings
 from basin.config.suite import Suite
+from basin.config.threat import asked
 from basin.data.splits import prepare
 from basin.errors import Mistake, exit_on_mistake
 from basin.evaluation import outside
@@ -31,6 +32,7 @@ from basin.evaluation.cascade import Evaluation
 from basin.evaluation.robustness import check, evaluate
 from basin.methods.sources import digits as source
 from basin.models import artifact
+from basin.threat.ball import ThreatModel
 
 ROOT = Path(__file__).resolve().parents[2]
 BASIN = [sys.executable, "-c", "from basin.cli.app import main; main()"]
@@ -188,7 +190,7 @@ def test_too_few_classes_for_an_attack_are_refused_before_any_attack_runs(attack
     three = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
     x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
     with pytest.raises(Mistake, match=r"needs 4( classes)? \(got 3\)"):
-        evaluate(three, None, x, y, outside.threat("linf", 0.1), suite, (0, "three"))
+        evaluate(three, None, x, y, ThreatModel(norm="linf", eps=0.1), suite, (0, "three"))
 
 
 def short(suites):
@@ -305,7 +307,7 @@ def test_the_python_door_of_the_documentation_opens(place):
 @pytest.mark.parametrize("eps", [0, -0.1, 1.01, float("nan"), "0"])
 def test_a_radius_that_is_none_is_refused_from_python_too(eps):
     with pytest.raises(Mistake, match=r"^eps: input should be .* \(got "):
-        outside.threat("linf", eps)
+        asked("linf", eps)
 
 
 def test_an_unknown_attack_is_refused_with_the_nearest_name():

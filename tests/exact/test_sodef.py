@@ -211,7 +211,7 @@ def test_the_paper_form_classifies_with_the_fixed_matrix_alone(digits):
     model = classifier(head=PAPER)
     assert not any(name.startswith("head.classifier") for name in model.state_dict())
     z = model.features(few(digits["test"], 8)[0])
-    assert torch.equal(model.head(z), model.head.flow(model.head.state(z)) @ lyapunov.maxmin(10, 16).T)
+    torch.testing.assert_close(model.head(z), model.head.flow(model.head.state(z)) @ lyapunov.maxmin(10, 16).T, rtol=1e-5, atol=1e-6)
 
 
 def test_a_form_has_its_own_schedule_and_the_other_ones_is_refused():

@@ -188,7 +188,6 @@ def test_one_image_alone_gives_what_it_gives_in_a_batch(family, kind, images):
     with mean_network(model):
         together, alone = model(x), torch.cat([model(one) for one in x.split(1)])
     torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
-    assert torch.equal(alone.argmax(1), together.argmax(1))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.kinds("backbones") if kind != "distribution"])
@@ -199,7 +198,7 @@ def test_any_backbone_can_be_one_of_distributions(kind, local, images):
     plain = small.classifier(of).eval()
     with mean_network(model):
         model.backbone.network.load_state_dict(plain.backbone.state_dict())
-        assert torch.equal(model.features(x), plain.features(x))
+        torch.testing.assert_close(model.features(x), plain.features(x), rtol=1e-6, atol=1e-6)
     drawn, same, other = (_drawn(model, x, seed) for seed in (0, 0, 1))
     assert torch.equal(drawn, same) and not torch.isclose(drawn, other).all(1).any()
     model.train()
@@ -293,7 +292,7 @@ def test_every_gradient_of_a_purifier_is_of_the_same_image(kind, form, images):
         with differentiating(purify, gradient):
             z = _drawn(purify, x, 0)
         (g,) = torch.autograd.grad(z.square().sum(), x)
-        assert torch.equal(z, expected)
+        torch.testing.assert_close(z, expected, rtol=1e-6, atol=1e-6)
         assert g.isfinite().all() and (g.flatten(1).abs().amax(1) > 0).all()
 
 

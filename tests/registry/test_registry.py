@@ -15,13 +15,16 @@ import torch
 
 from basin.config import params
 from basin.config.suite import Adaptive
+from basin.config.threat import asked
 from basin.data import splits
+from basin.data.about import load_about
 from basin.errors import Absent, Mistake
 from basin.evaluation import outcomes
 from basin.models import artifact, recipe
 from basin.models.classifier import Classifier
 from basin.randomness import construct, random_layers
 from basin.registry import candidates, lookup, registration, upkeep
+from basin.threat.ball import ThreatModel
 from benchmarks import methods
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +53,7 @@ MODELS = ("backbone/natural", "head/ode")
 
 def build(settings: params.Config, model: str, seed: int = 0) -> Classifier:
     """A real classifier of the run, untrained."""
-    about, entry = splits.load_about(Path("data/prepared")), settings.entry(model)
+    about, entry = load_about(Path("data/prepared")), settings.entry(model)
     head = entry.head.tree() if model.startswith("head/") else {"kind": "linear"}
     below = "backbone/natural" if model.startswith("head/") else None
     recipe = {
@@ -67,7 +70,7 @@ def build(settings: params.Config, model: str, seed: int = 0) -> Classifier:
 
 def measure(settings: params.Config, model: str, held: int, n: int = 40) -> None:
     """Outcomes of the real form in which the first `held` of n images hold and all are classified right without an attack."""
-    test, about = splits.load_split(Path("data/prepared"), "test"), splits.load_about(Path("data/prepared"))
+    test, about = splits.load_split(Path("data/prepared"), "test"), load_about(Path("data/prepared"))
     test = test.take(torch.arange(n))
     found = outcomes.Outcomes(
         torch.arange(n), test.labels, test.floats(), test.labels.clone(), torch.ones(n), test.floats(), torch.zeros(n),
@@ -77,7 +80,7 @@ def measure(settings: params.Config, model: str, held: int, n: int = 40) -> None
     below = None if model.startswith("backbone") else "backbone/natural"
     kinds = {"backbone": "convnet", "head": model.split("/")[1].replace("natural", "linear"), "training": "natural", "from": below}
     described = {"model": model, "suite": "quick", "data": about.name, "data_digest": about.digest, "seed": 0, "flags": [], **kinds}
-    outcomes.write(Path("outcomes") / model / "quick", found, settings.threat, described)
+    outcomes.write(Path("outcomes") / model / "quick", found, ThreatModel.of(settings.threat), described)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +232,7 @@ def test_basin_evaluate_finds_the_same_of_a_version_and_of_its_folder(registered
     """Its twin included, from which points are carried over."""
     from basin.evaluation import outside
 
-    ball = outside.threat("linf", "0.15")
+    ball = asked("linf", "0.15")
     targets = f"models:/{NAME}@champion", f"models:/{NAME}/2", "models/head/ode"
     found = [outside.run(target, "data/prepared", ball, "quick", 20, 0, lookup.load_with_twin) for target in targets]
     assert all(one | {"target": "", "seconds": 0} == found[0] | {"target": "", "seconds": 0} for one in found)
@@ -399,10 +402,10 @@ def test_the_receipt_is_the_same_whatever_else_is_registered(run):
 
 def test_a_model_of_several_random_layers_is_registered(run):
     """It gives the same logits where it draws the same, from one generator through all layers."""
-    params = Path("params.yaml")
+    file = Path("params.yaml")
     of, head = "{kind: convnet, channels: [2], hidden: 8}", "{kind: ode, width: 4, solver: {method: rk4, steps: 2}}"
-    text = params.read_text().replace(f"backbone: {of}", f"backbone: {{kind: distribution, of: {of}, scale: 1.0}}")
-    params.write_text(text.replace(f"head: {head}", "head: {kind: distribution, scale: 1.0}"))
+    text = file.read_text().replace(f"backbone: {of}", f"backbone: {{kind: distribution, of: {of}, scale: 1.0}}")
+    file.write_text(text.replace(f"head: {head}", "head: {kind: distribution, scale: 1.0}"))
     settings = params.load()
     for model in MODELS:
         artifact.save(Path("models") / model, build(settings, model), None if model == MODELS[0] else Path("models") / MODELS[0])

@@ -13,6 +13,7 @@ from test_registry import build, store
 
 from basin.config import params
 from basin.data import splits
+from basin.data.about import load_about
 from basin.evaluation import outcomes, robustness
 from basin.models import artifact, recipe
 from basin.models.classifier import Classifier
@@ -47,7 +48,7 @@ def attacked(settings: params.Config, name: str, model: Classifier) -> None:
     artifact.save(Path("models/backbone") / name, model)
     test, about, suite = (
         splits.load_split(Path("data/prepared"), "test"),
-        splits.load_about(Path("data/prepared")),
+        load_about(Path("data/prepared")),
         settings.suites["quick"],
     )
     found = robustness.evaluate(model, None, test.floats(), test.labels, settings.threat, suite, (0, name))

@@ -17,6 +17,7 @@ from synthetic_outcomes import RUN, SUITES, Made, write_run
 from basin.errors import Mistake
 from basin.evaluation import interval, outcomes
 from basin.report import figures, pictures, stability, table, wording, writing
+from basin.report.console import terminal
 from basin.report.outcomes import read
 from basin.threat.ball import ThreatModel
 
@@ -383,7 +384,7 @@ def test_the_same_images_are_shown_for_every_model(run):
 
 def test_terminal_summary_says_what_the_table_says(written):
     console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(written[0])
+    console.print(terminal(written[0]))
     text = console.export_text()
     for row in written[0].rows:
         assert row.model in text and f"{wording.percent(row.worst.value)} {wording.interval(row.worst)}" in text

@@ -8,7 +8,7 @@ import ast
 import builtins
 import importlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -74,6 +74,7 @@ class Choice:
     family: str
     kind: str
     table: Settings
+    given: dict[str, Any] = field(compare=False, repr=False)  # what `table` was checked from
 
     @property
     def tables(self) -> SimpleNamespace:
@@ -87,7 +88,7 @@ class Choice:
     @cached_property
     def params(self) -> Any:
         """The settings as the file itself understands them: torch is loaded now."""
-        return self.module.Params.model_validate(self.table.model_dump(by_alias=True, exclude_unset=True))
+        return self.module.Params.model_validate(self.given)
 
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {getattr(self.table, name)}" for name in sorted(self.table.model_fields_set))
@@ -106,7 +107,7 @@ def choose(family: str, value: Any) -> Choice:
     kind = settings.pop("kind")
     if kind not in kinds(family):
         raise _invalid("unknown_kind", f"unknown kind of {family}. {did_you_mean(kind, kinds(family))}", kind, ("kind",))
-    return Choice(family, kind, tables(family, kind).Params.model_validate(settings))
+    return Choice(family, kind, tables(family, kind).Params.model_validate(settings), settings)
 
 
 def _invalid(name: str, message: str, value: Any, loc: tuple[str, ...] = ()) -> ValidationError:

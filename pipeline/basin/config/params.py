@@ -58,11 +58,15 @@ class Head(Model):
     @property
     def schedules(self) -> Settings:
         """As the head's own file understands them: torch is loaded now."""
-        return _schedules(self.head.module, self.head.params).model_validate(self.schedule)
+        return schedules(self.head).model_validate(self.schedule)
+
+
+def schedules(head: Choice) -> type[Settings]:
+    """The table of a head's schedules in its own file, which may depend on its form: torch is loaded now."""
+    return _schedules(head.module, head.params)
 
 
 def _schedules(file: Any, params: Settings) -> type[Settings]:
-    """The table of a head's schedules, which may depend on its form."""
     return file.schedules(params) if hasattr(file, "schedules") else file.Schedules
 
 

@@ -67,7 +67,7 @@ class Incumbent:
 
     def __init__(self, clean: Images):
         self.points = clean.clone()
-        self.loss = torch.full((len(clean),), -torch.inf, device=clean.device)
+        self.loss = torch.full((len(clean),), -torch.inf, dtype=clean.dtype, device=clean.device)
         self.broken = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
 
     def offer(self, x: Images, logits: Tensor, labels: Labels, rows: Tensor | None = None) -> None:

@@ -24,7 +24,7 @@ class Params(Settings):
     @field_validator("attacks")
     @classmethod
     def _on_the_twin(cls, attacks: list[Choice]) -> list[Choice]:
-        if any(getattr(attack.module, "NEEDS_TWIN", False) for attack in attacks):
+        if any(getattr(attack.tables, "NEEDS_TWIN", False) for attack in attacks):
             raise PydanticCustomError("nested", "should hold attacks on the twin, which has no twin of its own. Take the transfer out.")
         return attacks
 
