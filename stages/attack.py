@@ -7,7 +7,7 @@ from stages import entry
 
 def main(model: str, suite_name: str) -> None:
     name = f"attack/{model}/{suite_name}"
-    with entry.stage(name, lambda config: config.suite(suite_name)) as stage:
+    with entry.stage(name, lambda config: config.entry(model) and config.suite(suite_name)) as stage:
         from basin import checkpoint
         from basin.evaluation import outcomes, robustness, trajectories
         from basin.models import artifact, recipe
@@ -20,7 +20,8 @@ def main(model: str, suite_name: str) -> None:
         images, labels = judging.images(settings.images)
         asked = suite.model_dump(mode="json"), settings.model_dump(mode="json"), threat.model_dump()
         state = checkpoint.place(name, *asked, classifier.recipe, recipe.weights_digest(entry.MODELS / model), *stage.terms)
-        twin = twin and twin.requires_grad_(False)
+        if twin is not None:
+            twin.requires_grad_(False)
         seed = stage.config.seed, name
         result = robustness.evaluate(classifier, twin, images, labels, threat, suite, seed, settings.batch, state)
         about = judging.describe(model, suite_name, classifier.recipe) | vars(result.diagnosis) | {"declared": asdict(result.declared)}

@@ -334,7 +334,7 @@ def test_a_damaged_recipe_ends_a_head(copy):
     [
         (("backbone", "natrual"), "params.yaml: no such model (got 'backbone/natrual'). Did you mean 'backbone/natural'?"),
         (("head", "sodf"), "params.yaml: no such model (got 'head/sodf'). Did you mean 'head/sodef'?"),
-        (("attack", "head/sodf", "tiny"), "models/head/sodf/recipe.json: not found. Run the stage that makes it: dvc repro."),
+        (("attack", "head/sodf", "tiny"), "params.yaml: no such model (got 'head/sodf'). Did you mean 'head/sodef'?"),
         (("attack", "head/sodef", "tyni"), "params.yaml: suites: no such suite (got 'tyni'). Known: tiny."),
     ],
 )
