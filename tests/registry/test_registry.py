@@ -431,3 +431,12 @@ def test_the_page_of_a_run_has_what_was_left_on_the_way_and_the_flags(run, monke
     assert [row["minus twin"] and row["minus twin"].value for row in table] == [0.25, None]
     flat = [1.0, None, 0.35, 0.25, 0.25, None, None, "gradient-masked", "", "40"]
     assert list(methods.flat(table[1]).values()) == ["backbone/natural", *flat]
+
+
+def test_a_version_of_another_layout_or_source_says_so_in_one_line():
+    from basin.registry.pyfunc import _changed
+
+    now = {f"basin/models/{name}.py": "1" for name in "abcde"}
+    assert _changed(now, now) == ""
+    assert _changed(now | dict.fromkeys(now, "2"), now) == "basin/models/a.py, basin/models/b.py, basin/models/c.py and 2 more"
+    assert _changed({"pipeline/heads/sodef.py": "1"}, now) == "its files were laid out otherwise, as pipeline/heads/sodef.py"

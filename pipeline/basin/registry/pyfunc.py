@@ -28,7 +28,18 @@ from basin.models import artifact
 from basin.registry import serving
 
 REQUEST = ("inputs", "instances", "dataframe_split", "dataframe_records", "params")
+SHOWN = 3  # names of changed files in a warning
 log = logging.getLogger(__name__)
+
+
+def _changed(saved: dict[str, str], current: dict[str, str]) -> str:
+    """Which source files are not what they were, in a line."""
+    if saved == current:
+        return ""
+    if not saved.keys() & current.keys():
+        return f"its files were laid out otherwise, as {min(saved, default='none')}"
+    changed = sorted(path for path in saved | current if saved.get(path) != current.get(path))
+    return ", ".join(changed[:SHOWN]) + (f" and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
 
 
 class Refused(MlflowException, Mistake):
@@ -48,9 +59,9 @@ class RegisteredClassifier(PythonModel):
         self.twin = artifact.load_twin(context.artifacts["model"], self.device)
         self.lock = threading.Lock()  # the server answers in threads, and a pass changes the model while it lasts
         recipe = self.classifier.recipe
-        self.shape, saved, current = tuple(recipe["shape"]), recipe["sources"], artifact.sources(self.classifier)
-        if changed := sorted(path for path in saved | current if saved.get(path) != current.get(path)):
-            log.warning("%s: computed by other source code than it was trained with: %s", recipe["model"], ", ".join(changed))
+        self.shape = tuple(recipe["shape"])
+        if changed := _changed(recipe["sources"], artifact.sources(self.classifier)):
+            log.warning("%s: computed by other source code than it was trained with: %s", recipe["model"], changed)
         _answer_in_words()
 
     def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
