@@ -41,6 +41,7 @@ class Random(nn.Module):
     training_draws: int = 1
     inference_draws: int = 1
     generator: torch.Generator | None = None
+    place: str = ""  # in its classifier, which sets it: two layers of one shape do not share their noise
 
     def normal(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Standard normal draws, with the type and on the device of `like`."""
@@ -52,7 +53,7 @@ class Random(nn.Module):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if self.generator is None or self.generator.device != device:
-            self.generator = generator(0, "draws", device=device)
+            self.generator = generator(0, "draws", self.place, device=device)
         return self.generator
 
 

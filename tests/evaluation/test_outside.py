@@ -29,7 +29,8 @@ from basin.data.splits import prepare
 from basin.errors import Mistake, exit_on_mistake
 from basin.evaluation import outside
 from basin.evaluation.cascade import Evaluation
-from basin.evaluation.robustness import check, evaluate
+from basin.evaluation.robustness import check, check_labels, evaluate
+from basin.evaluation.subject import subject
 from basin.methods.sources import digits as source
 from basin.models import artifact
 from basin.threat.ball import ThreatModel
@@ -71,6 +72,7 @@ def nan(): return made(lambda z, x: z * torch.nan)
 def nan_later(): return made(lambda z, x: torch.where(torch.arange(len(x))[:, None] == 5, torch.nan, z))
 def probabilities(): return made(lambda z, x: z.softmax(1))
 def pair(): return made(lambda z, x: (z, x))
+def words(): return made(lambda z, x: "seven")
 def flat(): return made(lambda z, x: z.flatten())
 def random(): return made(lambda z, x: z + 0.1 * torch.randn_like(z))
 def two(): return made(lambda z, x: z[:, :2])
@@ -230,7 +232,7 @@ def short(suites):
         ({"target": "net.py:training"}, "model: is in training mode (got model.training = True). Call model.eval() first."),
         ({"target": "net.py:nan"}, "model: should give finite logits (got values that are not). Mend its forward pass."),
         ({"target": "net.py:nan_later"}, "model: its logits are not finite (got so at image 5, 1 in all). Mend its forward pass."),
-        ({"target": "net.py:pair"}, "model: should give logits [n, classes] (got tuple for 2 images). Mend its forward pass."),
+        ({"target": "net.py:words"}, "model: cannot take float32 images [2, 1, 8, 8] (got TypeError: its answer is str, not logits)."),
         ({"target": "net.py:flat"}, "model: should give logits [n, classes] (got float32 [20] for 2 images). Mend its forward pass."),
         ({"data": "none"}, "--data: no such file or folder (got 'none'). Give a prepared folder, an .npz file, or a folder of images."),
         ({"data": "net.py"}, "data.folder: no such folder (got net.py). Give the path of a folder that holds one sub-folder a class."),
@@ -284,11 +286,16 @@ X, Y = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch
     ],
 )
 def test_a_bad_call_from_python_raises_a_mistake(x, y, message):
-    """Of `check`, which `evaluate` calls first: the tests hold the annotations of `evaluate` itself to their shapes."""
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
-    check(model, X, Y)
+    """Of what `evaluate` does first: the tests hold the annotations of `evaluate` itself to their shapes."""
+
+    def looked_at(x, y):
+        check(x, y)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+        check_labels(y, subject(model, x)(x).shape[1])
+
+    looked_at(X, Y)
     with pytest.raises(Mistake, match=re.escape(message)):
-        check(model, x, y)
+        looked_at(x, y)
 
 
 def test_the_python_door_of_the_documentation_opens(place):

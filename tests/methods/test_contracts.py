@@ -38,6 +38,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("attacks", "features"): {"steps": 10},
     ("attacks", "pgd"): {"steps": 5},
     ("attacks", "spsa"): {"steps": 4, "samples": 16},
+    ("attacks", "surrogate"): {"rounds": 1, "points": 2, "width": 16},
     ("attacks", "square"): {"queries": 40},
     ("attacks", "transfer"): {"attacks": [{"kind": "pgd", "steps": 5}]},
     ("backbones", "distribution"): {"of": small.CONVNET},

@@ -73,6 +73,10 @@ def evaluate(
     images: Annotated[int | None, typer.Option(min=1, help="how many images, the first ones; all by default")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one) | cpu | cuda")] = "auto",
+    normalise: Annotated[
+        str | None,
+        typer.Option(help="what images are brought to first: MEAN,.../STD,... a channel each | model: what the model names itself"),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="where to write the answer for a program")] = None,
     outcomes: Annotated[Path | None, typer.Option(help="a folder for the outcomes image by image, and the points found")] = None,
 ) -> None:
@@ -86,9 +90,10 @@ def evaluate(
 
     if json_file and not json_file.parent.is_dir():
         raise Mistake(f"--json: no such folder (got {str(json_file.parent)!r}). Make it first.")
-    result = outside.run(target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device)
+    result = outside.run(target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise)
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
+    typer.echo(f"The model: {'; '.join(result['model']) or 'a function of each image, with a gradient'}")
     for name, robust in result["attacks"].items():
         typer.echo(f"{robust:7.1%}  after {name}")
     low, high = result["interval"]

@@ -11,6 +11,7 @@
 | takes its solves' gradient by the adjoint | every gradient through the steps of the solve instead |
 | has a gradient that is zero, wrong or buried | straight through what is flat, and four times the search that needs none |
 | has features | towards the features of an image of another class |
+| has no gradient | these alone: the twin, a surrogate that is taught its answers, and queries |
 
 Weak and cheap attempts go first: what they break costs the others nothing.
 """
@@ -41,6 +42,9 @@ def attempts(declared: Declaration, settings: Adaptive, model: nn.Module) -> dic
 
 def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[tuple[str, Attempt]]:
     own = Way(draws=s.draws if declared.randomised else None, exact=declared.adjoint)
+    if not declared.differentiable:
+        yield from without_gradient(declared, s)
+        return
     yield "fgsm", Attempt(_attack("fgsm"), own)
     yield "pgd", Attempt(_attack("pgd", steps=20, step=0.1), own)
     yield "apgd_ce", Attempt(_apgd("ce", s.steps), own)
@@ -57,16 +61,35 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
         yield "pgd_eot", Attempt(_attack("pgd", steps=s.steps, step=0.1), own)
     else:
         yield "fab", Attempt(_attack("fab", targets=s.targets), own)
-    queries = s.queries * (LONGER if declared.blind else 1)
     if declared.blind:
-        yield "spsa", Attempt(_attack("spsa", steps=s.steps, samples=max(queries // (2 * s.steps), 1), delta=SPSA_DELTA), own)
-    queries = max(queries // (s.draws if declared.randomised else 1), 1)
-    yield "square", Attempt(_attack("square", queries=queries), own)
-    if declared.blind:
-        yield "boundary", Attempt(_attack("boundary", queries=queries), own)
+        yield from _blindly(declared, s, own)
+    else:
+        yield "square", Attempt(_attack("square", queries=max(s.queries // _draws(declared, s), 1)), own)
     for k in range(1, s.doublings + 1):
         longer = _attack("apgd", loss="ce", steps=s.steps * 2**k, restarts=2**k)
         yield f"apgd_ce x{2**k}", Attempt(longer, own, doubling=k)
+
+
+def without_gradient(declared: Declaration, s: Adaptive) -> Iterator[tuple[str, Attempt]]:
+    """What is left against a model whose logits have no gradient: its twin, a surrogate taught its answers, queries."""
+    own = Way(draws=s.draws if declared.randomised else None)
+    if declared.twin:
+        yield "transfer", Attempt(_attack("transfer", attacks=[_apgd("ce", s.steps).tree()]))
+    yield "surrogate", Attempt(_attack("surrogate"), own)
+    yield from _blindly(declared, s, own)
+
+
+def _blindly(declared: Declaration, s: Adaptive, own: Way) -> Iterator[tuple[str, Attempt]]:
+    """Where no gradient can be followed: four times the queries of Square, and as many of two others."""
+    queries = LONGER * s.queries
+    yield "spsa", Attempt(_attack("spsa", steps=s.steps, samples=max(queries // (2 * s.steps), 1), delta=SPSA_DELTA), own)
+    queries = max(queries // _draws(declared, s), 1)
+    yield "square", Attempt(_attack("square", queries=queries), own)
+    yield "boundary", Attempt(_attack("boundary", queries=queries), own)
+
+
+def _draws(declared: Declaration, s: Adaptive) -> int:
+    return s.draws if declared.randomised else 1
 
 
 def _ways(declared: Declaration, own: Way, model: nn.Module) -> Iterator[tuple[str, Way]]:

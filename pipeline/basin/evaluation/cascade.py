@@ -26,6 +26,7 @@ from tqdm import tqdm
 from basin import files
 from basin.errors import Mistake
 from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
+from basin.evaluation.subject import device_of
 from basin.evaluation.ways import Attempt
 from basin.randomness import drawing, generator, seed_for
 from basin.threat.ball import TOLERANCE, ThreatModel
@@ -187,7 +188,7 @@ class Evaluation:
 
     @property
     def device(self) -> torch.device:
-        return next((p.device for p in self.classifier.parameters()), torch.device("cpu"))
+        return device_of(self.classifier)
 
     @contextmanager
     def seeded(self, name: str, batch: int) -> Iterator[None]:

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
+from basin.evaluation.subject import Subject
 from basin.evaluation.ways import Way
+from basin.models.classifier import Classifier
 from basin.models.distribution import distributions
 from basin.models.ode import exactly, flows
 from basin.models.substitutes import substitutes
@@ -37,6 +39,7 @@ class Declaration:
     classes: int
     randomised: bool  # two passes over an image may differ
     batch_dependent: bool  # an image's logits depend on the images beside it
+    differentiable: bool  # the logits have a gradient at all
     blind: bool  # the gradient, by no adjoint, is zero, not the derivative of what is computed, or buried in noise
     gradients: tuple[str, ...]  # besides the one in use (basin/models/substitutes.py)
     flows: bool  # an ODE is solved
@@ -44,6 +47,16 @@ class Declaration:
     purifier: bool  # something cleans the image first
     distributions: bool  # weights are drawn, and have means
     twin: bool  # there is an undefended model of the same data
+
+    def words(self) -> list[str]:
+        """What a person should know of it."""
+        said = {
+            "random: two passes over an image differ": self.randomised,
+            "an image's logits depend on its batch": self.batch_dependent,
+            "solves an ODE": self.flows or self.adjoint,
+            "its gradient is blind": self.blind,
+        }
+        return [words for words, holds in said.items() if holds]
 
 
 @torch.no_grad()
@@ -59,11 +72,12 @@ def declare(model: nn.Module, twin: nn.Module | None, images: Images) -> Declara
             classes=first.shape[1],
             randomised=randomised,
             batch_dependent=_differs(first, alone),
+            differentiable=getattr(model, "differentiable", True),
             blind=blind,
             gradients=substitutes(model),
             flows=bool(flows(model)),
             adjoint=bool(by_adjoint),
-            purifier=not isinstance(getattr(model, "purifier", nn.Identity()), nn.Identity),
+            purifier=isinstance(model, Classifier) and not isinstance(model.purifier, nn.Identity),
             distributions=bool(distributions(model)),
             twin=twin is not None,
         )
@@ -127,9 +141,10 @@ def signal_to_noise(model: nn.Module, x: Images, y: Labels) -> float:
 class Drawn(Random):
     """A model from outside that draws what it draws by itself: as many of its passes as are asked for make one of this."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Subject):
         super().__init__()
-        self.single = model
+        self.single, self.training = model, False  # this layer alone: `eval()` would reach into a model that keeps parts in training mode
+        self.differentiable, self.facts = model.differentiable, model.facts
         if hasattr(model, "features"):
             self.features = model.features
 
@@ -146,6 +161,6 @@ class Drawn(Random):
 
 @torch.no_grad()
 def drawn(model: nn.Module, images: Images) -> nn.Module:
-    """The model itself, or a `Drawn` one where it says nothing of draws and two passes over the images differ."""
+    """The model itself, or a `Drawn` one where it comes from outside and two passes over the images differ."""
     with _seeded(model, images):
-        return model if hasattr(model, "draws") or not _differs(model(images), model(images)) else Drawn(model).eval()
+        return Drawn(model) if isinstance(model, Subject) and _differs(model(images), model(images)) else model

@@ -4,7 +4,9 @@ import hashlib
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -21,7 +23,8 @@ from basin.data.splits import in_proportion, load_split
 from basin.errors import Mistake, did_you_mean
 from basin.evaluation import outcomes
 from basin.evaluation.outcomes import measures
-from basin.evaluation.robustness import LOOKED_AT, check, device_of, evaluate
+from basin.evaluation.robustness import LOOKED_AT, check, evaluate
+from basin.evaluation.subject import device_of, dtype_of, normalisation, subject
 from basin.models import artifact
 from basin.randomness import generator
 from basin.threat.ball import ThreatModel
@@ -77,12 +80,29 @@ def _made(path: Path, function: str) -> nn.Module:
     assert spec and spec.loader
     sys.modules["basin_target"] = module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # what lies beside it can be imported, as if it were run
-    spec.loader.exec_module(module)
+    with _theirs(path):
+        spec.loader.exec_module(module)
     if not callable(make := getattr(module, function, None)):
         raise Mistake(f"TARGET: {path}: no such function (got {function!r}). {did_you_mean(function, _functions(module))}")
-    if not isinstance(made := make(), nn.Module):
+    with _theirs(path):
+        made = make()
+    if not isinstance(made, nn.Module):
         raise Mistake(f"TARGET: {path}:{function} should return an nn.Module on images in [0, 1] (got {type(made).__name__}). Return one.")
     return made
+
+
+@contextmanager
+def _theirs(path: Path) -> Iterator[None]:
+    """Whatever a file of the user's own raises, or that it ends the program, as its line and a sentence."""
+    try:
+        yield
+    except Mistake:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
+        line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else lines[-1] if lines else None
+        got = f"{type(error).__name__}: {' '.join(str(getattr(error, 'msg', error)).split())}"[:200]
+        raise Mistake(f"TARGET: {path}{f', line {line}' if line else ''}: cannot be used (got {got}). Mend the file.") from error
 
 
 def _functions(module: ModuleType) -> list[str]:
@@ -130,28 +150,30 @@ def run(
     registered: Callable[[str], Models],
     outcomes_folder: Path | None = None,
     device: str = "auto",
+    normalise: str | None = None,
 ) -> dict[str, Any]:
     """The JSON of `basin evaluate`; accuracies are fractions in [0, 1], `attacks` has the robust accuracy after each.
 
     Interrupted and called again, it goes on after the last finished attack. `outcomes_folder`: where each image's outcome is written;
-    `device`: auto (a GPU if there is one), cpu or cuda.
+    `device`: auto (a GPU if there is one), cpu or cuda; `normalise`: what the images are brought to first (basin/evaluation/subject.py).
     """
     chosen, (x, y) = suite(name), images(data, number, seed)
     classifier, twin = models(target, registered)
     started, place, ball = time.monotonic(), _device(device), ThreatModel.of(threat)
-    for one in filter(None, (classifier, twin)):
-        one.requires_grad_(False).to(place)
-    x = _as_taken(classifier, x)
-    check(classifier, x, y)
+    x = _as_taken(_placed(classifier, place), x)
+    check(x, y)
+    sample = x[:LOOKED_AT].to(device_of(classifier))
+    classifier = subject(classifier, sample, normalisation(normalise, classifier))
+    twin = None if twin is None else subject(_placed(twin, place), sample)
     asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
-    state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one), *asked)
+    state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one is not None), *asked)
     result = evaluate(classifier, twin, x, y, ball, chosen, (seed, "evaluate"), checkpoint=state)
     numbers = measures(result.outcomes)
     answer = {
         "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "device": place.type, "n": numbers["n"],
         "clean": numbers["clean"], "worst_case": numbers["robust"], "interval": numbers["interval"], "attacks": numbers["attacks"],
         "masked": numbers["masked"], "ensemble": numbers["ensemble"], "flags": result.diagnosis.flags, "probes": result.diagnosis.probes,
-        "declared": vars(result.declared), "passes": numbers["passes"],
+        "model": result.facts, "declared": vars(result.declared), "passes": numbers["passes"],
     }  # fmt: skip
     if outcomes_folder:
         outcomes.write(outcomes_folder, result.outcomes, ball, answer)
@@ -166,13 +188,23 @@ def _device(asked: str) -> torch.device:
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def _placed(model: nn.Module, place: torch.device) -> nn.Module:
+    """The model there, its parameters frozen where it lets them be."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
+        return model  # refused in words where it is looked at
+    return model.to(place)
+
+
 def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
     """The images; of grey ones that were read as colour one channel, where the model takes no colour."""
     if x.shape[1] != 3 or not torch.equal(x[:, :1].expand_as(x), x):
         return x
     try:
-        model(x[:1].to(device_of(model)))
-    except (RuntimeError, ValueError):
+        with torch.no_grad():
+            model(x[:1].to(device_of(model), dtype_of(model), copy=True))
+    except (Exception, SystemExit):  # whatever is wrong with it: if it is not the colour, it is told when the model is looked at
         return x[:, :1].contiguous()
     return x
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from basin.config.suite import Suite
+from basin.config.suite import Adaptive, Suite
 from basin.errors import Mistake
-from basin.evaluation.adaptive import attempts, naive
+from basin.evaluation.adaptive import attempts, naive, without_gradient
 from basin.evaluation.cascade import Evaluation
 from basin.evaluation.declaration import Declaration, declare, drawn
 from basin.evaluation.diagnostics import Diagnosis, diagnose
 from basin.evaluation.outcomes import Outcomes, interval, mean
+from basin.evaluation.subject import device_of, subject
 from basin.evaluation.ways import Attempt, Way
 from basin.threat.ball import HIGH, LOW, ThreatModel
 from basin.types import Images, Labels
@@ -27,6 +28,7 @@ class Result:
     outcomes: Outcomes  # image by image: the point found, and the attack that broke it
     diagnosis: Diagnosis
     declared: Declaration
+    facts: list[str]  # what the model was found to be, in words
 
     @property
     def clean(self) -> float:
@@ -67,14 +69,18 @@ def evaluate(
 
     Raises Mistake where images, labels or model cannot be evaluated.
     """
-    check(model, images, labels)
+    check(images, labels)
     sample = images[:LOOKED_AT].to(device_of(model))
-    model = drawn(model, sample)
+    model = drawn(subject(model, sample), sample)
+    twin = None if twin is None else subject(twin, sample)
     declared = declare(model, twin, sample)
+    check_labels(labels, declared.classes)
     tried = {name: Attempt(attack) for name, attack in suite.attacks.items()}
     if suite.adaptive:
         asked_for = attempts(declared, suite.adaptive, model)
         tried |= {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
+    elif not declared.differentiable:
+        tried |= dict(without_gradient(declared, Adaptive()))
     for attempt in tried.values():
         if check_attack := getattr(attempt.attack.module, "check", None):
             check_attack(attempt.attack.params, declared.classes)
@@ -83,21 +89,15 @@ def evaluate(
     curve = (Attempt(suite.curve.attack), list(suite.curve.radii)) if suite.curve else None
     evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
     outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
-    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared), declared)
+    facts = [*getattr(model, "facts", ()), *declared.words()]
+    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared), declared, facts)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return result
 
 
-def device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-@torch.no_grad()
-def check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Raise Mistake on what cannot be evaluated."""
-    if model.training:
-        raise Mistake("model: is in training mode (got model.training = True). Call model.eval() first.")
+def check(images: Tensor, labels: Tensor) -> None:
+    """Raise Mistake on images and labels that cannot be evaluated."""
     if images.ndim != 4 or not images.numel() or images.dtype != torch.float32:
         raise Mistake(f"images: should be float32 [n, c, h, w], one or more (got {_what(images)}). Bring them to that form.")
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
@@ -105,19 +105,13 @@ def check(model: nn.Module, images: Tensor, labels: Tensor) -> None:
     low, high = images.min().item(), images.max().item()
     if not LOW <= low <= high <= HIGH:
         raise Mistake(f"images: should be in [0, 1] (got {low:.3g} to {high:.3g}). Scale them; normalisation belongs into the model.")
-    few = images[:2].to(device_of(model))
-    try:
-        logits = model(few)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        got = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-        raise Mistake(f"model: cannot take float32 images {list(few.shape)} (got {got}). Give the images that it is for.") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(few) or logits.shape[1] < 2:
-        raise Mistake(f"model: should give logits [n, classes] (got {_what(logits)} for {len(few)} images). Mend its forward pass.")
-    if not logits.isfinite().all():
-        raise Mistake("model: should give finite logits (got values that are not). Mend its forward pass.")
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Raise Mistake on a label that the model has no output for."""
     first, last = int(labels.min()), int(labels.max())
-    if first < 0 or last >= logits.shape[1]:
-        raise Mistake(f"labels: should be in 0..{logits.shape[1] - 1} (got {first if first < 0 else last}). Check the data's classes.")
+    if first < 0 or last >= classes:
+        raise Mistake(f"labels: should be in 0..{classes - 1} (got {first if first < 0 else last}). Check the data's classes.")
 
 
 def _what(value: object) -> str:

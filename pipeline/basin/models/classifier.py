@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
-from basin.randomness import random_layers
+from basin.randomness import Random, random_layers
 from basin.types import Features, Images, Logits
 
 
@@ -37,6 +37,9 @@ class Classifier(nn.Module):
     def __init__(self, purifier: nn.Module, normalise: nn.Module, backbone: nn.Module, head: nn.Module, recipe: dict[str, Any]):
         super().__init__()
         self.purifier, self.normalise, self.backbone, self.head, self.recipe = purifier, normalise, backbone, head, recipe
+        for name, layer in self.named_modules():
+            if isinstance(layer, Random):
+                layer.place = name
 
     def features(self, images: Images) -> Features:
         return self.backbone(self.normalise(self.purifier(images)))

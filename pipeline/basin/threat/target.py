@@ -41,7 +41,8 @@ def margin(z: Tensor, y: Labels) -> PerImage:
 def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:
     """(d loss_i / d x_i, loss_i, logits) at x. A gradient that is not finite counts as zero: there is no direction in it.
 
-    Nor is there where the adjoint of an ODE overflows on its way back in time, which torchdiffeq ends with an AssertionError.
+    Nor is there where the adjoint of an ODE overflows on its way back in time, which torchdiffeq ends with an AssertionError: for the image
+    whose adjoint it is, so that those beside it keep theirs.
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -50,7 +51,8 @@ def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = c
         try:
             (g,) = torch.autograd.grad(losses.sum(), x)
         except AssertionError:
-            g = torch.zeros_like(x)
+            alone = [gradient(network, x[i : i + 1], labels[i : i + 1], loss)[0] for i in range(len(x) if len(x) > 1 else 0)]
+            g = torch.cat(alone) if alone else torch.zeros_like(x)
     return torch.nan_to_num(g, 0.0, 0.0, 0.0), losses.detach(), logits.detach()
 
 
