@@ -64,14 +64,14 @@ def declare(model: nn.Module, twin: nn.Module | None, images: Images) -> Declara
     """The declaration of a model in evaluation mode, measured on a few images in [0, 1]; the same at every call."""
     with _seeded(model, images):
         first = model(images)
-        randomised = bool(random_layers(model)) or _differs(first, model(images))
+        randomised = bool(random_layers(model)) or differs(first, model(images))
         alone = first if randomised else torch.cat([model(image[None]) for image in images])
         with exactly() as by_adjoint:
             blind = _is_blind(model, images, first.argmax(1), randomised)
         return Declaration(
             classes=first.shape[1],
             randomised=randomised,
-            batch_dependent=_differs(first, alone),
+            batch_dependent=differs(first, alone),
             differentiable=getattr(model, "differentiable", True),
             blind=blind,
             gradients=substitutes(model),
@@ -92,7 +92,8 @@ def _seeded(model: nn.Module, images: Images) -> Iterator[None]:
         yield
 
 
-def _differs(one: Logits, other: Logits) -> bool:
+def differs(one: Logits, other: Logits) -> bool:
+    """Whether two passes' logits are further apart than rounding explains."""
     below = one.amax(1, keepdim=True) - one
     usual = below[below > 0].median().nan_to_num()  # of no logits at all below the top one, the median is not a number
     return bool(((one - other).abs() > SAME * usual + ROUNDING * one.abs()).any())
@@ -163,4 +164,4 @@ class Drawn(Random):
 def drawn(model: nn.Module, images: Images) -> nn.Module:
     """The model itself, or a `Drawn` one where it comes from outside and two passes over the images differ."""
     with _seeded(model, images):
-        return Drawn(model) if isinstance(model, Subject) and _differs(model(images), model(images)) else model
+        return Drawn(model) if isinstance(model, Subject) and differs(model(images), model(images)) else model

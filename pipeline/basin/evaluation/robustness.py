@@ -10,13 +10,13 @@ from basin.config.suite import Adaptive, Suite
 from basin.errors import Mistake
 from basin.evaluation.adaptive import attempts, naive, without_gradient
 from basin.evaluation.cascade import Evaluation
-from basin.evaluation.declaration import Declaration, declare, drawn
+from basin.evaluation.declaration import Declaration, declare, differs, drawn
 from basin.evaluation.diagnostics import Diagnosis, diagnose
 from basin.evaluation.outcomes import Outcomes, interval, mean
 from basin.evaluation.subject import device_of, subject
 from basin.evaluation.ways import Attempt, Way
 from basin.threat.ball import HIGH, LOW, ThreatModel
-from basin.types import Images, Labels
+from basin.types import Images, Labels, Logits
 
 LOOKED_AT = 16  # images on which a model's declaration is measured
 
@@ -71,7 +71,9 @@ def evaluate(
     """
     check(images, labels)
     sample = images[:LOOKED_AT].to(device_of(model))
-    model = drawn(subject(model, sample), sample)
+    model = subject(model, sample)
+    first = _logits(model, sample)
+    model = drawn(model, sample)
     twin = None if twin is None else subject(twin, sample)
     declared = declare(model, twin, sample)
     check_labels(labels, declared.classes)
@@ -89,11 +91,18 @@ def evaluate(
     curve = (Attempt(suite.curve.attack), list(suite.curve.radii)) if suite.curve else None
     evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
     outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
+    if not declared.randomised and differs(first, _logits(model, sample)):
+        raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
     facts = [*getattr(model, "facts", ()), *declared.words()]
     result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared), declared, facts)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, images: Images) -> Logits:
+    return model(images)
 
 
 def check(images: Tensor, labels: Tensor) -> None:

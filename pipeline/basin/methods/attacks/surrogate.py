@@ -57,20 +57,19 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
         best.offer(x, z, labels[rows], rows)
         asked.append((x, z))
 
-    x, rows = images.clone(), torch.arange(len(images), device=images.device)
-    ask(images, rows)
+    x = images.clone()
+    ask(images, torch.arange(len(images), device=images.device))
     for _ in range(params.rounds):
         for _ in range(params.points):
-            around = x[rows] + threat.random_point(images[rows], generator) - images[rows]
-            ask(threat.project(around, images[rows]), rows)
-        rows = (~best.broken).nonzero().flatten()
-        if not len(rows):
+            if len(rows := (~best.broken).nonzero().flatten()):
+                around = x[rows] + threat.random_point(images[rows], generator) - images[rows]
+                ask(threat.project(around, images[rows]), rows)
+        if not len(rows := (~best.broken).nonzero().flatten()):
             break
         points, answers = zip(*asked)
         net = _fitted(params, torch.cat(points), torch.cat(answers), generator)
         x[rows] = _descended(params, net, target, images[rows], labels[rows])
         ask(x[rows], rows)
-        rows = (~best.broken).nonzero().flatten()
     return best.points
 
 
