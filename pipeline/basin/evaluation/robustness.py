@@ -62,10 +62,11 @@ def evaluate(
     seed: tuple[int, str],
     batch: int = 256,
     checkpoint: Path | None = None,
+    classes: int | None = None,
 ) -> Result:
     """The outcome of every image under a suite. `model` is in evaluation mode and maps images in [0, 1] to logits [n, classes].
 
-    Raises Mistake where images, labels or model cannot be evaluated.
+    `classes`: how many the data have; None: up to the largest label. Raises Mistake where images, labels or model cannot be evaluated.
     """
     check(model, images, labels)
     sample = images[:LOOKED_AT].to(device_of(model))
@@ -83,7 +84,7 @@ def evaluate(
     curve = (Attempt(suite.curve.attack), list(suite.curve.radii)) if suite.curve else None
     evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
     outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
-    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared), declared)
+    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return result
