@@ -12,7 +12,7 @@ BALANCE = ("largest_class", "balanced_clean", "balanced_worst_case")
 
 UNEVEN = 0.15  # apart can be accuracy and mean over the classes; 300 images drawn from ten equal classes: 0.07, once in a thousand 0.13
 HARDLY = 0.1  # of the clean accuracy: what at most is read of a class that is hardly answered
-WEAKEST = 0.5  # of the clean accuracy: what a model reads of every class that it knows; adversarial training leaves 0.4 of 0.8
+WEAKEST = 0.5  # of the clean accuracy: what a model reads of every class that it knows: 0.4 of its weakest, if 0.8 of all
 CHANCE = 0.05  # probability with which the classes of such a model look unanswered, because few of their images were judged
 IGNORED = 0.05  # of the classes: among many there is always a weak one, which says nothing of the accuracy over all
 ELSEWHERE = 0.05  # of the answers: classes that the data do not have
@@ -73,7 +73,7 @@ def guesses(labels: np.ndarray, answers: np.ndarray) -> bool:
     classes = int(np.append(labels, answers).max()) + 1
     p, q = (np.bincount(one, minlength=classes) / len(labels) for one in (labels, answers))
     agreed, expected = (labels == answers).mean(), p @ q
-    error = np.sqrt(max(0.0, expected + expected**2 - (p * q) @ (p + q)) / len(labels))
+    error = np.sqrt(np.maximum(0.0, expected + expected**2 - (p * q) @ (p + q)) / len(labels))
     return bool(p.max() < 1 and agreed < 1 and agreed - expected <= Z95 * error + 1e-9)
 
 
