@@ -93,9 +93,15 @@ def test_the_means_over_the_classes_are_of_shares_of_draws():
     assert classes.balance(labels, clean, robust) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("sizes", "uneven"), [((30,) * 10, False), ((7, 3), True), ((4, 4, 3), False), ((5,), False), (SIZES, True)])
-def test_classes_differ_in_size_where_accuracy_and_mean_may_be_fifteen_points_apart(sizes, uneven):
+@pytest.mark.parametrize(("sizes", "uneven"), [((30,) * 10, False), ((70, 30), True), ((55, 45), False), ((5,), False), (SIZES, True)])
+def test_classes_differ_in_size_where_accuracy_and_mean_can_be_ten_points_apart(sizes, uneven):
     assert classes.is_uneven(np.repeat(range(len(sizes)), sizes)) is uneven
+
+
+@pytest.mark.parametrize(("kinds", "n"), [(10, 40), (10, 300), (200, 300)])
+def test_images_drawn_from_equal_classes_are_not_called_uneven(kinds, n):
+    draw = np.random.default_rng(0)
+    assert sum(classes.is_uneven(draw.integers(0, kinds, n)) for _ in range(200)) <= 4
 
 
 @pytest.mark.parametrize(("sizes", "says"), [(SIZES, True), ((40,) * 5, False)])

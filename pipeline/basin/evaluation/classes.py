@@ -10,7 +10,7 @@ from basin.evaluation.interval import Z95, wilson
 
 BALANCE = ("largest_class", "balanced_clean", "balanced_worst_case")
 
-UNEVEN = 0.15  # apart can be accuracy and mean over the classes; 300 images drawn from ten equal classes: 0.07, once in a thousand 0.13
+UNEVEN = 0.1  # of an accuracy: what the sizes of the classes can make of it, beyond what drawing from equal classes would
 HARDLY = 0.1  # of the clean accuracy: what at most is read of a class that is hardly answered
 WEAKEST = 0.5  # of the clean accuracy: what a model reads of every class that it knows: 0.4 of its weakest, if 0.8 of all
 CHANCE = 0.05  # probability with which the classes of such a model look unanswered, because few of their images were judged
@@ -19,10 +19,14 @@ ELSEWHERE = 0.05  # of the answers: classes that the data do not have
 
 
 def is_uneven(labels: np.ndarray) -> bool:
-    """Whether the classes differ in size: half the sum of |share of a class - 1/classes|, which is the most by which an accuracy and its
-    mean over the classes can differ, is above UNEVEN."""
+    """Whether the classes differ in size, so that accuracy and mean over the classes can differ by more than UNEVEN and chance.
+
+    The most by which they can is half the sum of |share - 1/classes|. Of n images drawn from equal classes its mean is close to
+    ((classes - 1) / 2 pi n)^(1/2): 0.07 of 300 images of ten.
+    """
     share = np.unique(labels, return_counts=True)[1] / len(labels)
-    return bool(np.abs(share - 1 / len(share)).sum() / 2 > UNEVEN)
+    by_chance = np.sqrt((len(share) - 1) / (2 * np.pi * len(labels)))
+    return bool(np.abs(share - 1 / len(share)).sum() / 2 > UNEVEN + by_chance)
 
 
 def balanced(labels: np.ndarray, shares: np.ndarray) -> float:
