@@ -4,6 +4,7 @@ from typing import Any
 
 from basin.data.about import load_about
 from basin.data.splits import load_split
+from basin.evaluation.classes import BALANCE
 from basin.types import Images, Labels
 from stages import entry
 
@@ -32,7 +33,7 @@ def describe(model: str, suite: str, recipe: dict[str, Any]) -> dict[str, Any]:
 
 def numbers(summary: dict[str, Any]) -> dict[str, float]:
     """The summary's figures under flat names."""
-    flat = {key: summary[key] for key in ("n", "clean", "robust", "passes")} | {
+    flat = {key: summary[key] for key in ("n", "clean", "robust", "passes", *BALANCE)} | {
         "low": summary["interval"][0],
         "high": summary["interval"][1],
     }

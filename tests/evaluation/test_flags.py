@@ -154,7 +154,20 @@ def shares(held: int) -> Tensor:
     return (torch.arange(N) < held).float()
 
 
+def answered(wrong: Tensor, by: Tensor | int, **more: Tensor) -> dict:
+    """Clean answers: right but for some."""
+    right = more.get("labels", LABELS)
+    return {"clean": torch.where(wrong, torch.as_tensor(by), right), "clean_share": (~wrong).float()} | more
+
+
+LABELS = INSIDE(images()).argmax(1)
+NTH = torch.stack([LABELS == 0, LABELS == 1]).cumsum(1).gather(0, LABELS[None])[0]  # of its class
+LATE = torch.arange(N) >= 64  # beyond the images that are probed
+FIVE = torch.where(LATE, 2 + torch.arange(N) % 3, LABELS)  # twelve images of each class from 2 on
 OUTCOMES = {
+    "at-chance": (answered(NTH % 2 == 0, 1 - LABELS), answered(NTH % 4 == 0, 1 - LABELS)),
+    "class-not-answered": (answered(LATE, 0, labels=FIVE), answered(LATE & (torch.arange(N) % 5 > 1), 0, labels=FIVE)),
+    "more-outputs-than-classes": (answered(NTH < 6, 4), answered(NTH < 5, 4)),
     "black-box-beats-white-box": (taken("square", 2), taken("square", 1)),
     "transfer-beats-white-box": (taken("transfer", 2), taken("transfer", 1)),
     "more-steps-help": ({"after": {"pgd": 0.5, "pgd_longer": 0.49}}, {"after": {"pgd": 0.5, "pgd_longer": 0.496}}),

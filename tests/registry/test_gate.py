@@ -74,6 +74,21 @@ def test_a_flag_that_is_not_resolved_makes_unreliable():
     assert reason(masked, settings=Gate(accepted_flags=("gradient-masked",)))[0] == "champion"
 
 
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("class-not-answered", "it hardly ever answers some of the classes"),
+        ("at-chance", "it reads no more of the images than a constant answer does"),
+        ("more-outputs-than-classes", "it answers classes that the data do not have"),
+    ],
+)
+def test_what_does_not_read_the_images_is_never_champion_and_the_reason_says_so(flag, words):
+    assert gate.unresolved({"all": [flag]}, ["all"], False) == gate.unresolved({"quick": [flag], "all": []}, ["all"], False) == [flag]
+    constant = Version("version 2", 85, unresolved=(flag, "stiff-solve"))
+    assert reason(constant) == reason(constant, None) == ("unreliable", f"not resolved: {flag} ({words}), stiff-solve")
+    assert reason(constant, settings=Gate(accepted_flags=(flag, "stiff-solve")))[0] == "champion"
+
+
 def test_a_naive_number_counts_for_nothing():
     expected = "worst case 5.0%, version 1 has 50.0%; the 80.0% under its naive gradient count for nothing"
     assert reason(Version("version 2", 5, masked=0.8)) == ("challenger", expected)

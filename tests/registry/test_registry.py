@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -23,7 +24,7 @@ from basin.evaluation import outcomes
 from basin.models import artifact, recipe
 from basin.models.classifier import Classifier
 from basin.randomness import construct, random_layers
-from basin.registry import candidates, lookup, registration, upkeep
+from basin.registry import candidates, card, lookup, registration, upkeep
 from basin.threat.ball import ThreatModel
 from benchmarks import methods
 
@@ -204,6 +205,14 @@ def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
     assert {m.key: m.value for m in model.metrics}["nfe"] == 8, "two steps of RK4"
     assert "| **robust, worst case of all** | **50.0%** | 35.2% to 64.8% | 40 |" in version.description
     assert version.description.startswith("head/ode: 50.0% robust, 100.0% clean\n")
+
+
+def test_the_card_has_the_mean_over_the_classes_where_they_differ_in_size(run):
+    one = candidates.read(run, digests())[0]
+    uneven = {"largest_class": 0.85, "balanced_clean": 0.4, "balanced_worst_case": 0.2}
+    unbalanced = replace(one, row=replace(one.row, uneven=True, balance=uneven))
+    assert "over the classes" not in card.text(one)
+    assert "| mean over the classes, of which one has 85.0% of the images | 40.0% clean, 20.0% robust | | 40 |" in card.text(unbalanced)
 
 
 def test_a_version_loads_in_a_process_that_has_no_checkout(registered, tmp_path_factory):

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from synthetic_outcomes import RUN, SUITES, Made, write_run
 
 from basin.errors import Mistake
-from basin.evaluation import interval, outcomes
+from basin.evaluation import classes, interval, outcomes
 from basin.report import figures, pictures, stability, table, wording, writing
 from basin.report.console import terminal
 from basin.report.outcomes import read
@@ -247,6 +247,41 @@ def test_report_reads_what_the_evaluation_writes(tmp_path):
     outcomes.write(tmp_path / "outcomes/head/tiny/quick", found, ThreatModel(norm="linf", eps=0.1), about)
     numbers = reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics()["head/tiny"]
     assert (numbers["clean"], numbers["worst_case"], numbers["masked"]) == (0.833333, 0.5, 0.833333)
+
+
+def uneven(root: Path) -> Path:
+    """A model that reads eight images of class 0, loses two of them under attack, and never answers class 1, which has two."""
+    labels, held = torch.tensor([0] * 8 + [1] * 2), (torch.arange(10) < 6).float()
+    images, right, clean = torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)), (labels == 0).float(), 0 * labels
+    attack = ["" if one else "pgd" for one in held.tolist()]
+    found = outcomes.Outcomes(
+        torch.arange(10), labels, images, clean, right, images.clone(), right, attack, clean, held, after={"pgd": 0.6}
+    )
+    about = {"model": "head/tiny", "suite": "quick", "data": "own", "data_digest": "0" * 64, "seed": 0, "from": None, "flags": []}
+    outcomes.write(root / "outcomes/head/tiny/quick", found, ThreatModel(norm="linf", eps=0.1), about)
+    return root / "outcomes/head/tiny/quick/summary.json"
+
+
+def test_where_classes_differ_in_size_their_means_stand_beside_the_accuracies(tmp_path, written):
+    uneven(tmp_path)
+    found, out = reported(tmp_path, ["head/tiny"], ["quick"])
+    numbers, text = found.metrics()["head/tiny"], (out / "index.html").read_text()
+    assert (numbers["clean"], numbers["worst_case"], numbers["largest_class"]) == (0.8, 0.6, 0.8)
+    assert (numbers["balanced_clean"], numbers["balanced_worst_case"]) == (0.5, 0.375)
+    assert 'class="range">over classes 50.0<' in text and 'class="range">over classes 37.5<' in text
+    assert "80.0% of the images are of one" in text
+    console = Console(width=200, file=io.StringIO())
+    console.print(terminal(found))
+    assert "50.0, 37.5" in (said := console.file.getvalue()) and "80.0 are of one class" in said
+    assert "over classes" not in (written[1] / "index.html").read_text()
+
+
+def test_outcomes_from_before_there_were_means_over_classes_are_read(tmp_path):
+    summary = uneven(tmp_path)
+    now = reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics()
+    old = json.loads(summary.read_text())
+    summary.write_text(json.dumps({key: old[key] for key in old.keys() - {"uneven", "by_class", *classes.BALANCE}}))
+    assert reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics() == now
 
 
 # Stability

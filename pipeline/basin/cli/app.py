@@ -99,6 +99,9 @@ def evaluate(
     low, high = result["interval"]
     typer.echo(f"{result['clean']:7.1%}  clean, n = {result['n']}")
     typer.echo(f"{result['worst_case']:7.1%}  worst case, 95% interval {low:.1%} to {high:.1%}, {norm} {eps}, suite {suite}")
+    if result["uneven"]:
+        typer.echo(f"{result['largest_class']:7.1%}  are of one class: what that answer alone would score")
+        typer.echo(f"{result['balanced_clean']:7.1%}  clean, mean over the classes; worst case {result['balanced_worst_case']:.1%}")
     typer.echo(f"Flags: {', '.join(result['flags']) or 'none'} (docs/flags.md)")
 
 

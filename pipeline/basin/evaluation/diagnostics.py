@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from basin.config.kinds import choose
 from basin.config.solver import Solver
+from basin.evaluation import classes
 from basin.evaluation.cascade import RISING, Evaluation
 from basin.evaluation.declaration import VANISHED, WRONG, Declaration, difference_error, signal_to_noise, vanished
 from basin.evaluation.outcomes import Outcomes, mean
@@ -40,16 +41,22 @@ class Diagnosis:
     probes: dict[str, float] = field(default_factory=dict)
 
 
-def diagnose(evaluation: Evaluation, outcomes: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration) -> Diagnosis:
-    """Probe the model on a few images and read the outcomes."""
+def diagnose(
+    evaluation: Evaluation, outcomes: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration, known: int | None = None
+) -> Diagnosis:
+    """Probe the model on a few images and read the outcomes. `known`: how many classes the data have, if not the largest label and one."""
     probes = probe(evaluation, outcomes, attempts, declared)
     o = outcomes
+    labels, answers, clean = (one.cpu().numpy() for one in (o.labels, o.clean, o.clean_share))
     raised = {
         "black-box-beats-white-box": _taken_late(o, attempts, "BLACK_BOX", but="NEEDS_TWIN") > TAKEN,
         "transfer-beats-white-box": _taken_late(o, attempts, "NEEDS_TWIN") > TAKEN,
         "more-steps-help": _last_doubling(o, attempts) >= RISING,
         "gradient-masked": o.masked is not None and mean(o.masked) - o.robust > MASKED_GAP,
         "stiff-solve": _is_stiff(evaluation.classifier, o.images[:PROBED].to(evaluation.device)),
+        "at-chance": classes.guesses(labels, answers),
+        "class-not-answered": classes.ignores_classes(labels, clean),
+        "more-outputs-than-classes": classes.answers_elsewhere(answers, known or int(labels.max()) + 1),
         "large-radius-holds": probes["large_radius"] > HOLDS,
         "one-step-beats-many": probes["many_steps"] - probes["one_step"] > FEWER_BREAK,
         "noise-as-strong": probes["clean"] - probes["noise"] > NOISE * max(probes["clean"] - probes["many_steps"], FEWER_BREAK),

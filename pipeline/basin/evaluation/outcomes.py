@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from basin import files
+from basin.evaluation import classes
 from basin.evaluation.interval import wilson
 from basin.threat.ball import ThreatModel
 from basin.threat.target import cross_entropy_each
@@ -122,9 +123,11 @@ def write(folder: Path, o: Outcomes, threat: ThreatModel, about: dict[str, Any])
 
 
 def measures(o: Outcomes) -> dict[str, Any]:
-    """The numbers of a suite; accuracies are shares in [0, 1]."""
+    """The numbers of a suite; accuracies are shares in [0, 1]. `by_class`: class -> images, clean accuracy, robust accuracy."""
+    read = [one.cpu().numpy() for one in (o.labels, o.clean_share, o.share)]
     numbers: dict[str, Any] = {
         "n": len(o), "clean": mean(o.clean_share), "robust": o.robust, "interval": interval(o.share),
+        **classes.balance(*read), "uneven": classes.is_uneven(read[0]), "by_class": classes.by_class(*read),
         "attacks": o.after, "masked": None, "curve": None, "ensemble": None, "passes": o.passes,
     }  # fmt: skip
     if o.masked is not None:

@@ -22,6 +22,7 @@ from basin.config.threat import Threat
 from basin.data.splits import in_proportion, load_split
 from basin.errors import Mistake, did_you_mean
 from basin.evaluation import outcomes
+from basin.evaluation.classes import BALANCE
 from basin.evaluation.outcomes import measures
 from basin.evaluation.robustness import LOOKED_AT, check, evaluate
 from basin.evaluation.subject import device_of, dtype_of, normalisation, subject
@@ -174,7 +175,7 @@ def run(
         "clean": numbers["clean"], "worst_case": numbers["robust"], "interval": numbers["interval"], "attacks": numbers["attacks"],
         "masked": numbers["masked"], "ensemble": numbers["ensemble"], "flags": result.diagnosis.flags, "probes": result.diagnosis.probes,
         "model": result.facts, "declared": vars(result.declared), "passes": numbers["passes"],
-    }  # fmt: skip
+    } | {name: numbers[name] for name in (*BALANCE, "uneven", "by_class")}  # fmt: skip
     if outcomes_folder:
         outcomes.write(outcomes_folder, result.outcomes, ball, answer)
     return answer | {"seconds": round(time.monotonic() - started, 1)}

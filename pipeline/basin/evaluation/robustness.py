@@ -64,10 +64,11 @@ def evaluate(
     seed: tuple[int, str],
     batch: int = 256,
     checkpoint: Path | None = None,
+    classes: int | None = None,
 ) -> Result:
     """The outcome of every image under a suite. `model` is in evaluation mode and maps images in [0, 1] to logits [n, classes].
 
-    Raises Mistake where images, labels or model cannot be evaluated.
+    `classes`: how many the data have; None: up to the largest label. Raises Mistake where images, labels or model cannot be evaluated.
     """
     check(images, labels)
     sample = images[:LOOKED_AT].to(device_of(model))
@@ -94,7 +95,7 @@ def evaluate(
     if not declared.randomised and differs(first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
     facts = [*getattr(model, "facts", ()), *declared.words()]
-    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared), declared, facts)
+    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return result

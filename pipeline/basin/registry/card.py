@@ -63,6 +63,9 @@ def _numbers(one: Candidate) -> Iterator[str]:
     for name, outcome in one.outcomes.items():
         yield _line(f"robust, suite `{name}`", float(outcome.robust.mean()), n)
     yield _line("**robust, worst case of all**", row.worst.value, n, "**")
+    if row.uneven:
+        over_classes = f"{row.balance['balanced_clean']:.1%} clean, {row.balance['balanced_worst_case']:.1%} robust"
+        yield f"| mean over the classes, of which one has {row.balance['largest_class']:.1%} of the images | {over_classes} | | {n} |"
     if row.masked:
         yield _line(f"what {row.masked_attack} alone would report", row.masked.value, row.masked.n)
     if row.twin:

@@ -19,6 +19,11 @@ from basin.config.params import Gate
 
 Standing = Literal["champion", "challenger", "unreliable"]
 BLIND = ("more-steps-help", "large-radius-holds", "too-few-draws", "probabilities")  # what no attempt of an adaptive suite answers
+UNREAD = {  # said of the answers to clean images, which no attack changes
+    "class-not-answered": "it hardly ever answers some of the classes",
+    "at-chance": "it reads no more of the images than a constant answer does",
+    "more-outputs-than-classes": "it answers classes that the data do not have",
+}
 BLACK_BOX = "black-box-beats-white-box"
 
 
@@ -89,12 +94,13 @@ def paired(a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0
 def unresolved(flags: Mapping[str, Sequence[str]], adaptive: Sequence[str], black_box_last: bool) -> list[str]:
     """The flags that nothing answers (docs/flags.md), of those raised by each suite; `adaptive`: the suites that are.
 
-    A suite `adaptive` answers every flag but `large-radius-holds` and those that it raises itself and that say that its own attempts were
-    blind: `BLIND`, and `black-box-beats-white-box` where a black-box attack was the last to take an image (`black_box_last`).
+    A suite `adaptive` answers every flag but `large-radius-holds`, those of `UNREAD`, and those that it raises itself and that say that
+    its own attempts were blind: `BLIND`, and `black-box-beats-white-box` where a black-box attack was the last to take an image
+    (`black_box_last`).
     """
 
     def stands(flag: str, suite: str) -> bool:
-        if not adaptive or flag == "large-radius-holds":
+        if not adaptive or flag == "large-radius-holds" or flag in UNREAD:
             return True
         return suite in adaptive and (flag in BLIND or (flag == BLACK_BOX and black_box_last))
 
@@ -133,7 +139,8 @@ def _at_least(own: dict[str, Any], settings: dict[str, Any]) -> bool:
 def disqualified(one: Contender, gate: Gate) -> Decision | None:
     """Why a version cannot be champion whatever the others are; None where it can."""
     if left := [flag for flag in one.unresolved if flag not in gate.accepted_flags]:
-        return Decision("unreliable", (f"not resolved: {', '.join(left)}{_naive(one, one.worst)}",))
+        named = ", ".join(f"{flag} ({UNREAD[flag]})" if flag in UNREAD else flag for flag in left)
+        return Decision("unreliable", (f"not resolved: {named}{_naive(one, one.worst)}",))
     if one.clean < gate.clean_floor:
         return Decision("challenger", (f"clean accuracy {one.clean:.1%} is below the floor of {gate.clean_floor:.1%}",))
     return None

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
@@ -14,6 +13,7 @@ from basin.registry import contents, versions
 from basin.registry.candidates import SCHEMA, Candidate
 from basin.registry.gate import Contender, Decision, attacked_by_less, decide, disqualified
 from basin.report.outcomes import EXCHANGED, Outcome, read_all
+from basin.report.table import held
 
 CHAMPION = "champion"
 
@@ -66,8 +66,7 @@ class Unregistered(Contender):
 
 
 def _held(outcomes: Mapping[str, Outcome]) -> dict[int, float]:
-    worst = np.minimum.reduce([np.fmin(one.robust, one.masked) for one in outcomes.values()])
-    return dict(zip(next(iter(outcomes.values())).image.tolist(), worst.tolist(), strict=True))
+    return dict(zip(next(iter(outcomes.values())).image.tolist(), held(outcomes).tolist(), strict=True))
 
 
 def keeps(store: MlflowClient, version: ModelVersion, one: Candidate) -> bool:

@@ -13,7 +13,7 @@ def terminal(table: Table):
     title, caption = f"{table.data}, {threat(table)}", f"accuracies in %, worst case with its 95% interval{_note(table)}"
     grid = Grid(title=escape(title), caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     grid.add_column("model", no_wrap=True)
-    for name in ("clean", *table.suites, "worst case", "masked", "twin"):
+    for name in ("clean", *table.suites, "worst case", *(["over classes"] if table.uneven else []), "masked", "twin"):
         grid.add_column(escape(name), justify="right", no_wrap=True, style="bold" if name == "worst case" else None)
     for row in table.ranked:
         worst = f"{percent(row.worst.value)} {interval(row.worst)}"
@@ -22,6 +22,7 @@ def terminal(table: Table):
             percent(row.clean.value),
             *(percent(share.value) for share in row.suites.values()),
             f"[green]{escape(worst)}[/]" if row.worst.value == table.best else escape(worst),
+            *([f"{percent(row.balance['balanced_clean'])}, {percent(row.balance['balanced_worst_case'])}"] if table.uneven else []),
             percent(row.masked.value) if row.masked else "",
             f"{percent(row.twin.share.value)}{'†' if row.twin.source == 'transfer' else ''}" if row.twin else "",
         )
@@ -30,4 +31,5 @@ def terminal(table: Table):
 
 def _note(table: Table) -> str:
     carried = any(row.twin and row.twin.source == "transfer" for row in table.rows)
-    return "; † as source of the transfer attack" if carried else ""
+    uneven = f"; over classes: mean of clean and of worst case; {percent(table.rows[0].balance['largest_class'])} are of one class"
+    return ("; † as source of the transfer attack" if carried else "") + (uneven if table.uneven else "")

@@ -64,6 +64,7 @@ class Summary(BaseModel):
     curve: Curve | None = None
     flags: list[str] = []
     passes: Annotated[int, Field(ge=0)]
+    balanced_clean: Accuracy | None = None
     seed: int
     from_: Annotated[str | None, Field(alias="from")] = None
     training: str | None = None

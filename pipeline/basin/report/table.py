@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from basin.errors import Mistake
+from basin.evaluation import classes
 from basin.evaluation.interval import wilson
 from basin.report.outcomes import Outcome
 from basin.report.summary import Threat
 
 ByModel = Mapping[str, Mapping[str, Outcome]]  # model -> suite -> outcome
 MADE = ("model", "backbone", "head", "training", "clean")
-MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n")
+MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n", *classes.BALANCE)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Row:
     masked: Share | None
     masked_attack: str
     twin: Twin | None
+    balance: dict[str, float]  # share of the largest class, means over the classes
+    uneven: bool  # whether the classes differ in size, so that these say something
     position: int  # in the run's order; gives the model its colour on the page
 
     @property
@@ -76,7 +79,7 @@ class Row:
             numbers["masked"] = self.masked.value
         if self.twin:
             numbers["twin"] = self.twin.share.value
-        return numbers
+        return numbers | self.balance
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,23 @@ class Table:
     def best(self) -> float:
         return self.ranked[0].worst.value
 
+    @property
+    def uneven(self) -> bool:
+        return self.rows[0].uneven
+
     def metrics(self) -> dict[str, dict[str, float]]:
         return {row.model: row.metrics() for row in self.rows}
 
 
 def worst_case(suites: Mapping[str, Outcome]) -> Share:
     """The per-image worst case over suites whose outcomes are on the same images."""
-    robust = np.minimum.reduce([np.fmin(one.robust, one.masked) for one in suites.values()])  # of a number and nan the number
+    robust = held(suites)
     return Share(float(robust.sum()), robust.size)
+
+
+def held(suites: Mapping[str, Outcome]) -> np.ndarray:
+    """The share of draws in which each image holds against everything."""
+    return np.minimum.reduce([np.fmin(one.robust, one.masked) for one in suites.values()])  # of a number and nan the number
 
 
 def tabulate(everything: ByModel, suites: Sequence[str]) -> Table:
@@ -136,8 +148,17 @@ def _row(model: str, position: int, everything: ByModel, suites: Sequence[str]) 
         masked=_masked(masked[-1]) if masked else None,
         masked_attack=masked[-1].summary.masked.attack if masked and masked[-1].summary.masked else "",
         twin=_twin(outcomes, everything),
+        balance=_balance(first, held(outcomes)),
+        uneven=classes.is_uneven(first.label),
         position=position,
     )
+
+
+def _balance(one: Outcome, robust: np.ndarray) -> dict[str, float]:
+    """Of clean images as the summary says, which knows the shares of draws; an old one does not, and the predictions have to do."""
+    found = classes.balance(one.label, one.clean == one.label, robust)
+    said = {} if one.summary.balanced_clean is None else {"balanced_clean": one.summary.balanced_clean}
+    return {name: round(value, 6) for name, value in (found | said).items()}
 
 
 def _masked(outcome: Outcome) -> Share:
