@@ -23,7 +23,8 @@ def main(model: str, suite_name: str) -> None:
         twin = twin and twin.requires_grad_(False)
         seed = stage.config.seed, name
         result = robustness.evaluate(classifier, twin, images, labels, threat, suite, seed, settings.batch, state)
-        about = judging.describe(model, suite_name, classifier.recipe) | vars(result.diagnosis) | {"declared": asdict(result.declared)}
+        about = judging.describe(model, suite_name, classifier.recipe) | vars(result.diagnosis)
+        about |= {"declared": asdict(result.declared), "replaced": result.replaced}
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
         stage.run.metrics(judging.numbers(summary) | stability)

@@ -151,7 +151,7 @@ def run(
         "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "device": place.type, "n": numbers["n"],
         "clean": numbers["clean"], "worst_case": numbers["robust"], "interval": numbers["interval"], "attacks": numbers["attacks"],
         "masked": numbers["masked"], "ensemble": numbers["ensemble"], "flags": result.diagnosis.flags, "probes": result.diagnosis.probes,
-        "declared": vars(result.declared), "passes": numbers["passes"],
+        "declared": vars(result.declared), "replaced": result.replaced, "passes": numbers["passes"],
     }  # fmt: skip
     if outcomes_folder:
         outcomes.write(outcomes_folder, result.outcomes, ball, answer)
