@@ -8,7 +8,7 @@ import ast
 import builtins
 import importlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -97,8 +97,7 @@ class Choice:
         """
         fit = getattr(self.tables, "fitted", None)
         table = fit(self.table, classes, randomised) if fit else self.table
-        given = {"kind": self.kind, **table.model_dump(by_alias=True, exclude_unset=True)}
-        return self if table == self.table else choose(self.family, given)
+        return self if table == self.table else replace(self, table=table, given=table.model_dump(by_alias=True, exclude_unset=True))
 
     def __str__(self) -> str:
         chosen = ", ".join(f"{name} {_word(getattr(self.table, name))}" for name in sorted(self.table.model_fields_set))
