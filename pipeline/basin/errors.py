@@ -31,7 +31,7 @@ class Absent(Mistake):
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`Did you mean 'x'?` when something close is known, else the whole list; for the end of a message."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known) or 'none'}."
 
 

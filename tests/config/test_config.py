@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from basin.config import kinds, params
+from basin.config import kinds, names, params
 from basin.data.splits import Source, Split
 from basin.errors import EXIT_CODE, Mistake, did_you_mean, exit_on_mistake
+from basin.report import table
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = (ROOT / "params/digits.yaml").read_text()  # as `basin use digits` gives it
@@ -157,7 +159,82 @@ CASES = {
     ),
     "a model's name that is no file name": (
         ("  sodef_pgd:", "  ../sodef:"),
-        "../sodef: a model's name is made of letters, digits and underscores (got '../sodef'). Rename it.",
+        "head.../sodef: a name is made of letters (a to z), digits and underscores, 1 to 64 of them (got '../sodef'). Rename it.",
+    ),
+    "a suite's name that differs in capitals": (
+        ("  quick:\n", "  STANDARD: {attacks: {fgsm: {kind: fgsm}}}\n  quick:\n"),
+        "suites.standard: differs from another name in capitals alone (got 'standard' and 'STANDARD'). Rename one.",
+    ),
+    "a suite named like a column": (
+        ("  quick:\n", "  Clean: {attacks: {fgsm: {kind: fgsm}}}\n  quick:\n"),
+        "suites.Clean: the name is that of a column of the report (got a suite of that name). Rename it.",
+    ),
+    "a suite named like the points of other models": (
+        ("  quick:\n", "  exchange: {attacks: {fgsm: {kind: fgsm}}}\n  quick:\n"),
+        "suites.exchange: the name is that of the points of other models (got a suite of that name). Rename it.",
+    ),
+    "an attack named like what needs none": (
+        ("      fgsm: {kind: fgsm}", "      clean: {kind: fgsm}"),
+        "suites.quick.attacks.clean: the name is that of images misread without an attack (got one of that name). Rename it.",
+    ),
+    "two models of one alias": (
+        (
+            "  pgd:\n",
+            "  head_sodef_pgd: {from: backbone/natural, training: {kind: natural}, schedule: {epochs: 1}}\n"
+            "  sodef_pgd: {from: backbone/natural, training: {kind: natural}, schedule: {epochs: 1}}\n  pgd:\n",
+        ),
+        "adversarial.head_sodef_pgd: its alias in the registry is that of head/sodef_pgd (got 'head_sodef_pgd'). Rename one.",
+    ),
+    "a registered name that MLflow does not take": (
+        ("  name: null", "  name: digits/mine"),
+        "registry.name: string should match pattern '^[A-Za-z0-9]([A-Za-z0-9_ .-]{0,253}[A-Za-z0-9_-])?$' (got 'digits/mine'). It is the "
+        "registered model's name, of letters (a to z), digits, _ . - and, inside, blanks, at most 255 of them; "
+        "or null for <data>-<norm>-<eps>.",
+    ),
+    "a model attacked twice": (
+        ("models: [backbone/natural,", "models: [backbone/natural, backbone/natural,"),
+        "attack.models: names it twice (got 'backbone/natural'). Take one out.",
+    ),
+    "a table for a model's name": (
+        ("models: [backbone/natural,", "models: [{a: b}, backbone/natural,"),
+        "attack.models.0: input should be a valid string (got {'a': 'b'}).",
+    ),
+    "a list for a suite's name": (
+        ("suites: [quick,", "suites: [[quick], quick,"),
+        "attack.suites.0: input should be a valid string (got ['quick']).",
+    ),
+    "nothing and a table for suites": (
+        ("suites: [quick, standard]", "suites: [null, {}]"),
+        "attack.suites.1: input should be a valid string (got {}).",
+    ),
+    "a list to go on from": (
+        ("from: backbone/natural", "from: [backbone/natural]"),
+        "adversarial.pgd.from: input should be a valid string (got ['backbone/natural']). It is the model to go on from, as STAGE/NAME.",
+    ),
+    "a number as a key": (
+        ("      fgsm: {kind: fgsm}", "      1: {kind: fgsm}"),
+        "suites.quick.attacks: a key is a line of text of 1 to 255 characters (got int 1). Rename it; a number stands in quotes.",
+    ),
+    "a key of two lines": (
+        ("seed: 0", 'seed: 0\n"a\\nb": 1'),
+        "the file: a key is a line of text of 1 to 255 characters (got 'a\\nb'). Rename it; a number stands in quotes.",
+    ),
+    "an infinite rate": (
+        ("rate: 0.003", "rate: .inf"),
+        "backbone.natural.schedule.rate: input should be a finite number (got inf). It is the positive (peak) learning rate.",
+    ),
+    "a radius of a thousand million digits": (
+        ("eps: 0.15", "eps: '1e999999999'"),
+        "threat.eps: input should be a finite number (got inf). It is radius in pixels scaled to [0, 1], above 0 and, in linf, at most 1; "
+        "eight grey levels are written 8/255.",
+    ),
+    "a seed of more than 64 bits": (
+        ("seed: 0", "seed: 0x1ffffffffffffffff"),
+        "seed: too large a number (got 65 bits). Give one of at most 64.",
+    ),
+    "a transfer that holds itself": (
+        ("      fgsm: {kind: fgsm}", "      fgsm: &it {kind: transfer, attacks: [*it]}"),
+        "suites: nested too deep, too long, or a part of itself (got over 40 levels or 100000 values). Write it out.",
     ),
     "radii that do not rise": (
         ("radii: [0.05, 0.1,", "radii: [0.1, 0.05,"),
@@ -201,7 +278,8 @@ def test_a_mistake_is_named_with_its_value_and_what_to_do(changes, message, erro
     assert message in errors(*changes)
 
 
-ALONE = sorted(set(CASES) - {"misspelt phase", "a model's name that is no file name"})  # which draw a second one each
+TWO = {"misspelt phase", "a model's name that is no file name", "nothing and a table for suites"}  # which draw a second one each
+ALONE = sorted(set(CASES) - TWO)
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -238,6 +316,15 @@ def test_a_longer_cycle_is_shown(errors):
         (b"seed: \x01", "not YAML (got "),
         (b"seed:\t0\n\tx: 1", "line 1: not YAML (got "),
         (b"\x89PNG\r\n\x1a\n", "not YAML (got "),
+        (b"[" * 1500, "not YAML (got maximum recursion depth"),
+        (b"seed: " + b"9" * 6000, "not YAML (got "),
+        (b"seed: !!bool maybe", "not YAML (got "),
+        (b"seed: 2020-13-45", "not YAML (got "),
+        (b"seed: !!timestamp x", "line 1: not YAML (got "),
+        (b"seed: !!python/object:os.system x", "line 1: not YAML (got "),
+        (b"seed: 1\n---\nseed: 2", "line 2: not YAML (got "),
+        (b"? {a: 1}\n: 1", "line 1: not YAML (got "),
+        (RUN.encode("utf-16"), "not YAML (got "),  # DVC reads UTF-8 alone
     ],
 )
 def test_a_file_that_is_no_params_file_is_named(content, message, tmp_path):
@@ -251,6 +338,49 @@ def test_a_file_that_is_no_params_file_is_named(content, message, tmp_path):
 def test_no_file_names_what_to_do(tmp_path):
     with pytest.raises(Mistake, match=re.escape(f"{tmp_path}/params.yaml: not found. Run in the folder that holds it, or choose")):
         params.load(tmp_path / "params.yaml")
+
+
+def test_a_folder_of_that_name_is_no_file(tmp_path):
+    with pytest.raises(Mistake, match=re.escape(f"{tmp_path}: cannot be read (got Is a directory). Make it a file that you may read.")):
+        params.load(tmp_path)
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_others_are_read(tmp_path):
+    (path := tmp_path / "params.yaml").write_bytes(b"\xef\xbb\xbf" + RUN.replace("\n", "\r\n").encode())
+    assert params.load(path).seed == 0
+
+
+NO_NAMES = ("a.b", "a/b", "..", "a b", "'a", 'a"b', "-a", "a-b", "é", "a\u0663", "${a}", "x" * 65)
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
+@pytest.mark.parametrize("key", ["backbone.", "head.", "adversarial.", "suites.", "suites.quick.attacks."])
+def test_a_name_that_dvc_a_file_system_or_mlflow_does_not_take_is_refused(key, name):
+    raw = {"suites": {"quick": {"attacks": {}}}}
+    table = raw
+    for part in key.split(".")[:-1]:
+        table = table.setdefault(part, {})
+    table[name] = {}
+    assert list(names.mistakes(raw)) == [
+        f"{key}{name}: a name is made of letters (a to z), digits and underscores, 1 to 64 of them (got {name!r}). Rename it."
+    ]
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "a:b", "a@b", "a'b", "a#b", "a\nb", "-a", "a ", "é", "x" * 256], ids=ascii)
+def test_a_registered_name_that_cannot_be_asked_for_is_refused(name):
+    with pytest.raises(ValidationError, match="should match pattern"):
+        params.Registry(name=name)
+
+
+def test_what_mlflow_takes_is_taken():
+    from mlflow.utils.validation import _validate_model_name
+
+    for name in ("a", "digits-linf-0.15", "my model_2", "x" * 255):
+        _validate_model_name(params.Registry(name=name).name)
+
+
+def test_no_suite_hides_a_column_of_the_report():
+    assert names.COLUMNS == table.MADE + table.MEASURED
 
 
 @pytest.mark.parametrize("path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "params").glob("*.yaml"))])

@@ -16,10 +16,8 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from small import SODEF, classifier, few, fit
-from torch import nn
 
 from basin.cli import app
 from basin.config.splits import SplitSettings
@@ -28,12 +26,10 @@ from basin.config.threat import asked
 from basin.data.splits import prepare
 from basin.errors import Mistake, exit_on_mistake
 from basin.evaluation import outside
-from basin.evaluation.cascade import Evaluation
-from basin.evaluation.robustness import check, check_labels, evaluate
+from basin.evaluation.robustness import check, check_labels
 from basin.evaluation.subject import subject
 from basin.methods.sources import digits as source
 from basin.models import artifact
-from basin.threat.ball import ThreatModel
 
 ROOT = Path(__file__).resolve().parents[2]
 BASIN = [sys.executable, "-c", "from basin.cli.app import main; main()"]
@@ -185,14 +181,12 @@ def test_few_classes_are_enough(target, basin, monkeypatch):
     assert code == 0 and found["worst_case"] <= found["clean"], said
 
 
-@pytest.mark.parametrize("attack", ["{kind: apgd, loss: dlr_targeted}", "{kind: autoattack}"])
-def test_too_few_classes_for_an_attack_are_refused_before_any_attack_runs(attack, monkeypatch):
-    monkeypatch.setattr(Evaluation, "run", lambda *_: pytest.fail("an attack ran"))
-    suite = Suite.model_validate({"attacks": {"fgsm": {"kind": "fgsm"}, "last": YAML(typ="safe").load(attack)}})
-    three = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
-    x, y = torch.rand(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
-    with pytest.raises(Mistake, match=r"needs 4( classes)? \(got 3\)"):
-        evaluate(three, None, x, y, ThreatModel(norm="linf", eps=0.1), suite, (0, "three"))
+def test_what_is_replaced_is_said_and_written(basin, monkeypatch):
+    monkeypatch.setattr(outside, "SUITES", short(outside.SUITES))
+    code, said, found = basin("net.py:two", "few.npz", suite="standard")
+    words = "apgd (loss dlr_targeted, steps 2, targets 1) is run as apgd (loss margin_targeted, steps 2, targets 1)"
+    assert code == 0 and found["replaced"] == {"apgd_dlr_targeted": words}
+    assert f"apgd_dlr_targeted: {words}, for the number of classes or a random model\n" in said
 
 
 def short(suites):

@@ -394,8 +394,8 @@ def test_a_model_that_dvc_does_not_know_is_refused(run):
 
 def test_aliases_follow_mlflows_rules(run):
     twice = run.model_copy(update={"head": dict.fromkeys(("natural", "latest", "v2", "sodef_natural"), run.head["ode"])})
-    assert [registration.alias(f"head/{name}", twice) for name in twice.head] == ["head_natural", "head_latest", "head_v2", "sodef_natural"]
-    assert registration.alias("backbone/natural", twice) == "backbone_natural"
+    assert [twice.alias(f"head/{name}") for name in twice.head] == ["head_natural", "head_latest", "head_v2", "sodef_natural"]
+    assert twice.alias("backbone/natural") == "backbone_natural"
 
 
 def test_the_receipt_is_the_same_whatever_else_is_registered(run):

@@ -14,7 +14,7 @@ from basin.errors import Mistake, did_you_mean, exit_on_mistake
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train defences, attack them, keep every model and number.")
 
-REPORT, RECEIPT = Path("report/index.html"), Path("report/registered.json")
+PREPARED, REPORT, RECEIPT = Path("data/prepared"), Path("report/index.html"), Path("report/registered.json")
 Targets = Annotated[list[str] | None, typer.Argument(help="stages as `dvc stage list` names them; all by default")]
 Workers = Annotated[int, typer.Option(min=1, help="how many stages may run at once")]
 
@@ -37,10 +37,16 @@ def use(name: Annotated[str, typer.Argument(help="a run under params/, without .
 @app.command()
 def check() -> None:
     """Read params.yaml and report every mistake in it."""
-    from basin.config import params
+    from basin.config import params, suite
+    from basin.data.about import load_about
 
-    params.load()
+    config = params.load()
     typer.echo("params.yaml: no mistakes")
+    if (PREPARED / "about.json").exists():
+        classes = len(load_about(PREPARED).classes)
+        for name in config.attack.suites:
+            for attack, words in suite.replaced(config.suites[name].attacks, classes).items():
+                typer.echo(f"suites.{name}.attacks.{attack}: on the {classes} classes of {PREPARED} {words}")
 
 
 @app.command()
@@ -96,6 +102,8 @@ def evaluate(
     typer.echo(f"The model: {'; '.join(result['model']) or 'a function of each image, with a gradient'}")
     for name, robust in result["attacks"].items():
         typer.echo(f"{robust:7.1%}  after {name}")
+    for name, words in result["replaced"].items():
+        typer.echo(f"{name}: {words}, for the number of classes or a random model")
     low, high = result["interval"]
     typer.echo(f"{result['clean']:7.1%}  clean, n = {result['n']}")
     typer.echo(f"{result['worst_case']:7.1%}  worst case, 95% interval {low:.1%} to {high:.1%}, {norm} {eps}, suite {suite}")

@@ -8,7 +8,7 @@ import ast
 import builtins
 import importlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -90,13 +90,26 @@ class Choice:
         """The settings as the file itself understands them: torch is loaded now."""
         return self.module.Params.model_validate(self.given)
 
+    def fitted(self, classes: int, randomised: bool = False) -> "Choice":
+        """What is run of an attack on so many classes, or on a random model: itself, or what its file puts in its place.
+
+        Raises Mistake where its file has nothing for them.
+        """
+        fit = getattr(self.tables, "fitted", None)
+        table = fit(self.table, classes, randomised) if fit else self.table
+        return self if table == self.table else replace(self, table=table, given=table.model_dump(by_alias=True, exclude_unset=True))
+
     def __str__(self) -> str:
-        chosen = ", ".join(f"{name} {getattr(self.table, name)}" for name in sorted(self.table.model_fields_set))
+        chosen = ", ".join(f"{name} {_word(getattr(self.table, name))}" for name in sorted(self.table.model_fields_set))
         return f"{self.kind} ({chosen})" if chosen else self.kind
 
     def tree(self) -> dict[str, Any]:
         """As in params.yaml, with every default filled in."""
         return {"kind": self.kind, **self.table.model_dump(mode="json", by_alias=True)}
+
+
+def _word(value: Any) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
 def choose(family: str, value: Any) -> Choice:

@@ -1,24 +1,21 @@
 """params.yaml -> a frozen, typed `Config`. Every mistake in the file is reported at once, each with its key."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, create_model, field_validator
 from pydantic_core import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from basin.config import names
+from basin.config.document import read
 from basin.config.kinds import BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, kinds, tables
+from basin.config.names import REGISTERED, STAGES
 from basin.config.schedule import Schedule
 from basin.config.settings import Settings
 from basin.config.splits import SplitSettings
 from basin.config.suite import Suite
 from basin.config.threat import Threat
 from basin.errors import Mistake, did_you_mean
-
-STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
-NAME = r"^[A-Za-z0-9_]+$"
 
 
 class Model(Settings):
@@ -97,7 +94,12 @@ class Gate(Settings):
 class Registry(Settings):
     """How models are registered, and who becomes champion."""
 
-    name: str | None = Field(None, pattern=r"^[^/:]+$", description="the registered model's name, or null for <data>-<norm>-<eps>")
+    name: str | None = Field(
+        None,
+        pattern=REGISTERED,
+        description="the registered model's name, of letters (a to z), digits, _ . - and, inside, blanks, at most 255 of them; "
+        "or null for <data>-<norm>-<eps>",
+    )
     gate: Gate = Field(Gate(), description="what a version has to show before it becomes the champion")
 
 
@@ -149,6 +151,10 @@ class Config(Settings):
     def splits(self) -> SplitSettings:
         return SplitSettings.model_validate({k: v for k, v in self.data.items() if k in SplitSettings.model_fields})
 
+    def alias(self, model: str) -> str:
+        """The alias of STAGE/NAME in the registry (basin/config/names.py)."""
+        return names.alias(model, [f"{stage}/{name}" for stage in STAGES for name in getattr(self, stage)])
+
     @property
     def registered_name(self) -> str:
         return self.registry.name or f"{self.source.kind}-{self.threat}"
@@ -163,64 +169,13 @@ def load(path: Path | str = "params.yaml") -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         messages += [_message(e["loc"], e["msg"], e["input"]) for e in error.errors(include_url=False)]
-    messages += _reference_errors(raw)
+    messages += names.mistakes(raw)
     if messages:
         raise Mistake(*(f"{path}: {message}" for message in messages))
     return config
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The file as plain tables. Raises Mistake where it is missing or not YAML."""
-    try:
-        raw = YAML(typ="safe", pure=True).load(path)
-    except FileNotFoundError:
-        raise Mistake(f"{path}: not found. Run in the folder that holds it, or choose a ready-made run with `basin use NAME`.") from None
-    except MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise Mistake(f"{path}: {line}not YAML (got {error.problem}). Mend that line, or take a ready-made file: basin use NAME.") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise Mistake(f"{path}: not YAML (got {' '.join(str(error).split())}). Take a ready-made file: basin use NAME.") from None
-    if not isinstance(raw, dict):
-        raise Mistake(f"{path}: should be a table of keys (got {type(raw).__name__}). Take a ready-made file: basin use NAME.")
-    return raw
 
 
 def _message(loc: tuple[str | int, ...], message: str, value: Any) -> str:
     got = "nothing" if isinstance(value, dict) and message.startswith("Field required") else repr(value)
     what, _, advice = message.partition(". ")
     return f"{'.'.join(map(str, loc))}: {what[0].lower() + what[1:]} (got {got[:80]}). {advice}".rstrip()
-
-
-def _reference_errors(raw: Mapping[str, Any]) -> Iterator[str]:
-    """`from:` and `attack:` name models and suites of the file; `from:` makes no cycle. Works on whatever can be read of them."""
-    tables = {stage: raw[stage] for stage in STAGES if isinstance(raw.get(stage), dict)}
-    entries = {f"{stage}/{name}": entry for stage, table in tables.items() for name, entry in table.items()}
-    parents = {
-        model: entry.get("from") for model, entry in entries.items() if isinstance(entry, dict) and model.split("/")[0] != "backbone"
-    }
-    for model, parent in parents.items():
-        key = f"{model.replace('/', '.')}.from"
-        if isinstance(parent, str) and parent not in entries:
-            yield f"{key}: names no model of this file (got {parent!r}). {did_you_mean(parent, entries)}"
-        elif model in _ancestors(model, parents):
-            chain = " <- ".join([model, *_ancestors(model, parents)])
-            yield f"{key}: goes round in a cycle (got {chain}). Start one of them from a backbone."
-    if "exchange" in (raw["suites"] if isinstance(raw.get("suites"), dict) else {}):
-        yield "suites.exchange: the name is that of the points of other models (got a suite of that name). Rename it."
-    for name in (name for table in tables.values() for name in table if not str(name).replace("_", "").isalnum()):
-        yield f"{name}: a model's name is made of letters, digits and underscores (got {name!r}). Rename it."
-    attack = raw["attack"] if isinstance(raw.get("attack"), dict) else {}
-    known = {"models": entries, "suites": raw["suites"] if isinstance(raw.get("suites"), dict) else {}}
-    for key, names in known.items():
-        asked = attack.get(key)
-        for name in asked if isinstance(asked, list) else []:
-            if name not in names:
-                yield f"attack.{key}: names nothing of this file (got {name!r}). {did_you_mean(str(name), names)}"
-
-
-def _ancestors(model: str, parents: Mapping[str, Any]) -> list[str]:
-    """The chain of `from:` upwards from a model; ends at a backbone, or at the first model met twice."""
-    chain: list[str] = []
-    while (parent := parents.get(chain[-1] if chain else model)) is not None and parent not in chain:
-        chain.append(parent)
-    return chain

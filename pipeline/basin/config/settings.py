@@ -11,9 +11,9 @@ from basin.errors import did_you_mean
 
 
 class Settings(BaseModel):
-    """A frozen table of params.yaml: unknown keys and wrong types are errors, nothing is converted silently."""
+    """A frozen table of params.yaml: unknown keys, wrong types, infinity and nan are errors, nothing is converted silently."""
 
-    model_config = ConfigDict(frozen=True, strict=True, validate_by_name=True, validate_by_alias=True)
+    model_config = ConfigDict(frozen=True, strict=True, validate_by_name=True, validate_by_alias=True, allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -45,10 +45,10 @@ def error_line(kind: str, message: str, loc: tuple[int | str, ...], value: Any) 
 def _fraction(value: Any) -> Any:
     """`"8/255"` reads as the literature writes it."""
     try:
-        return float(Fraction(value)) if isinstance(value, str) else value
-    except (ValueError, ZeroDivisionError):
+        return float(Fraction(value) if "/" in value else value) if isinstance(value, str) else value
+    except (ValueError, ArithmeticError):
         return value
 
 
 Fractional = Annotated[float, BeforeValidator(_fraction)]
-Radius = Annotated[Fractional, Field(gt=0, allow_inf_nan=False)]  # a norm may set a limit: basin/config/threat.py
+Radius = Annotated[Fractional, Field(gt=0)]  # a norm may set a limit: basin/config/threat.py

@@ -1,9 +1,11 @@
 """Suites of attacks, as params.yaml has them."""
 
+from collections.abc import Mapping
+
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from basin.config.kinds import AttackChoice
+from basin.config.kinds import AttackChoice, Choice
 from basin.config.settings import Radius, Settings
 from basin.config.solver import Solver
 
@@ -37,6 +39,12 @@ class Masked(Settings):
 
     attack: AttackChoice = Field(description="the attack that is given the naive gradient")
     solver: Solver = Field(description="the solver whose gradient is taken of models that solve an ODE")
+
+
+def replaced(attacks: Mapping[str, Choice], classes: int, randomised: bool = False) -> dict[str, str]:
+    """By name, in words, the attacks in whose place others are run on so many classes, or on a random model."""
+    fitted = {name: attack.fitted(classes, randomised) for name, attack in attacks.items()}
+    return {name: f"{attack} is run as {fitted[name]}" for name, attack in attacks.items() if fitted[name] != attack}
 
 
 class Suite(Settings):

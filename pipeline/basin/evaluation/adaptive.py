@@ -48,15 +48,14 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
     yield "fgsm", Attempt(_attack("fgsm"), own)
     yield "pgd", Attempt(_attack("pgd", steps=20, step=0.1), own)
     yield "apgd_ce", Attempt(_apgd("ce", s.steps), own)
-    targeted = "dlr_targeted" if declared.classes > 3 else "ce"
     if declared.twin:
-        both = [_apgd("ce", s.steps).tree(), _apgd(targeted, s.steps, s.targets).tree()]
+        both = [_apgd("ce", s.steps).tree(), _apgd("dlr_targeted", s.steps, s.targets).tree()]
         yield "transfer", Attempt(_attack("transfer", attacks=both))
     for name, way in _ways(declared, own, model):
         yield f"apgd_ce: {name}", Attempt(_apgd("ce", s.steps), way)
-        yield f"apgd_targeted: {name}", Attempt(_apgd(targeted, s.steps, FEW), way)
+        yield f"apgd_targeted: {name}", Attempt(_apgd("dlr_targeted", s.steps, FEW), way)
     yield "features", Attempt(_attack("features"), own)
-    yield "apgd_targeted", Attempt(_apgd(targeted, s.steps, FEW if declared.randomised else s.targets), own)
+    yield "apgd_targeted", Attempt(_apgd("dlr_targeted", s.steps, FEW if declared.randomised else s.targets), own)
     if declared.randomised:
         yield "pgd_eot", Attempt(_attack("pgd", steps=s.steps, step=0.1), own)
     else:

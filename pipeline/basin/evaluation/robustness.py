@@ -1,12 +1,13 @@
 """One call from a model and a suite to a robust accuracy: declare, attack, judge, diagnose."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from basin.config.suite import Adaptive, Suite
+from basin.config.suite import Adaptive, Suite, replaced
 from basin.errors import Mistake
 from basin.evaluation.adaptive import attempts, naive, without_gradient
 from basin.evaluation.cascade import Evaluation
@@ -18,6 +19,7 @@ from basin.evaluation.ways import Attempt, Way
 from basin.threat.ball import HIGH, LOW, ThreatModel
 from basin.types import Images, Labels, Logits
 
+log = logging.getLogger(__name__)
 LOOKED_AT = 16  # images on which a model's declaration is measured
 
 
@@ -29,6 +31,7 @@ class Result:
     diagnosis: Diagnosis
     declared: Declaration
     facts: list[str]  # what the model was found to be, in words
+    replaced: dict[str, str] = field(default_factory=dict)  # by name, in words, the attacks in whose place others were run
 
     @property
     def clean(self) -> float:
@@ -84,21 +87,26 @@ def evaluate(
         tried |= {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
     elif not declared.differentiable:
         tried |= dict(without_gradient(declared, Adaptive()))
-    for attempt in tried.values():
-        if check_attack := getattr(attempt.attack.module, "check", None):
-            check_attack(attempt.attack.params, declared.classes)
+    others = replaced({name: attempt.attack for name, attempt in tried.items()}, declared.classes, declared.randomised)
+    if others:
+        log.info("suite: %d classes%s: %s", declared.classes, ", random" * declared.randomised, "; ".join(dict.fromkeys(others.values())))
+    tried = {name: _fitted(attempt, declared) for name, attempt in tried.items()}
     way = suite.masked and naive(declared, suite.masked.solver)
-    masked = Attempt(suite.masked.attack, way) if suite.masked and way else None
-    curve = (Attempt(suite.curve.attack), list(suite.curve.radii)) if suite.curve else None
+    masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None
+    curve = (_fitted(Attempt(suite.curve.attack), declared), list(suite.curve.radii)) if suite.curve else None
     evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
     outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
     if not declared.randomised and differs(first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
     facts = [*getattr(model, "facts", ()), *declared.words()]
-    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts)
+    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts, others)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _fitted(attempt: Attempt, declared: Declaration) -> Attempt:
+    return replace(attempt, attack=attempt.attack.fitted(declared.classes, declared.randomised))
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Bringing the registry up to a run: versions, numbers, aliases, and the gate's decisions."""
 
 import logging
-import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -46,7 +45,7 @@ def register_all(
             _link(store, name, one, current[one.model], candidates.pipeline(run))
         checks = Checks(store, name, images, {current[one.model]: one.folder for one in run})
         for one in run:
-            checks.point(alias(one.model, config), current[one.model])
+            checks.point(config.alias(one.model), current[one.model])
         decide(store, name, config.registry.gate, checks)
     if root == Path():
         snapshot.keep(snapshot.of(root, at), name, {one.model: one.md5 for one in run})
@@ -98,14 +97,6 @@ def promote(config: Config, dry_run: bool) -> dict[str, Decision]:
     with opened("Nothing was changed.") as store, nullcontext() if dry_run else mlflow_client.alone():
         images = load_split(Path("data/prepared"), "validation").floats(slice(0, IMAGES)).numpy()
         return decide(store, name, config.registry.gate, None if dry_run else Checks(store, name, images, {}))
-
-
-def alias(model: str, config: Config) -> str:
-    """A model's alias: its name; with its stage in front where two stages have the name or MLflow keeps the word for itself."""
-    stage, name = model.split("/")
-    twice = sum(name in table for table in (config.backbone, config.head, config.adversarial)) > 1
-    kept = name.lower() in (CHAMPION, "latest") or re.fullmatch(r"[vV]\d+", name)
-    return f"{stage}_{name}" if twice or kept else name
 
 
 class Checks:

@@ -13,7 +13,7 @@ from basin.registry import candidates, contents, promotion, snapshot, versions
 from basin.registry.candidates import SCHEMA
 from basin.registry.opening import aliases, opened
 from basin.registry.promotion import CHAMPION
-from basin.registry.registration import alias, register_all
+from basin.registry.registration import register_all
 from basin.registry.removal import removed
 from basin.tracking.mirror import deliver_all
 
@@ -44,7 +44,7 @@ def _of_run(store: MlflowClient, name: str, config: Config, run: list[candidates
             yield f"{one.model}: missing from registered model {name}"
         elif not versions.is_current(version, one) and not promotion.keeps(store, version, one):
             yield f"{one.model}: version {version.version} of {name} carries older numbers"
-        if (wanted := alias(one.model, config)) not in known:
+        if (wanted := config.alias(one.model)) not in known:
             yield f"{name}@{wanted}: the alias is missing"
         elif version and known[wanted] != int(version.version):
             yield f"{name}@{wanted}: points to version {known[wanted]} instead of {version.version}"

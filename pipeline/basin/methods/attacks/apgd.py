@@ -5,7 +5,8 @@
 
 At checkpoints w_j the step is halved and the search goes back to its best point, where the loss rose in fewer than rho of the last
 steps, or neither step nor best loss changed since the checkpoint before. s is the sign in L-infinity, g / ||g|| in L2.
-Losses: `ce`; `dlr` and `dlr_targeted` (equations 6 and 7), which do not change when the logits are scaled.
+Losses: `ce`; `dlr` and `dlr_targeted` (equations 6 and 7), which do not change when the logits are scaled, and on fewer classes than they
+need `margin` and `margin_targeted`, their numerators, which do not saturate either: of a scaled gradient s takes the direction.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from pydantic import Field
 from torch import Tensor
 
 from basin.config.settings import Settings
-from basin.errors import Mistake
 from basin.threat.target import Incumbent, Target, cross_entropy_each, gradient, margin
 from basin.types import Images, Labels, PerImage
 
@@ -24,16 +24,21 @@ ALPHA, RHO = 0.75, 0.75
 
 
 class Params(Settings):
-    loss: Literal["ce", "dlr", "dlr_targeted"] = Field("ce", description="ce, dlr, or dlr_targeted")
+    loss: Literal["ce", "dlr", "dlr_targeted", "margin", "margin_targeted"] = Field(
+        "ce", description="ce, dlr, dlr_targeted, margin, or margin_targeted"
+    )
     steps: int = Field(100, ge=2, description="steps of each run, at least 2 (the paper: 100)")
     restarts: int = Field(1, ge=1, description="a positive number of runs from random points")
-    targets: int = Field(9, ge=1, description="a positive number of target classes, likeliest first; dlr_targeted alone uses it")
+    targets: int = Field(9, ge=1, description="a positive number of target classes, likeliest first; the targeted losses alone use it")
 
 
-def check(params: Params, classes: int) -> None:
-    """Raise Mistake where the loss needs more classes."""
-    if classes < (needed := {"ce": 2, "dlr": 3, "dlr_targeted": 4}[params.loss]):
-        raise Mistake(f"attack apgd: the {params.loss} loss needs {needed} classes (got {classes}). Use loss: ce.")
+FEWER = {"dlr": (3, "margin"), "dlr_targeted": (4, "margin_targeted")}  # the classes that a loss needs, and what is taken on fewer
+
+
+def fitted(params: Params, classes: int, randomised: bool = False) -> Params:
+    """With a loss that is defined on so many classes."""
+    needed, instead = FEWER.get(params.loss, (2, params.loss))
+    return params.model_copy(update={"loss": instead}) if classes < needed else params
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
@@ -41,7 +46,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     best = Incumbent(images)
     with torch.no_grad():
         logits = target.network(images)
-    check(params, logits.shape[1])
+    params = fitted(params, logits.shape[1])
     best.offer(images, logits, labels)
     for loss in _losses(params, logits, labels):
         for _ in range(params.restarts):
@@ -53,13 +58,12 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
 
 def _losses(params: Params, logits: Tensor, labels: Labels) -> list[Callable[[Tensor], Callable[[Tensor, Labels], PerImage]]]:
     """For each run, rows -> the loss to raise on them."""
-    if params.loss == "ce":
-        return [lambda rows: cross_entropy_each]
-    if params.loss == "dlr":
-        return [lambda rows: dlr]
+    if untargeted := {"ce": cross_entropy_each, "dlr": dlr, "margin": lambda z, y: -margin(z, y)}.get(params.loss):
+        return [lambda rows: untargeted]
+    loss = {"dlr_targeted": dlr_targeted, "margin_targeted": margin_targeted}[params.loss]
     others = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
     number = min(params.targets, logits.shape[1] - 1)
-    return [lambda rows, t=others[:, k]: lambda z, y: dlr_targeted(z, y, t[rows]) for k in range(number)]  # type: ignore[misc]
+    return [lambda rows, t=others[:, k]: lambda z, y: loss(z, y, t[rows]) for k in range(number)]  # type: ignore[misc]
 
 
 def dlr(z: Tensor, y: Labels) -> PerImage:
@@ -71,8 +75,12 @@ def dlr(z: Tensor, y: Labels) -> PerImage:
 def dlr_targeted(z: Tensor, y: Labels, t: Labels) -> PerImage:
     """-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2) (equation 7)."""
     top = z.sort(1, descending=True).values
-    z_y, z_t = z.gather(1, y[:, None])[:, 0], z.gather(1, t[:, None])[:, 0]
-    return -(z_y - z_t) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return margin_targeted(z, y, t) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def margin_targeted(z: Tensor, y: Labels, t: Labels) -> PerImage:
+    """-(z_y - z_t)."""
+    return -(z.gather(1, y[:, None])[:, 0] - z.gather(1, t[:, None])[:, 0])
 
 
 def checkpoints(steps: int) -> list[int]:

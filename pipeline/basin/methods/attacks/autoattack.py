@@ -6,8 +6,9 @@ The number that the literature quotes. White-box, then black-box: `standard` tak
     plus        APGD on CE and on DLR, FAB (5 restarts each), Square, targeted APGD and FAB
     rand        APGD on CE and on DLR, each gradient the mean of 20 passes: for a random network
 
-An image that one attack breaks is not given to the next. Where passes over the same images differ the network is random: then `rand` is
-run whatever the version, on all images, and the points of highest loss are taken, not those that one pass misclassified.
+An image that one attack breaks is not given to the next. What needs more classes is left out: DLR needs three, targeted DLR four. Where
+passes over the same images differ the network is random: then `rand` is run whatever the version, on all images, and the points of highest
+loss are taken, not those that one pass misclassified.
 """
 
 import logging
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 from torch.nn.functional import normalize
 
 from basin.config.settings import Settings
@@ -29,47 +31,55 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Name = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # needed by a loss
-UNEVEN = {"standard": ["apgd-t"], "plus": ["apgd-dlr", "apgd-t"], "rand": ["apgd-dlr"]}  # what each version has of these
+VERSIONS: dict[str, list[Name]] = {
+    "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
+    "rand": ["apgd-ce", "apgd-dlr"],
+}
 PASSES, DIFFERENCE = 5, 1e-4  # AutoAttack's test of randomness: passes compared, distance of logits scaled to norm 1
 
 
 class Params(Settings):
     version: Literal["standard", "plus", "rand", "custom"] = Field("standard", description="standard, plus, rand, or custom")
-    attacks: list[Name] = Field([], description=f"with version custom a list of attacks in order, of {', '.join(get_args(Name))}")
+    attacks: list[Name] = Field(
+        [],
+        description=f"with version custom a list of attacks in order, of {', '.join(get_args(Name))}; with another those of it that are "
+        "run, [] for all",
+    )
 
     @model_validator(mode="after")
-    def _attacks_are_customs(self) -> "Params":
-        if (self.version == "custom") != bool(self.attacks):
-            raise ValueError(
-                f"attacks goes with version custom (got version {self.version}, {len(self.attacks)} attacks). Give both or neither."
-            )
+    def _attacks_fit_the_version(self) -> "Params":
+        if self.version == "custom" and not self.attacks:
+            raise PydanticCustomError("attacks", "version custom has no attacks of its own. Give attacks.")
+        if others := [name for name in self.attacks if name not in VERSIONS.get(self.version, self.attacks)]:
+            raise PydanticCustomError("attacks", f"version {self.version} has no {', '.join(others)}. Use version: custom.")  # type: ignore[arg-type]
         return self
 
 
-def check(params: Params, classes: int) -> None:
-    """Raise Mistake where a loss needs more classes."""
-    lacking = [f"{name} needs {CLASSES[name]}" for name in UNEVEN.get(params.version, params.attacks) if CLASSES.get(name, 2) > classes]
-    if lacking:
-        raise Mistake(
-            f"attack autoattack: too few classes, {', '.join(lacking)} (got {classes}). "
-            "Use version: custom, attacks: [apgd-ce, fab, square]."
-        )
+def fitted(params: Params, classes: int, randomised: bool = False) -> Params:
+    """`rand` for a random network, and without attacks whose loss needs more classes. Raises Mistake where none is left."""
+    version = "rand" if randomised else params.version
+    whole = VERSIONS.get(version, params.attacks)
+    asked = params.attacks if params.attacks and version == params.version else whole
+    left = [name for name in asked if CLASSES.get(name, 2) <= classes]
+    if not left:
+        raise Mistake(f"attack autoattack: all of its attacks need more classes (got {', '.join(asked)} on {classes}). Give apgd-ce.")
+    return params if left == asked and version == params.version else Params(version=version, attacks=[] if left == whole else left)
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    """The point that broke each image, judged again here, or else the clean image. Raises Mistake where a loss needs more classes."""
+    """The point that broke each image, judged again here, or else the clean image. Raises Mistake where no attack is left."""
     network, best = foreign.sealed(target.network), Incumbent(images)
     logits = network(images)
     best.offer(images, logits, labels)
-    if params.version != "rand" and randomised(network, images):
+    if is_random := params.version != "rand" and differs(network, images):
         log.warning(
             "attack autoattack: the network is random, passes over the same images differ; running rand instead of %s", params.version
         )
-        params = Params(version="rand")
-    check(params, logits.shape[1])
+    params = fitted(params, logits.shape[1], is_random)
     with foreign.seeded(generator) as seed:
         suite = _suite(params, target, network, seed, images.device)
-        for name in suite.attacks_to_run:
+        for name in params.attacks or VERSIONS[params.version]:
             held = torch.ones_like(best.broken) if params.version == "rand" else ~best.broken
             rows = held.nonzero().flatten()
             if len(rows):
@@ -80,7 +90,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
 
 
 @torch.no_grad()
-def randomised(network: Network, images: Images) -> bool:
+def differs(network: Network, images: Images) -> bool:
     """Whether passes over the same images differ."""
     first, *others = (normalize(network(images), dim=1) for _ in range(PASSES))
     return any(bool(((other - first).norm(dim=1) > DIFFERENCE).any()) for other in others)

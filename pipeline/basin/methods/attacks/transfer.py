@@ -29,6 +29,11 @@ class Params(Settings):
         return attacks
 
 
+def fitted(params: Params, classes: int, randomised: bool = False) -> Params:
+    """With each attack fitted to the twin, which is not random because the network is."""
+    return params.model_copy(update={"attacks": [attack.fitted(classes) for attack in params.attacks]})
+
+
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     assert target.twin is not None, "given only to a model that has a twin (NEEDS_TWIN)"
     source = Target(target.twin, target.threat, features=getattr(target.twin, "features", None))

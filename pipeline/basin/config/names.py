@@ -1,0 +1,111 @@
+"""What the entries of params.yaml may be called, so that DVC, a file system and MLflow take it, and what they may refer to."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from basin.errors import did_you_mean
+
+STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
+NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+KEPT = re.compile(r"champion|latest|v\d+", re.IGNORECASE)  # aliases that are Basin's, or that MLflow does not give away
+COLUMNS = (  # of the report's table, beside one for each suite (report/table.py)
+    "model", "backbone", "head", "training", "clean",
+    "worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n",
+)  # fmt: skip
+REGISTERED = (
+    r"^[A-Za-z0-9]([A-Za-z0-9_ .-]{0,253}[A-Za-z0-9_-])?$"  # stricter than MLflow, which asks with names in quotes and in addresses
+)
+
+
+def alias(model: str, models: Collection[str]) -> str:
+    """A model's alias in the registry: its name; with its stage in front where two stages have the name or the word is kept."""
+    stage, name = model.split("/", 1)
+    twice = sum(other.split("/", 1)[1].lower() == name.lower() for other in models) > 1
+    return f"{stage}_{name}" if twice or KEPT.fullmatch(name) else name
+
+
+def mistakes(raw: Mapping[str, Any]) -> Iterator[str]:
+    """Names that something will not take, and references to what the file does not have. Works on whatever can be read of the file."""
+    stages = {stage: _table(raw, stage) for stage in STAGES}
+    entries = {f"{stage}/{name}": entry for stage, table in stages.items() for name, entry in table.items()}
+    suites = _table(raw, "suites")
+    for key, table in {**stages, "suites": suites}.items():
+        yield from _names(key, table)
+    yield from _suites(suites)
+    yield from _aliases(entries)
+    yield from _parents(entries)
+    attack = _table(raw, "attack")
+    yield from _asked("attack.models", attack.get("models"), entries)
+    yield from _asked("attack.suites", attack.get("suites"), suites)
+
+
+def _table(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return table if isinstance(table := raw.get(key), dict) else {}
+
+
+def _names(key: str, table: Mapping[str, Any]) -> Iterator[str]:
+    """Names that are none, and names that are one on a file system that does not tell capitals."""
+    seen: dict[str, str] = {}
+    for name in table:
+        if not NAME.fullmatch(name):
+            yield f"{key}.{name}: a name is made of letters (a to z), digits and underscores, 1 to 64 of them (got {name!r}). Rename it."
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            yield f"{key}.{name}: differs from another name in capitals alone (got {name!r} and {other!r}). Rename one."
+
+
+def _suites(suites: Mapping[str, Any]) -> Iterator[str]:
+    for name, suite in suites.items():
+        if name.lower() == "exchange":
+            yield f"suites.{name}: the name is that of the points of other models (got a suite of that name). Rename it."
+        if name.lower() in COLUMNS:
+            yield f"suites.{name}: the name is that of a column of the report (got a suite of that name). Rename it."
+        attacks = _table(suite, "attacks") if isinstance(suite, dict) else {}
+        yield from _names(f"suites.{name}.attacks", attacks)
+        if "clean" in attacks:
+            yield f"suites.{name}.attacks.clean: the name is that of images misread without an attack (got one of that name). Rename it."
+
+
+def _aliases(entries: Mapping[str, Any]) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for model in entries:
+        wanted = alias(model, entries).lower()
+        if (other := seen.setdefault(wanted, model)).split("/")[0] != model.split("/")[0]:
+            yield f"{model.replace('/', '.', 1)}: its alias in the registry is that of {other} (got {wanted!r}). Rename one."
+
+
+def _parents(entries: Mapping[str, Any]) -> Iterator[str]:
+    """`from:` names a model of the file and makes no cycle."""
+    above = {
+        model: entry["from"]
+        for model, entry in entries.items()
+        if not model.startswith("backbone/") and isinstance(entry, dict) and isinstance(entry.get("from"), str)
+    }
+    for model, parent in above.items():
+        key = f"{model.replace('/', '.', 1)}.from"
+        if parent not in entries:
+            yield f"{key}: names no model of this file (got {_short(parent)}). {did_you_mean(parent, entries)}"
+        elif model in _ancestors(model, above):
+            chain = " <- ".join([model, *_ancestors(model, above)])
+            yield f"{key}: goes round in a cycle (got {chain}). Start one of them from a backbone."
+
+
+def _ancestors(model: str, above: Mapping[str, str]) -> list[str]:
+    """The chain of `from:` upwards from a model; ends at a backbone, or at the first model met twice."""
+    chain: list[str] = []
+    while (parent := above.get(chain[-1] if chain else model)) is not None and parent not in chain:
+        chain.append(parent)
+    return chain
+
+
+def _asked(key: str, asked: Any, known: Collection[str]) -> Iterator[str]:
+    names = [name for name in asked if isinstance(name, str)] if isinstance(asked, list) else []
+    for i, name in enumerate(names):
+        if name not in known:
+            yield f"{key}: names nothing of this file (got {_short(name)}). {did_you_mean(name, known)}"
+        elif name in names[:i]:
+            yield f"{key}: names it twice (got {name!r}). Take one out."
+
+
+def _short(name: str) -> str:
+    return repr(name)[:80]
