@@ -12,6 +12,7 @@ KEPT = re.compile(r"champion|latest|v\d+", re.IGNORECASE)  # aliases that are Ba
 COLUMNS = (  # of the report's table, beside one for each suite (report/table.py)
     "model", "backbone", "head", "training", "clean",
     "worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n",
+    "largest_class", "balanced_clean", "balanced_worst_case",
 )  # fmt: skip
 REGISTERED = (
     r"^[A-Za-z0-9]([A-Za-z0-9_ .-]{0,253}[A-Za-z0-9_-])?$"  # stricter than MLflow, which asks with names in quotes and in addresses
