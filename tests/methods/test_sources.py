@@ -274,7 +274,9 @@ def test_an_unreadable_image_is_named(tmp_path, content):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(whole, "png")
     path.write_bytes(whole.getvalue()[:1000] if content == "half" else content)
     text = message(read_folder, tmp_path)
-    assert text.startswith(f"{path}: cannot be read as an image (got ") and text.endswith("). Mend or remove the file.")
+    assert text.startswith(f"{path}: cannot be read as an image (got ") and text.endswith(
+        "). Give a whole PNG or JPEG or BMP or GIF or WEBP or TIFF or PPM file."
+    )
 
 
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):

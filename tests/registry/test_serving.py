@@ -126,8 +126,11 @@ WRONG = [  # body, a part of the reason
     ({"inputs": 3}, "images: wrong shape (got [])"),
     ({"inputs": None}, "an input of type <class 'NoneType'> was found"),
     ({"inputs": ["no base64!"]}, "image 0: not base64 (got "),
-    ({"inputs": [text(picture(0)), text(b"something")]}, "image 1: cannot be read (got other bytes). Give a PNG or JPEG file."),
-    ({"inputs": [text(picture(0)[:60])]}, "image 0: cannot be read (got other bytes)"),
+    (
+        {"inputs": [text(picture(0)), text(b"something")]},
+        "image 1: cannot be read as an image (got other bytes). Give a whole PNG or JPEG file.",
+    ),
+    ({"inputs": [text(picture(0)[:60])]}, "image 0: cannot be read as an image (got "),
     ({"inputs": [text(picture(0, size=(9, 8)))]}, "image 0: wrong height and width (got [9, 8]). The model reads [8, 8]."),
     ({"inputs": X, "params": {"output": "logit"}}, "params: output: input should be 'logits', 'probabilities' or 'vote' (got 'logit')"),
     ({"inputs": X, "params": {"outputs": "vote"}}, "request: unknown key (got 'outputs'). Did you mean 'output'?"),
