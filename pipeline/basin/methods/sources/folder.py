@@ -86,7 +86,7 @@ def _images(folder: Path) -> list[Path]:
     if len(named) < len(entries):
         log.warning("%s: %d entries that are not image files are left out", folder, len(entries) - len(named))
     if others := [path.name for path in named if path not in images]:
-        log.warning("%s: left out, being no files whatever they are called: %s", folder, ", ".join(others))
+        log.warning("%s: left out, as they are no files: %s", folder, ", ".join(others))
     return images
 
 
