@@ -589,6 +589,10 @@ def with_value(value: float) -> np.ndarray:
             "labels: labels count from 0 to the number of classes (got 9223372036854775810). Number the classes 0, 1, 2, ...",
         ),
         ({"classes": np.array(["a", "b"])}, "labels: labels must be in 0..1 (got 2). Renumber or name the classes."),
+        (
+            {"classes": np.array([0x110000, 65, 66], np.uint32).view("U1")},
+            "classes: not text (got invalid maximum character passed to PyUnicode_New). Store numpy.array(names, dtype=str).",
+        ),
         ({"classes": np.arange(3)}, "classes: needs strings [classes] (got int64 [3]). Store numpy.array(names, dtype=str)."),
         (
             {"test_images": GOOD["images"], "test_labels": GOOD["labels"] + 1},

@@ -289,6 +289,13 @@ def test_a_folder_is_scored(tmp_path, trained):
     assert scoring.score(trained, folder, SHAPE, classes, target, resize=True) == (5, 1)
 
 
+def test_a_file_name_that_is_not_utf8_is_scored(tmp_path, trained):
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(picture(1))
+    assert scoring.score(trained, tmp_path, SHAPE, list(map(str, range(10))), tmp_path / "scores.csv") == (1, 0)
+    (row,) = csv.DictReader((tmp_path / "scores.csv").open(encoding="utf-8"))
+    assert row["file"] == r"\udcff.png" and not row["problem"]
+
+
 def test_a_version_scores_a_folder_on_the_command_line(served, tmp_path):
     (tmp_path / "one.png").write_bytes(picture(0))
     (tmp_path / "two.png").write_bytes(b"")

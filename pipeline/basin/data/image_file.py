@@ -7,8 +7,9 @@ a word (JPEG 2000, AVIF). What is refused is refused by the file's header, befor
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +19,13 @@ Opened = Any  # a PIL.Image.Image; Pillow is loaded where it is used
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-MOST_PIXELS = 1 << 26  # 8192 x 8192, 0.5 GB and seconds in decoding; a few KB of file can claim more
+MOST_PIXELS = 1 << 26  # 8192 x 8192 of colour: 0.5 GB and 2 s in decoding; a file of 100 bytes can claim more
 BITS_PER_SAMPLE = 258  # TIFF's tag
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 
 
 @contextmanager
-def opened(where: str, file: Path | IO[bytes], formats: tuple[str, ...] = FORMATS) -> Iterator[Opened]:
+def opened(where: str, file: Path | BytesIO, formats: tuple[str, ...] = FORMATS) -> Iterator[Opened]:
     """The image, not decoded yet. Raises Mistake, beginning with `where`, on what is no image, too large, deeper than 8 bits a channel,
     or found damaged while it is open.
     """

@@ -85,8 +85,8 @@ def _images(folder: Path) -> list[Path]:
     images = [path for path in named if os.path.isfile(path)]
     if len(named) < len(entries):
         log.warning("%s: %d entries that are not image files are left out", folder, len(entries) - len(named))
-    if others := [path.name for path in named if path not in images]:
-        log.warning("%s: left out, as they are no files: %s", folder, ", ".join(others))
+    if others := sorted({*named} - {*images}):
+        log.warning("%s: left out, as they are no files: %s", folder, ", ".join(path.name for path in others))
     return images
 
 

@@ -161,12 +161,16 @@ def _classes(path: Path, arrays: dict[str, np.ndarray]) -> tuple[tuple[str, ...]
     for key, values in labels.items():
         if values.size and values.max() >= len(classes):
             raise Mistake(f"{path}: {key}: labels must be in 0..{len(classes) - 1} (got {values.max()}). Renumber or name the classes.")
-    absent = np.setdiff1d(np.arange(len(classes)), used)
-    if known or not absent.size:
-        return classes, ""
+    return classes, "" if known else _gap(path, len(classes), used)
+
+
+def _gap(path: Path, classes: int, used: np.ndarray) -> str:
+    absent = np.setdiff1d(np.arange(classes), used)
+    if not absent.size:
+        return ""
     few = ", ".join(map(str, absent[:3])) + (", ..." if absent.size > 3 else "")
-    return classes, (
-        f"{path}: labels: {absent.size} of the classes 0..{used[-1]} have no image (got none of {few}). "
+    return (
+        f"{path}: labels: {absent.size} of the classes 0..{classes - 1} have no image (got none of {few}). "
         "Number the classes without gaps, or name all of them in `classes`."
     )
 
@@ -178,4 +182,7 @@ def _names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
         raise Mistake(
             f"{path}: classes: needs strings [classes] (got {names.dtype} {list(names.shape)}). Store numpy.array(names, dtype=str)."
         )
-    return tuple(map(str, names))
+    try:
+        return tuple(map(str, names))
+    except (SystemError, ValueError) as error:  # a number that is no character's
+        raise Mistake(f"{path}: classes: not text (got {error}). Store numpy.array(names, dtype=str).") from error
