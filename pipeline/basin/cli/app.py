@@ -76,7 +76,7 @@ def evaluate(
     eps: Annotated[str, typer.Option(help="radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")],
     norm: Annotated[str, typer.Option(help="linf | l2")] = "linf",
     suite: Annotated[str, typer.Option(help="quick | standard | autoattack | adaptive")] = "adaptive",
-    images: Annotated[int | None, typer.Option(min=1, help="how many images, the first ones; all by default")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="how many images, with the classes in proportion; all by default")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one) | cpu | cuda")] = "auto",
     normalise: Annotated[
