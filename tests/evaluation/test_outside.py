@@ -203,7 +203,7 @@ def test_what_is_replaced_is_said_and_written(basin, monkeypatch):
     code, said, found = basin("net.py:two", "few.npz", suite="standard")
     words = "apgd (loss dlr_targeted, steps 2, targets 1) is run as apgd (loss margin_targeted, steps 2, targets 1)"
     assert code == 0 and found["replaced"] == {"apgd_dlr_targeted": words}
-    assert f"apgd_dlr_targeted: {words}, for the number of classes or a random model\n" in said
+    assert f"apgd_dlr_targeted: {words} (on 2 classes)\n" in said
 
 
 def short(suites):

@@ -103,7 +103,7 @@ def evaluate(
     for name, robust in result["attacks"].items():
         typer.echo(f"{robust:7.1%}  after {name}")
     for name, words in result["replaced"].items():
-        typer.echo(f"{name}: {words}, for the number of classes or a random model")
+        typer.echo(f"{name}: {words} (on {result['declared']['classes']} classes{', random' * result['declared']['randomised']})")
     low, high = result["interval"]
     typer.echo(f"{result['clean']:7.1%}  clean, n = {result['n']}")
     typer.echo(f"{result['worst_case']:7.1%}  worst case, 95% interval {low:.1%} to {high:.1%}, {norm} {eps}, suite {suite}")
