@@ -26,7 +26,7 @@ def main(model: str, suite_name: str) -> None:
         about = judging.describe(model, suite_name, classifier.recipe)
         known = len(about["classes"])
         result = robustness.evaluate(classifier, twin, images, labels, threat, suite, seed, settings.batch, state, known)
-        about |= vars(result.diagnosis) | {"declared": asdict(result.declared), "replaced": result.replaced}
+        about |= vars(result.diagnosis) | {"declared": asdict(result.declared), "facts": result.facts, "replaced": result.replaced}
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
         stage.run.metrics(judging.numbers(summary) | stability)

@@ -285,7 +285,7 @@ ANIMALS = [
     masked("writes into its images without a gradient", writes_without_gradient, (), "writes into its images"),
     Animal("weights that are not numbers, unused", Unused, SAME, facts="not finite: other.weight"),
     Animal("compiled", lambda: torch.compile(Made(lambda z, x: z(x)), backend="eager"), SAME),
-    Animal("scripted", lambda: torch.jit.trace(typed(torch.float32), X[:1]), SAME),
+    Animal("scripted", lambda: torch.jit.script(typed(torch.float32)), SAME),
     # names that mean something else
     Animal("an attribute called draws", lambda: with_attributes(draws=3), SAME),
     Animal("an attribute called features", lambda: with_attributes(features=7), SAME),

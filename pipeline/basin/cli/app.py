@@ -99,7 +99,7 @@ def evaluate(
     result = outside.run(target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise)
     if json_file:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
-    typer.echo(f"The model: {'; '.join(result['model']) or 'a function of each image, with a gradient'}")
+    typer.echo(f"The model: {'; '.join(result['facts']) or 'a function of each image, with a gradient'}")
     for name, robust in result["attacks"].items():
         typer.echo(f"{robust:7.1%}  after {name}")
     for name, words in result["replaced"].items():

@@ -180,7 +180,7 @@ def run(
         "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "device": place.type, "n": numbers["n"],
         "clean": numbers["clean"], "worst_case": numbers["robust"], "interval": numbers["interval"], "attacks": numbers["attacks"],
         "masked": numbers["masked"], "ensemble": numbers["ensemble"], "flags": result.diagnosis.flags, "probes": result.diagnosis.probes,
-        "model": result.facts, "declared": vars(result.declared), "replaced": result.replaced, "passes": numbers["passes"],
+        "facts": result.facts, "declared": vars(result.declared), "replaced": result.replaced, "passes": numbers["passes"],
     } | {name: numbers[name] for name in (*BALANCE, "uneven", "by_class")}  # fmt: skip
     if outcomes_folder:
         outcomes.write(outcomes_folder, result.outcomes, ball, answer)
