@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basin.errors import THEIRS
+from basin.threat.target import gradient
 from basin.types import Images, Logits, Network
 
 NORM = {"linf": "Linf", "l2": "L2"}  # a threat model's norm, as pyautoattack spells it
@@ -34,19 +36,27 @@ def seeded(generator: torch.Generator) -> Iterator[int]:
 
 
 class _Pass(torch.autograd.Function):
-    """One pass whose gradient reaches the images and nothing else; an entry that is not finite counts as zero (basin/methods/attacks)."""
+    """One pass whose gradient reaches the images and nothing else; as in `target.gradient`, what is not finite counts as zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, network: Network) -> Tensor:
         with torch.enable_grad():
             ctx.x = x.detach().requires_grad_()
-            ctx.logits = network(ctx.x)
+            ctx.logits, ctx.network = network(ctx.x), network
         return ctx.logits.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (grad,) = torch.autograd.grad(ctx.logits, ctx.x, g, retain_graph=True)
+        try:
+            (grad,) = torch.autograd.grad(ctx.logits, ctx.x, g, retain_graph=True)
+        except THEIRS:
+            grad = torch.cat([_alone(ctx.network, x, row) for x, row in zip(ctx.x.split(1), g.split(1))])
         return torch.nan_to_num(grad, 0.0, 0.0, 0.0), None
+
+
+def _alone(network: Network, x: Images, g: Logits) -> Images:
+    """What comes back from one image's logits, whatever those beside it do."""
+    return gradient(network, x, torch.zeros(1, dtype=torch.int64), lambda logits, _: (logits * g).sum(1))[0]
 
 
 def sealed(network: Network) -> Network:

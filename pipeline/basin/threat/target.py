@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from basin.errors import THEIRS
 from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels, Network, PerImage
 
@@ -39,10 +40,16 @@ def margin(z: Tensor, y: Labels) -> PerImage:
 
 
 def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:
-    """(d loss_i / d x_i, loss_i, logits) at x. A gradient that is not finite counts as zero: there is no direction in it.
+    """(d loss_i / d x_i, loss_i, logits) at x. A gradient that is not finite counts as zero: there is no direction in it."""
+    g, losses, logits = derivative(network, x, labels, loss)
+    return torch.nan_to_num(g, 0.0, 0.0, 0.0), losses, logits
 
-    Nor is there where the adjoint of an ODE overflows on its way back in time, which torchdiffeq ends with an AssertionError: for the image
-    whose adjoint it is, so that those beside it keep theirs.
+
+def derivative(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:
+    """(d loss_i / d x_i, loss_i, logits) at x, as it comes: not finite where it overflows, and NaN where the backward pass raises.
+
+    The adjoint of an ODE that overflows on its way back in time does, which torchdiffeq ends with an AssertionError: for the image whose
+    adjoint it is, so that those beside it keep theirs.
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -50,10 +57,10 @@ def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = c
         losses = loss(logits, labels)
         try:
             (g,) = torch.autograd.grad(losses.sum(), x)
-        except AssertionError:
-            alone = [gradient(network, x[i : i + 1], labels[i : i + 1], loss)[0] for i in range(len(x) if len(x) > 1 else 0)]
-            g = torch.cat(alone) if alone else torch.zeros_like(x)
-    return torch.nan_to_num(g, 0.0, 0.0, 0.0), losses.detach(), logits.detach()
+        except THEIRS:
+            alone = [derivative(network, x[i : i + 1], labels[i : i + 1], loss)[0] for i in range(len(x) if len(x) > 1 else 0)]
+            g = torch.cat(alone) if alone else torch.full_like(x, torch.nan)
+    return g, losses.detach(), logits.detach()
 
 
 def accumulate(mu: float, v: Tensor, g: Tensor) -> Tensor:
