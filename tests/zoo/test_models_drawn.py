@@ -1,6 +1,7 @@
 """Models drawn from a grammar of layers and faults: a plain count of their own answers, or one sentence; nothing else is raised."""
 
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,20 +11,21 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from basin.config.suite import Suite
+from basin.config.suite import Adaptive, Suite
 from basin.errors import Mistake
+from basin.evaluation import robustness
 from basin.evaluation.outside import _as_taken, _digest, _placed
 from basin.evaluation.robustness import evaluate
 from basin.evaluation.subject import logits_of, subject
+from basin.methods.attacks import surrogate
 from basin.randomness import construct
 from basin.threat.ball import ThreatModel
 
 N, CLASSES = 6, 4
 X = torch.rand((N, 1, 4, 4), generator=torch.Generator().manual_seed(0))
 Y = torch.arange(N) % CLASSES
-CHEAP = {"steps": 1, "targets": 1, "queries": 2, "draws": 1, "doublings": 0}
-TAUGHT = {"kind": "surrogate", "rounds": 1, "points": 1, "steps": 1, "width": 4}
-SUITE = Suite.model_validate({"attacks": {"fgsm": {"kind": "fgsm"}, "surrogate": TAUGHT}, "adaptive": CHEAP})
+CHEAP = {"steps": 2, "targets": 1, "queries": 4, "draws": 1, "doublings": 0}
+SUITE = Suite.model_validate({"attacks": {"fgsm": {"kind": "fgsm"}, "square": {"kind": "square", "queries": 3}}})
 RANDOM = {"noise", "dropout kept", "global noise"}
 SHAKY = {"buffers move", "batch norm kept"}  # refused where they are seen to move
 
@@ -352,6 +354,15 @@ def judge(layers: list[str], last: str, strange: str) -> None:
     finally:
         assert torch.is_grad_enabled() is grad, "left as it was"
     assert torch.equal(X, own), "the caller's images stay what they were"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cheap():
+    """What is tried where there is no gradient, in next to no queries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robustness, "Adaptive", partial(Adaptive, **CHEAP))
+        patch.setattr(surrogate, "EPOCHS", 1)
+        yield
 
 
 RUN = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)

@@ -58,9 +58,18 @@ def derivative(network: Network, x: Images, labels: Labels, loss: PerImageLoss =
         try:
             (g,) = torch.autograd.grad(losses.sum(), x)
         except THEIRS:
-            alone = [derivative(network, x[i : i + 1], labels[i : i + 1], loss)[0] for i in range(len(x) if len(x) > 1 else 0)]
-            g = torch.cat(alone) if alone else torch.full_like(x, torch.nan)
+            g = torch.cat([_alone(network, x, labels, loss, i) for i in range(len(x))])
     return g, losses.detach(), logits.detach()
+
+
+def _alone(network: Network, x: Images, labels: Labels, loss: PerImageLoss, i: int) -> Images:
+    """The derivative at one image that is passed by itself; the loss may know of all, and gets its logits in every row."""
+    one = x[i : i + 1].detach().requires_grad_()
+    own = loss(network(one).expand(len(x), -1), labels)[i]
+    try:
+        return torch.autograd.grad(own, one)[0]
+    except THEIRS:
+        return torch.full_like(one, torch.nan)
 
 
 def accumulate(mu: float, v: Tensor, g: Tensor) -> Tensor:
