@@ -206,8 +206,9 @@ def own_normalisation(model: nn.Module) -> tuple[list[float], list[float]] | Non
     for name in ("pretrained_cfg", "default_cfg"):
         about = attribute(model, name)
         about = about if isinstance(about, Mapping) else vars(about) if hasattr(about, "__dict__") else {}
-        mean, std = about.get("mean"), about.get("std")
-        if isinstance(mean, list | tuple) and isinstance(std, list | tuple) and len(mean) == len(std):
+        own: tuple[Any, Any] = about.get("mean"), about.get("std")
+        if all(isinstance(each, list | tuple) and all(isinstance(number, int | float) for number in each) for each in own):
+            mean, std = own
             return list(map(float, mean)), list(map(float, std))
     return None
 
@@ -230,11 +231,12 @@ def normalisation(asked: str | None, model: nn.Module) -> nn.Module | None:
     if asked == "model":
         if not (own := own_normalisation(model)):
             raise Mistake("--normalise: the model names no mean and std (got 'model'). Give them: MEAN,MEAN,MEAN/STD,STD,STD.")
-        return Normalise(*own)
-    try:
-        mean, std = ([float(number) for number in part.split(",")] for part in asked.split("/"))
-    except ValueError:
-        raise Mistake(f"--normalise: not a mean and a std (got {asked!r}). Write e.g. 0.485,0.456,0.406/0.229,0.224,0.225.") from None
+        mean, std = own
+    else:
+        try:
+            mean, std = ([float(number) for number in part.split(",")] for part in asked.split("/"))
+        except ValueError:
+            raise Mistake(f"--normalise: not a mean and a std (got {asked!r}). Write e.g. 0.485,0.456,0.406/0.229,0.224,0.225.") from None
     if len(mean) != len(std) or not all(s > 0 for s in std) or not all(map(math.isfinite, mean + std)):
         raise Mistake(f"--normalise: one positive std for each mean is needed (got {asked!r}). Write e.g. 0.5/0.25.")
     return Normalise(mean, std)

@@ -62,7 +62,7 @@ def derivative(network: Network, x: Images, labels: Labels, loss: PerImageLoss =
     return g, losses.detach(), logits.detach()
 
 
-def _alone(network: Network, x: Images, labels: Labels, loss: PerImageLoss, i: int) -> Images:
+def _alone(network: Network, x: Images, labels: Labels, loss: PerImageLoss, i: int) -> Tensor:
     """The derivative at one image that is passed by itself; the loss may know of all, and gets its logits in every row."""
     one = x[i : i + 1].detach().requires_grad_()
     own = loss(network(one).expand(len(x), -1), labels)[i]
