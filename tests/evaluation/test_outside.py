@@ -266,7 +266,7 @@ FILES = {
     "an exception": (TAKEN + "x = 1\n    return x / 0\n", ", line 5: cannot be used (got ZeroDivisionError: division by zero). Mend"),
     "words in lines": (TAKEN + "raise ValueError('a\\nb')", ", line 4: cannot be used (got ValueError: a b). Mend the file."),
     "a null byte": ("x = 1\0\n", ": cannot be used (got "),
-    "not UTF-8": ("x = '\udcff'\n", ": cannot be used (got SyntaxError: (unicode error) 'utf-8' codec can't decode byte 0xff"),
+    "not UTF-8": ("x = '\udcff'\n", ", line 1: cannot be used (got SyntaxError: (unicode error) 'utf-8' codec can't decode byte 0xff"),
     "needs arguments": (
         "def net(x): return x",
         ": cannot be used (got TypeError: net() missing 1 required positional argument: 'x').",
