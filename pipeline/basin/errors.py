@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
+THEIRS = (Exception, SystemExit, GeneratorExit)  # what code of another's making may raise; an interruption is the user's
 
 
 class Mistake(Exception):
@@ -33,6 +34,26 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word[:100], known, n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(known) or 'none'}."
+
+
+def said(error: BaseException) -> str:
+    """What another's code raised, in a line."""
+    try:
+        text = str(error)
+    except THEIRS:  # its own __str__ fails
+        text = ""
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
+
+
+@contextmanager
+def refusing(where: str, advice: str) -> Iterator[None]:
+    """Whatever another's code raises inside, as a `Mistake`: `<where> (got <error>). <advice>`."""
+    try:
+        yield
+    except Mistake:
+        raise
+    except THEIRS as error:
+        raise Mistake(f"{where} (got {said(error)}). {advice}") from error
 
 
 @contextmanager

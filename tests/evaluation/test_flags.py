@@ -72,6 +72,12 @@ def trapped(z, x):
     return torch.stack([margin, *torch.zeros(4, len(x))], 1).gather(1, (torch.arange(5) - z(images()).argmax(1)[: len(x), None]) % 5)
 
 
+def rooted(x):
+    """Nothing, with a derivative of 0 times infinity where the first pixel is above 0."""
+    t = x.flatten(1)[:, :1]
+    return 0 * (t.abs() - t).sqrt()
+
+
 def noisy(size):
     """A linear model whose weights are drawn anew at every pass."""
     return Made(lambda z, x: z(x) + (x.flatten(1) - 0.5) @ (size * torch.randn(16, 5)))
@@ -109,6 +115,7 @@ MODELS = {
     "large-radius-holds": (Made(rounded), Made(straight_through)),
     "one-step-beats-many": (Made(trapped), Made(lambda z, x: z(x**2 + 0.25))),
     "noise-as-strong": (Made(lambda z, x: z(2 * x.detach() - x)), Made()),  # noise breaks a fifth of both, PGD none and nearly all
+    "gradient-overflows": (Made(lambda z, x: z(x) + rooted(0.5 - x)), Made(lambda z, x: z(x) + rooted(0.2 - x))),
     "probabilities": (Made(lambda z, x: z(x).softmax(1)), Made(lambda z, x: z(x).log_softmax(1))),
     "batch-dependent": (Made(lambda z, x: z(x) + z(x).mean(0)), Made(lambda z, x: z(x) + z(x).mean(1, keepdim=True))),
     "adjoint-disagrees": (swirled(3.0), swirled(0.3)),  # a median cosine of 0.56, and of 1

@@ -264,6 +264,58 @@ def test_a_bad_call_ends_in_one_sentence_and_exit_code_2(words, message, basin):
     assert (code, found) == (2, None) and said.startswith(f"error: {message}") and len(said.splitlines()) == 1, said
 
 
+TAKEN = "from torch import nn\n\ndef net():\n    "
+FILES = {
+    "sys.exit at import": ("import sys\nsys.exit(3)\n", ", line 2: cannot be used (got SystemExit: 3). Mend the file."),
+    "sys.exit inside": (TAKEN + "raise SystemExit('over')", ", line 4: cannot be used (got SystemExit: over). Mend the file."),
+    "GeneratorExit": (TAKEN + "raise GeneratorExit", ", line 4: cannot be used (got GeneratorExit: ). Mend the file."),
+    "a syntax error": ("x = 1\ny = = 2\n", ", line 2: cannot be used (got SyntaxError: invalid syntax (bad.py, line 2)). Mend the file."),
+    "a syntax error beside it": ("\nimport wrong\n", ", line 2: cannot be used (got SyntaxError: invalid syntax (wrong.py, line 1))."),
+    "a missing module": ("\nimport no_such\n", ", line 2: cannot be used (got ModuleNotFoundError: No module named 'no_such'). Mend"),
+    "a missing name": ("from beside import NO\n", ", line 1: cannot be used (got ImportError: cannot import name 'NO' from 'beside'"),
+    "a relative import": ("from . import beside\n", ", line 1: cannot be used (got ImportError: attempted relative import with no known"),
+    "an exception": (TAKEN + "x = 1\n    return x / 0\n", ", line 5: cannot be used (got ZeroDivisionError: division by zero). Mend"),
+    "words in lines": (TAKEN + "raise ValueError('a\\nb')", ", line 4: cannot be used (got ValueError: a b). Mend the file."),
+    "a null byte": ("x = 1\0\n", ": cannot be used (got "),
+    "not UTF-8": ("x = '\udcff'\n", ", line 1: cannot be used (got SyntaxError: (unicode error) 'utf-8' codec can't decode byte 0xff"),
+    "needs arguments": (
+        "def net(x): return x",
+        ": cannot be used (got TypeError: net() missing 1 required positional argument: 'x').",
+    ),
+    "nothing": ("def net(): pass", ":net should return an nn.Module on images in [0, 1] (got NoneType). Return one."),
+    "a class": (TAKEN + "return nn.Linear", ":net should return an nn.Module on images in [0, 1] (got type). Return one."),
+    "endless": (TAKEN + "return net()", ", line 4: cannot be used (got RecursionError: maximum recursion depth exceeded"),
+    "no function": ("", ": no such function (got 'net'). Known: none."),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_that_fails_is_one_sentence_with_its_line(case, basin, place):
+    text, message = FILES[case]
+    (place / "bad.py").write_text(text, encoding="utf-8", errors="surrogateescape")
+    (place / "wrong.py").write_text("= 1\n", encoding="utf-8")
+    code, said, found = basin("bad.py:net")
+    assert (code, found) == (2, None) and said.startswith(f"error: TARGET: bad.py{message}") and len(said.splitlines()) == 1, said
+
+
+def test_a_module_in_training_mode_and_a_class_are_refused(basin, place):
+    (place / "bad.py").write_text("from torch import nn\nclass net(nn.Module): pass\n", encoding="utf-8")
+    assert basin("bad.py:net")[:2] == (2, "error: model: is in training mode (got model.training = True). Call model.eval() first.\n")
+
+
+def test_an_interruption_of_a_file_passes(place):
+    (place / "bad.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        outside.models(str(place / "bad.py:net"), lambda _: None)
+
+
+def test_the_normalisation_that_is_asked_for_reaches_the_model(basin):
+    code, _, found = basin("net.py:net", "pixels.npz", "--normalise", "0.5/0.25")
+    assert code == 0 and found["clean"] != basin("net.py:net", "pixels.npz")[2]["clean"]
+    code, said, _ = basin("net.py:net", "pixels.npz", "--normalise", "0.5,0.5,0.5/0.2,0.2,0.2")
+    assert (code, said) == (2, "error: --normalise: a mean and a std for each channel are needed (got 3 for 1). Give as many.\n")
+
+
 def test_a_model_that_returns_probabilities_is_judged_and_flagged(basin):
     code, _, found = basin("net.py:probabilities")
     assert code == 0 and "probabilities" in found["flags"]

@@ -19,7 +19,7 @@ from basin.evaluation.ways import Attempt, Way
 from basin.models.stability import is_unstable, starts, stiffness
 from basin.randomness import generator
 from basin.threat.ball import ThreatModel
-from basin.threat.target import gradient, margin
+from basin.threat.target import derivative, gradient, margin
 from basin.types import Images, Labels
 
 PROBED = 64  # images
@@ -29,6 +29,7 @@ HOLDS = 0.05  # robust accuracy at a radius that covers the whole pixel range
 FEWER_BREAK = 0.05  # robust accuracy under many steps less that under one
 NOISE = 0.5  # of what PGD breaks, by as many random points
 AGREES = 0.9  # median cosine between adjoint and exact gradient
+OVERFLOWS = 0.05  # of the probed images, whose gradient raises or is not finite
 SIGNAL = 1.0  # median signal-to-noise ratio of the gradients that the suite averaged
 ADJOINT = Solver(method="dopri5", gradient="adjoint")
 
@@ -61,6 +62,7 @@ def diagnose(
         "one-step-beats-many": probes["many_steps"] - probes["one_step"] > FEWER_BREAK,
         "noise-as-strong": probes["clean"] - probes["noise"] > NOISE * max(probes["clean"] - probes["many_steps"], FEWER_BREAK),
         "vanishing-gradient": probes["vanished"] > VANISHED,
+        "gradient-overflows": probes["overflowed"] > OVERFLOWS,
         "wrong-gradient": probes.get("gradient_error", 0.0) > WRONG,
         "adjoint-disagrees": probes.get("adjoint_cosine", 1.0) < AGREES,
         "too-few-draws": probes.get("signal_to_noise", SIGNAL) < SIGNAL,
@@ -98,9 +100,10 @@ def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], 
 
 def _gradients(model: nn.Module, x: Images, y: Labels, attempts: Mapping[str, Attempt], declared: Declaration) -> dict[str, float]:
     """What is wrong with the gradient at the clean images."""
-    g, _, logits = gradient(model, x, y)
+    g, _, logits = derivative(model, x, y)
     figures = {
-        "vanished": vanished(g),
+        "vanished": vanished(g.nan_to_num(0.0, 0.0, 0.0)),
+        "overflowed": 1 - g.flatten(1).isfinite().all(1).double().mean().item(),
         "probabilities": float(bool((logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-3)),
     }
     if declared.randomised:

@@ -13,7 +13,6 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from basin import checkpoint
@@ -21,12 +20,12 @@ from basin.config import kinds
 from basin.config.suite import Suite
 from basin.config.threat import Threat
 from basin.data.splits import Positions, in_proportion, load_split
-from basin.errors import Mistake, did_you_mean
+from basin.errors import THEIRS, Mistake, did_you_mean, refusing, said
 from basin.evaluation import outcomes
 from basin.evaluation.classes import BALANCE
 from basin.evaluation.outcomes import measures
 from basin.evaluation.robustness import LOOKED_AT, check, evaluate
-from basin.evaluation.subject import device_of, dtype_of, normalisation, subject
+from basin.evaluation.subject import device_of, dtype_of, in_bytes, normalisation, subject, tensors
 from basin.models import artifact
 from basin.randomness import generator
 from basin.threat.ball import ThreatModel
@@ -100,11 +99,13 @@ def _theirs(path: Path) -> Iterator[None]:
         yield
     except Mistake:
         raise
-    except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == path.resolve()]
-        line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else lines[-1] if lines else None
-        got = f"{type(error).__name__}: {' '.join(str(getattr(error, 'msg', error)).split())}"[:200]
-        raise Mistake(f"TARGET: {path}{f', line {line}' if line else ''}: cannot be used (got {got}). Mend the file.") from error
+    except THEIRS as error:
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):
+            frames.append((error.filename or "", error.lineno))
+        lines = [line for file, line in frames if Path(file).resolve() == path.resolve()]
+        line = f", line {lines[-1]}" if lines and lines[-1] else ""
+        raise Mistake(f"TARGET: {path}{line}: cannot be used (got {said(error)}). Mend the file.") from error
 
 
 def _functions(module: ModuleType) -> list[str]:
@@ -169,9 +170,8 @@ def run(
     started, place, ball = time.monotonic(), _device(device), ThreatModel.of(threat)
     x = _as_taken(_placed(classifier, place), x)
     check(x, y)
-    sample = x[:LOOKED_AT].to(device_of(classifier))
-    classifier = subject(classifier, sample, normalisation(normalise, classifier))
-    twin = None if twin is None else subject(_placed(twin, place), sample)
+    classifier = subject(classifier, x[:LOOKED_AT], normalisation(normalise, classifier))
+    twin = None if twin is None else subject(_placed(twin, place), x[:LOOKED_AT])
     asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
     state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one is not None), *asked)
     result = evaluate(classifier, twin, x, y, ball, chosen, (seed, "evaluate"), checkpoint=state)
@@ -197,11 +197,12 @@ def _device(asked: str) -> torch.device:
 
 def _placed(model: nn.Module, place: torch.device) -> nn.Module:
     """The model there, its parameters frozen where it lets them be."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
-        return model  # refused in words where it is looked at
-    return model.to(place)
+    with refusing(f"model: cannot be put on {place}", "Mend it."):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        if any(tensor.is_meta for tensor in tensors(model).values()):
+            return model  # refused in words where it is looked at
+        return model.to(place)
 
 
 def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             model(x[:1].to(device_of(model), dtype_of(model), copy=True))
-    except (Exception, SystemExit):  # whatever is wrong with it: if it is not the colour, it is told when the model is looked at
+    except THEIRS:  # whatever is wrong with it: if it is not the colour, it is told when the model is looked at
         return x[:, :1].contiguous()
     return x
 
@@ -221,9 +222,16 @@ def _digest(model: nn.Module, x: Images) -> str:
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         logits = model(x[:LOOKED_AT].to(device_of(model)))
-    tensors = [value for _, value in sorted(model.state_dict().items()) if isinstance(value, Tensor)]
-    return repr(model) + _sha256(*tensors, logits)
+    try:
+        layers = repr(model)
+    except THEIRS:  # its own __repr__ fails
+        layers = ""
+    return layers + _sha256(*(tensor for _, tensor in sorted(tensors(model).items())), logits)
 
 
-def _sha256(*tensors: Tensor) -> str:
-    return hashlib.sha256(save({str(i): tensor.cpu().clone().contiguous() for i, tensor in enumerate(tensors)})).hexdigest()
+def _sha256(*of: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in of:
+        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(in_bytes(tensor).cpu().numpy().data)
+    return digest.hexdigest()

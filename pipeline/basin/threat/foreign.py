@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from basin.errors import THEIRS
+from basin.threat.target import gradient
 from basin.types import Images, Logits, Network
 
 NORM = {"linf": "Linf", "l2": "L2"}  # a threat model's norm, as pyautoattack spells it
@@ -34,18 +36,21 @@ def seeded(generator: torch.Generator) -> Iterator[int]:
 
 
 class _Pass(torch.autograd.Function):
-    """One pass whose gradient reaches the images and nothing else; an entry that is not finite counts as zero (basin/methods/attacks)."""
+    """One pass whose gradient reaches the images and nothing else; as in `target.gradient`, what is not finite counts as zero."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, network: Network) -> Tensor:
         with torch.enable_grad():
             ctx.x = x.detach().requires_grad_()
-            ctx.logits = network(ctx.x)
+            ctx.logits, ctx.network = network(ctx.x), network
         return ctx.logits.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        (grad,) = torch.autograd.grad(ctx.logits, ctx.x, g, retain_graph=True)
+        try:
+            (grad,) = torch.autograd.grad(ctx.logits, ctx.x, g, retain_graph=True)
+        except THEIRS:
+            grad = gradient(ctx.network, ctx.x, g.argmax(1), lambda logits, _: (logits * g).sum(1))[0]
         return torch.nan_to_num(grad, 0.0, 0.0, 0.0), None
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from basin.errors import THEIRS
 from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels, Network, PerImage
 
@@ -39,10 +40,16 @@ def margin(z: Tensor, y: Labels) -> PerImage:
 
 
 def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:
-    """(d loss_i / d x_i, loss_i, logits) at x. A gradient that is not finite counts as zero: there is no direction in it.
+    """(d loss_i / d x_i, loss_i, logits) at x. A gradient that is not finite counts as zero: there is no direction in it."""
+    g, losses, logits = derivative(network, x, labels, loss)
+    return torch.nan_to_num(g, 0.0, 0.0, 0.0), losses, logits
 
-    Nor is there where the adjoint of an ODE overflows on its way back in time, which torchdiffeq ends with an AssertionError: for the image
-    whose adjoint it is, so that those beside it keep theirs.
+
+def derivative(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:
+    """(d loss_i / d x_i, loss_i, logits) at x, as it comes: not finite where it overflows, and NaN where the backward pass raises.
+
+    The adjoint of an ODE that overflows on its way back in time does, which torchdiffeq ends with an AssertionError: for the image whose
+    adjoint it is, so that those beside it keep theirs.
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -50,10 +57,19 @@ def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = c
         losses = loss(logits, labels)
         try:
             (g,) = torch.autograd.grad(losses.sum(), x)
-        except AssertionError:
-            alone = [gradient(network, x[i : i + 1], labels[i : i + 1], loss)[0] for i in range(len(x) if len(x) > 1 else 0)]
-            g = torch.cat(alone) if alone else torch.zeros_like(x)
-    return torch.nan_to_num(g, 0.0, 0.0, 0.0), losses.detach(), logits.detach()
+        except THEIRS:
+            g = torch.cat([_alone(network, x, labels, loss, i) for i in range(len(x))])
+    return g, losses.detach(), logits.detach()
+
+
+def _alone(network: Network, x: Images, labels: Labels, loss: PerImageLoss, i: int) -> Tensor:
+    """The derivative at one image that is passed by itself; the loss may know of all, and gets its logits in every row."""
+    one = x[i : i + 1].detach().requires_grad_()
+    own = loss(network(one).expand(len(x), -1), labels)[i]
+    try:
+        return torch.autograd.grad(own, one)[0]
+    except THEIRS:
+        return torch.full_like(one, torch.nan)
 
 
 def accumulate(mu: float, v: Tensor, g: Tensor) -> Tensor:
