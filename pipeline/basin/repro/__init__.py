@@ -1,4 +1,4 @@
-"""DVC: the graph of stages and its reproduction (graph.py), dvc.lock (lock.py), guarded children and slots on this machine.
+"""DVC: the graph of stages and its reproduction (graph.py), dvc.lock (lock.py), guarded children (guard.py), slots on this machine.
 
-The only room that knows DVC; knows nothing of what a stage computes. Start with graph.py.
+Whoever runs DVC does so by what is here; knows nothing of what a stage computes. Start with graph.py.
 """
