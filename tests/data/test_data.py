@@ -190,6 +190,10 @@ def test_shares_read_as_fractions():
         ),
         (lambda: Source(split_of([4, 4]), None, ("twin", "twin")), "data: two classes have the same name (got 'twin'). Rename one."),
         (
+            lambda: Source(split_of([4, 4]), None, ("a", "b\udcff")),
+            r"data: the name of a class is no text that UTF-8 can hold (got 'b\udcff'). Rename it.",
+        ),
+        (
             lambda: Source(split_of([4, 4, 4]), None, ("a", "b")),
             "data: training labels must be in 0..1 (got 2). Name every class, and count from 0.",
         ),

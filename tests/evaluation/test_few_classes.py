@@ -120,7 +120,7 @@ AUTOATTACK = [
     ({"version": "plus"}, 2, False, "(attacks [apgd-ce, fab, square, fab-t], version plus)"),
     ({"version": "rand"}, 2, True, "(attacks [apgd-ce], version rand)"),
     ({}, 2, True, "(attacks [apgd-ce], version rand)"),
-    ({}, 3, True, "(attacks [], version rand)"),
+    ({}, 3, True, "(version rand)"),
     ({"version": "custom", "attacks": ["apgd-t", "square"]}, 3, False, "(attacks [square], version custom)"),
 ]
 

@@ -155,9 +155,10 @@ def test_the_answer_is_that_of_an_attack_written_out(basin, place):
 
 def test_the_model_sees_exactly_the_floats_of_the_file(basin, place):
     basin("net.py:recorder", "floats.npz")
-    with np.load(place / "floats.npz") as stored:
-        assert torch.equal(torch.load(place / "seen.pt", weights_only=True)[:16], torch.from_numpy(stored["images"])[:16])
     images = outside.images(str(place / "floats.npz"), None, 0)[0]
+    assert torch.equal(torch.load(place / "seen.pt", weights_only=True)[:16], images[:16])
+    with np.load(place / "floats.npz") as stored:
+        assert sorted(map(bytes, stored["images"])) == sorted(map(bytes, images.numpy()))
     assert images.mul(255).sub(images.mul(255).round()).abs().max() > 0.1  # between grey levels
 
 
@@ -168,9 +169,25 @@ def test_of_a_folder_of_images_every_class_comes_first(place):
     assert torch.equal(outside.images(str(place / "pictures"), 10, 0)[0], x)
 
 
+@pytest.mark.parametrize("number", [10, 20, None])
+def test_of_sorted_arrays_every_class_comes_in_proportion(number, place, tmp_path, digits):
+    """The first ten would be zeros; each image keeps its label."""
+    order = digits["test"].labels.argsort(stable=True)
+    images, labels = digits["test"].images[order], digits["test"].labels[order]
+    np.savez(tmp_path / "sorted.npz", images=images.numpy(), labels=labels.numpy())
+    x, y = outside.images(str(tmp_path / "sorted.npz"), number, 0)
+    assert y[:10].sort().values.tolist() == list(range(10)) and len(y) == (number or len(labels))
+    if number == 20:
+        assert y.bincount().tolist() == [2] * 10
+    label_of = {image.tobytes(): int(label) for image, label in zip(images.numpy(), labels)}
+    assert [label_of[image.mul(255).round().byte().numpy().tobytes()] for image in x] == y.tolist()
+    again, other = (outside.images(str(tmp_path / "sorted.npz"), number, seed)[0] for seed in (0, 1))
+    assert torch.equal(again, x) and not torch.equal(other, x)
+
+
 def test_the_number_that_the_literature_quotes(basin):
-    weak, strong = (basin("net.py:net", "floats.npz", "--images", "8", suite=suite, eps="0.05")[2] for suite in ("quick", "autoattack"))
-    assert list(strong["attacks"]) == ["autoattack"] and strong["worst_case"] <= weak["worst_case"] and strong["clean"] == weak["clean"]
+    weak, strong = (basin("net.py:net", "floats.npz", "--images", "20", suite=suite, eps="0.05")[2] for suite in ("quick", "autoattack"))
+    assert list(strong["attacks"]) == ["autoattack"] and strong["worst_case"] <= weak["worst_case"] and strong["clean"] == weak["clean"] > 0
     assert strong["passes"] > weak["passes"]
 
 
@@ -186,7 +203,7 @@ def test_what_is_replaced_is_said_and_written(basin, monkeypatch):
     code, said, found = basin("net.py:two", "few.npz", suite="standard")
     words = "apgd (loss dlr_targeted, steps 2, targets 1) is run as apgd (loss margin_targeted, steps 2, targets 1)"
     assert code == 0 and found["replaced"] == {"apgd_dlr_targeted": words}
-    assert f"apgd_dlr_targeted: {words}, for the number of classes or a random model\n" in said
+    assert f"apgd_dlr_targeted: {words} (on 2 classes)\n" in said
 
 
 def short(suites):

@@ -173,13 +173,6 @@ def test_dlr_by_hand():
     assert apgd.dlr_targeted(z, y, t).tolist() == pytest.approx([-(5 - 2) / (5 - 1.5), -(1 - 2) / (3 - 0.5)])
 
 
-def test_dlr_needs_its_classes(trained):
-    x, y = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64)
-    for loss, needed in (("dlr", 3), ("dlr_targeted", 4)):
-        with pytest.raises(Mistake, match=rf"attack apgd: the {loss} loss needs {needed} classes \(got 2\)\. Use loss: ce\."):
-            apgd.perturb(apgd.Params(loss=loss), Target(lambda x: x.flatten(1)[:, :2], BALL), x, y, generator(0, "a"))
-
-
 def test_more_steps_of_auto_pgd_do_not_lose_what_fewer_found(trained, digits):
     x, y = digits["test"].floats(slice(0, 100)), digits["test"].labels[:100]
     held = []

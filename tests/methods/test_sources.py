@@ -3,10 +3,14 @@
 import gzip
 import importlib
 import io
+import os
 import pickle
+import socket
 import struct
 import subprocess
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +23,12 @@ from pydantic import ValidationError
 
 from basin.config.settings import Settings
 from basin.config.splits import SplitSettings
+from basin.data import image_file
 from basin.data.splits import Source, load_split, prepare
 from basin.errors import Mistake
 from basin.methods import sources
 from basin.methods.sources import digits, fashion_mnist, folder, npz
+from basin.registry.serving import decode
 
 KINDS = sorted(path.stem for path in Path(sources.__file__).parent.glob("*.py") if path.stem != "__init__")
 
@@ -274,7 +280,9 @@ def test_an_unreadable_image_is_named(tmp_path, content):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(whole, "png")
     path.write_bytes(whole.getvalue()[:1000] if content == "half" else content)
     text = message(read_folder, tmp_path)
-    assert text.startswith(f"{path}: cannot be read as an image (got ") and text.endswith("). Mend or remove the file.")
+    assert text.startswith(f"{path}: cannot be read as an image (got ") and text.endswith(
+        "). Give a whole PNG or JPEG or BMP or GIF or WEBP or TIFF or PPM file."
+    )
 
 
 def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
@@ -283,6 +291,143 @@ def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
     assert message(read_folder, tmp_path) == (
         f"{tmp_path}/ant/000.png: more than 8 bits a channel (got mode I;16). Convert it to 8 bits first."
     )
+
+
+def png(depth: int, colour: int, size: tuple[int, int] = (4, 6), whole: bool = True) -> bytes:
+    """A grey PNG of any bit depth and colour type, which Pillow cannot write; or the header of one."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = size
+    pixels = (b"\0" + b"\x80" * (width * {0: 1, 2: 3, 4: 2, 6: 4}[colour] * depth // 8)) * height if whole else b""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def tiff(bits: int, channels: int, size: tuple[int, int] = (4, 6)) -> bytes:
+    """A plain little-endian TIFF of colour."""
+    height, width = size
+    pixels = b"\x80" * (height * width * channels * bits // 8)
+    at = 8 + len(pixels)  # of the bits of each sample, then of the table
+    samples = struct.pack(f"<{channels}H", *[bits] * channels)
+    fields = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, at), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8)]
+    fields += [(277, 3, 1, channels), (278, 3, 1, height), (279, 4, 1, len(pixels)), *([(338, 3, 1, 2)] if channels == 4 else [])]
+    table = struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", *field) for field in fields) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, at + len(samples)) + pixels + samples + table
+
+
+def test_the_files_that_the_next_test_makes_are_read_at_8_bits(tmp_path):
+    contents = [png(8, colour) for colour in (0, 2, 4, 6)] + [tiff(8, 3), tiff(8, 4), b"P6 6 4 255\n" + bytes([128] * 72)]
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for number, content in enumerate(contents):
+            (tmp_path / name / f"{number}.png").write_bytes(content)
+    assert read_folder(tmp_path).train.images.unique().tolist() == [128]
+
+
+@pytest.mark.parametrize(
+    "content, mode",
+    [
+        (png(16, 0), "I;16"),
+        (png(16, 2), "RGB;16"),
+        (png(16, 4), "RGBA;16"),
+        (png(16, 6), "RGBA;16"),
+        (tiff(16, 3), "RGB;16"),
+        (tiff(16, 4), "RGBA;16"),
+        (b"P6 6 4 65535\n" + bytes(144), "RGB;16"),
+        (b"P6 6 4 1023\n" + bytes(144), "RGB;10"),
+        (b"P5 6 4 65535\n" + bytes(48), "I"),
+        (b"P3 6 4 4095\n" + b"7 " * 72, "RGB;12"),
+        (b"Pf\n6 4\n-1.0\n" + bytes(96), "F"),
+    ],
+    ids=str,
+)
+def test_more_than_eight_bits_are_refused_in_colour_too(tmp_path, content, mode):
+    """Pillow brings 16-bit colour to 8 bits without a word; both readers of image files refuse it."""
+    write_images(tmp_path, {"ant": 1, "bee": 1})
+    path = tmp_path / "ant" / "000.png"
+    path.write_bytes(content)
+    assert message(read_folder, tmp_path) == f"{path}: more than 8 bits a channel (got mode {mode}). Convert it to 8 bits first."
+    assert message(decode, path, (3, 4, 6)) == f"image: more than 8 bits a channel (got mode {mode}). Convert it to 8 bits first."
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "EPS"])
+def test_formats_beside_the_listed_ones_are_not_tried(tmp_path, kind):
+    """EPS would run Ghostscript; JPEG 2000 of 16 bits would come as 8."""
+    write_images(tmp_path, {"ant": 1, "bee": 1})
+    path = tmp_path / "ant" / "000.png"
+    image(1, (16, 16)).save(path, kind)
+    assert message(read_folder, tmp_path).startswith(f"{path}: cannot be read as an image (got other bytes). Give a whole PNG or JPEG")
+
+
+@pytest.mark.parametrize("size", [(9000, 9000), (1, 2**27), (12000, 12000), (30000, 30000), (2**31 - 1, 2**31 - 1)], ids=str)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_too_large_images_are_refused_by_their_header(tmp_path, size):
+    """There is nothing but a header here: decoding would say "truncated"."""
+    write_images(tmp_path, {"ant": 1, "bee": 1})
+    path = tmp_path / "ant" / "000.png"
+    path.write_bytes(png(8, 2, size, whole=False))
+    for text, where in ((message(lambda: read_folder(tmp_path, size=[5, 5])), path), (message(decode, path, (3, 5, 5), True), "image")):
+        assert text.startswith(f"{where}: too large to decode (got ") and text.endswith("). Scale it down to at most 67,108,864 pixels.")
+        assert f"(got {size[0]} x {size[1]} pixels)" in text or f"({size[0] * size[1]} pixels)" in text  # the second is Pillow's limit
+
+
+def test_a_jpeg_that_is_made_smaller_is_decoded_smaller(tmp_path):
+    """At an eighth, as Pillow's thumbnails are; the average of what is left is the picture's."""
+    ramp = np.repeat(np.linspace(0, 255, 1600).astype(np.uint8)[None], 1600, 0)
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(ramp).save(tmp_path / name / "000.jpg", quality=95)
+    small = read_folder(tmp_path, size=[4, 5], channels=1).train.images[0, 0]
+    whole = np.asarray(Image.fromarray(ramp).resize((5, 4), Image.Resampling.BILINEAR))
+    assert np.abs(small.numpy().astype(int) - whole).max() <= 2
+    with image_file.opened("x", tmp_path / "ant" / "000.jpg") as opened:
+        image_file.pixels(opened, 1, (4, 5))
+        assert opened.size == (200, 200)
+
+
+def test_what_is_no_file_is_left_out_and_named(tmp_path, caplog):
+    """Opening a pipe would wait for ever."""
+    write_images(tmp_path, {"ant": 2, "bee": 2})
+    os.mkfifo(tmp_path / "ant" / "pipe.png")
+    (tmp_path / "ant" / "folder.png").mkdir()
+    (tmp_path / "ant" / "device.jpg").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.path.relpath(tmp_path / "ant" / "socket.png"))  # its address may have some hundred bytes
+    (tmp_path / "ant" / "linked.png").symlink_to(tmp_path / "bee" / "000.png")
+    source = read_folder(tmp_path)
+    assert source.train.labels.tolist() == [0, 0, 0, 1, 1] and source.train.images[2, 0, 0, 0] == 10
+    assert caplog.messages == [f"{tmp_path / 'ant'}: left out, as they are no files: device.jpg, folder.png, pipe.png, socket.png"]
+
+
+@pytest.mark.parametrize("place", ["ant/002.png", "cow"])
+def test_a_link_to_nothing_is_named(tmp_path, place):
+    """An image, or a whole class, that is silently missing would be another data set."""
+    write_images(tmp_path, {"ant": 2, "bee": 2})
+    (tmp_path / place).symlink_to("gone")
+    assert message(read_folder, tmp_path) == f"{tmp_path}/{place}: a link to nothing (got 'gone'). Bring back what it names, or remove it."
+
+
+@pytest.mark.parametrize("place", [b"b\xffe", b"ant/\xff.png"])
+def test_names_that_are_not_utf8_are_refused_before_anything_is_decoded(tmp_path, place):
+    write_images(tmp_path, {"ant": 2, "bee": 2})
+    os.rename(tmp_path / "bee" / "000.png" if b"/" in place else tmp_path / "bee", os.fsencode(tmp_path) + b"/" + place)
+    (tmp_path / "ant" / "000.png").write_bytes(b"damaged")
+    where, name = (tmp_path / "ant", r"b'\xff.png'") if b"/" in place else (tmp_path, r"b'b\xffe'")
+    assert message(read_folder, tmp_path) == f"{where}: a name in it is not UTF-8 (got {name}). Rename it."
+
+
+def test_names_that_differ_in_case_or_in_form_alone_are_classes_of_their_own(tmp_path):
+    names = ["Ant", "ant", "e\u0301", "\u00e9"]
+    write_images(tmp_path, dict.fromkeys(names, 2))
+    assert read_folder(tmp_path).classes == tuple(names)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_path_that_cannot_be_is_told(name):
+    assert message(read_folder, Path(name)).startswith("data.folder: no such folder (got ")
+    assert message(npz.read, npz.Params(file=name)).startswith("data.file: no such file (got ")
 
 
 def test_folders_that_are_not_laid_out(tmp_path):
@@ -383,6 +528,19 @@ def with_value(value: float) -> np.ndarray:
             {"images": GOOD["images"].astype(int)},
             "images: needs uint8, or float in [0, 1] (got int64). Store images.astype('uint8') if they are 0..255.",
         ),
+        ({"images": GOOD["images"] > 9}, "images: needs uint8, or float in [0, 1] (got bool). Store images.astype('float32')."),
+        (
+            {"images": GOOD["images"].astype(">u2")},
+            "images: needs uint8, or float in [0, 1] (got >u2). Store images.astype('uint8') if they are 0..255.",
+        ),
+        (
+            {"images": GOOD["images"] / (1 + 0j)},
+            "images: needs uint8, or float in [0, 1] (got complex128). Store images.astype('uint8') if they are 0..255.",
+        ),
+        (
+            {"images": GOOD["images"].view([("grey", "u1")])},
+            "images: needs uint8, or float in [0, 1] (got [('grey', 'u1')]). Store images.astype('uint8') if they are 0..255.",
+        ),
         ({"images": with_value(np.nan)}, "images: float images must be in [0, 1] (got nan). Remove the images that hold NaN."),
         ({"images": with_value(1.5)}, "images: float images must be in [0, 1] (got 1.5). Scale them to [0, 1], or store uint8 in 0..255."),
         (
@@ -397,6 +555,30 @@ def with_value(value: float) -> np.ndarray:
         ({"labels": np.eye(12, dtype=int)}, "labels: needs shape [n] (got [12, 12]). Store labels.argmax(1) if they are one-hot."),
         ({"labels": GOOD["labels"][:, None]}, "labels: needs shape [n] (got [12, 1]). Store labels.ravel()."),
         ({"labels": GOOD["labels"] / 1}, "labels: needs an integer dtype (got float64). Store labels.astype('int64')."),
+        (
+            {"labels": GOOD["labels"].astype("m8[s]")},
+            "labels: needs an integer dtype (got timedelta64[s]). Store labels.astype('int64').",
+        ),
+        (
+            {"labels": GOOD["labels"] + 1},
+            "labels: count from 1 (got 1..3, none is 0). Store labels - 1, or, "
+            "if class 0 has no image here, the names of all 4 classes in `classes`.",
+        ),
+        (
+            {"labels": GOOD["labels"] + 1, "classes": np.array(["a", "b", "c"])},
+            "labels: count from 1 (got 1..3, none is 0). Store labels - 1, or, "
+            "if class 0 has no image here, the names of all 4 classes in `classes`.",
+        ),
+        (
+            {"labels": GOOD["labels"] * 2},
+            "labels: 2 of the classes 0..4 have no image (got none of 1, 3). "
+            "Number the classes without gaps, or name all of them in `classes`.",
+        ),
+        (
+            {"labels": GOOD["labels"] * 400},
+            "labels: 798 of the classes 0..800 have no image (got none of 1, 2, 3, ...). "
+            "Number the classes without gaps, or name all of them in `classes`.",
+        ),
         ({"labels": GOOD["labels"] - 1}, "labels: labels count from 0 to the number of classes (got -1). Number the classes 0, 1, 2, ..."),
         (
             {"labels": GOOD["labels"] + 10**12},
@@ -407,6 +589,10 @@ def with_value(value: float) -> np.ndarray:
             "labels: labels count from 0 to the number of classes (got 9223372036854775810). Number the classes 0, 1, 2, ...",
         ),
         ({"classes": np.array(["a", "b"])}, "labels: labels must be in 0..1 (got 2). Renumber or name the classes."),
+        (
+            {"classes": np.array([0x110000, 65, 66], np.uint32).view("U1")},
+            "classes: not text (got invalid maximum character passed to PyUnicode_New). Store numpy.array(names, dtype=str).",
+        ),
         ({"classes": np.arange(3)}, "classes: needs strings [classes] (got int64 [3]). Store numpy.array(names, dtype=str)."),
         (
             {"test_images": GOOD["images"], "test_labels": GOOD["labels"] + 1},
@@ -421,6 +607,55 @@ def with_value(value: float) -> np.ndarray:
 def test_wrong_arrays_name_file_key_and_value(tmp_path, arrays, why):
     where = f"{tmp_path}/x.npz: "
     assert message(lambda: read_npz(tmp_path, **arrays)) == where + why
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["uint8", ">f2", ">f4", "<f4", ">f8", "longdouble", ">u1"])
+@pytest.mark.parametrize("labels", ["u1", ">u2", ">i4", ">i8", "<u8"])
+def test_every_byte_order_width_and_layout_is_read_rightly(tmp_path, dtype, order, labels):
+    pixels = GOOD["images"] if np.dtype(dtype) == np.uint8 else GOOD["images"] / np.longdouble(255)
+    source = read_npz(tmp_path, images=np.asarray(pixels, dtype, order=order), labels=GOOD["labels"].astype(labels))
+    assert torch.equal(source.train.images, torch.from_numpy(GOOD["images"]))
+    assert source.train.labels.dtype == torch.int64 and source.train.labels.tolist() == GOOD["labels"].tolist()
+    floats, found = npz.exact(npz.Params(file=f"{tmp_path}/x.npz"))
+    assert floats.dtype == torch.float32 and found.tolist() == GOOD["labels"].tolist()
+    assert torch.equal(floats, torch.from_numpy(pixels.astype(dtype).astype(np.float32) / (255 if np.dtype(dtype) == np.uint8 else 1)))
+
+
+def test_exact_floats_are_checked_by_all_labels_of_the_file(tmp_path, caplog):
+    """What is attacked is the test split; that the file counts from 1 may show in the other labels alone."""
+    params, test = npz.Params(file=f"{tmp_path}/x.npz"), {"test_images": GOOD["images"][:2], "test_labels": np.array([1, 2])}
+    read_npz(tmp_path, **test)
+    assert npz.exact(params)[1].tolist() == [1, 2] and not caplog.messages
+    for arrays, why in (
+        ({"labels": GOOD["labels"] + 1}, "labels: count from 1 (got 1..3, none is 0)"),
+        ({"test_labels": np.array([1, 3])}, "test_labels: labels must be in 0..2 (got 3)"),
+    ):
+        text = message(lambda arrays=arrays: read_npz(tmp_path, **(test | arrays)))
+        assert text == message(npz.exact, params) and text.startswith(f"{tmp_path}/x.npz: {why}")
+    np.savez(tmp_path / "x.npz", images=GOOD["images"], labels=GOOD["labels"] * 2)
+    assert npz.exact(params)[1].max() == 4  # some of the classes of a model that knows more
+    assert caplog.messages[0].startswith(f"{tmp_path}/x.npz: labels: 2 of the classes 0..4 have no image (got none of 1, 3).")
+
+
+def test_named_classes_may_have_no_image(tmp_path):
+    assert len(read_npz(tmp_path, labels=GOOD["labels"] + 1, classes=np.array(list("abcd"), dtype=">U1")).classes) == 4
+
+
+@pytest.mark.parametrize("name", ["images.npy", "images"])
+def test_members_that_are_no_arrays_are_named(tmp_path, name):
+    """numpy gives the bytes of such a member."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr(name, b"something")
+    text = message(npz.read, npz.Params(file=f"{tmp_path}/x.npz"))
+    assert text.startswith(f"{tmp_path}/x.npz: images: not a readable array (got ")
+
+
+def test_an_array_larger_than_memory_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive, archive.open("images.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, {"descr": "<f8", "fortran_order": False, "shape": (10**6, 3, 10**5, 10**5)})
+    text = message(npz.read, npz.Params(file=f"{tmp_path}/x.npz"))
+    assert text.startswith(f"{tmp_path}/x.npz: images: not a readable array (got ")
 
 
 class Bomb:

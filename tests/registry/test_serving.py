@@ -126,8 +126,11 @@ WRONG = [  # body, a part of the reason
     ({"inputs": 3}, "images: wrong shape (got [])"),
     ({"inputs": None}, "an input of type <class 'NoneType'> was found"),
     ({"inputs": ["no base64!"]}, "image 0: not base64 (got "),
-    ({"inputs": [text(picture(0)), text(b"something")]}, "image 1: cannot be read (got other bytes). Give a PNG or JPEG file."),
-    ({"inputs": [text(picture(0)[:60])]}, "image 0: cannot be read (got other bytes)"),
+    (
+        {"inputs": [text(picture(0)), text(b"something")]},
+        "image 1: cannot be read as an image (got other bytes). Give a whole PNG or JPEG file.",
+    ),
+    ({"inputs": [text(picture(0)[:60])]}, "image 0: cannot be read as an image (got "),
     ({"inputs": [text(picture(0, size=(9, 8)))]}, "image 0: wrong height and width (got [9, 8]). The model reads [8, 8]."),
     ({"inputs": X, "params": {"output": "logit"}}, "params: output: input should be 'logits', 'probabilities' or 'vote' (got 'logit')"),
     ({"inputs": X, "params": {"outputs": "vote"}}, "request: unknown key (got 'outputs'). Did you mean 'output'?"),
@@ -284,6 +287,13 @@ def test_a_folder_is_scored(tmp_path, trained):
     shares = trained(torch.from_numpy(decode(picture(1), SHAPE))[None]).softmax(1)[0]
     assert (rows["b.png"]["class"], rows["b.png"]["probability"]) == (classes[shares.argmax()], f"{shares.max():.6f}")
     assert scoring.score(trained, folder, SHAPE, classes, target, resize=True) == (5, 1)
+
+
+def test_a_file_name_that_is_not_utf8_is_scored(tmp_path, trained):
+    (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(picture(1))
+    assert scoring.score(trained, tmp_path, SHAPE, list(map(str, range(10))), tmp_path / "scores.csv") == (1, 0)
+    (row,) = csv.DictReader((tmp_path / "scores.csv").open(encoding="utf-8"))
+    assert row["file"] == r"\udcff.png" and not row["problem"]
 
 
 def test_a_version_scores_a_folder_on_the_command_line(served, tmp_path):

@@ -76,7 +76,7 @@ def evaluate(
     eps: Annotated[str, typer.Option(help="radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")],
     norm: Annotated[str, typer.Option(help="linf | l2")] = "linf",
     suite: Annotated[str, typer.Option(help="quick | standard | autoattack | adaptive")] = "adaptive",
-    images: Annotated[int | None, typer.Option(min=1, help="how many images, the first ones; all by default")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="how many images, with the classes in proportion; all by default")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one) | cpu | cuda")] = "auto",
     normalise: Annotated[
@@ -103,7 +103,7 @@ def evaluate(
     for name, robust in result["attacks"].items():
         typer.echo(f"{robust:7.1%}  after {name}")
     for name, words in result["replaced"].items():
-        typer.echo(f"{name}: {words}, for the number of classes or a random model")
+        typer.echo(f"{name}: {words} (on {result['declared']['classes']} classes{', random' * result['declared']['randomised']})")
     low, high = result["interval"]
     typer.echo(f"{result['clean']:7.1%}  clean, n = {result['n']}")
     typer.echo(f"{result['worst_case']:7.1%}  worst case, 95% interval {low:.1%} to {high:.1%}, {norm} {eps}, suite {suite}")

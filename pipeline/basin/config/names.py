@@ -14,10 +14,10 @@ COLUMNS = (  # of the report's table, beside one for each suite (report/table.py
 )
     "model", "backbone", "head", "training", "clean",
     "worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n",
+    "largest_class", "balanced_clean", "balanced_worst_case",
 )  # fmt: skip
-REGISTERED = (
-    r"^[A-Za-z0-9]([A-Za-z0-9_ .-]{0,253}[A-Za-z0-9_-])?$"  # stricter than MLflow, which asks with names in quotes and in addresses
-)
+# Stricter than MLflow, which asks for names in quotes and in addresses, and takes what it cannot ask for.
+REGISTERED = r"^[A-Za-z0-9]([A-Za-z0-9_ .-]{0,253}[A-Za-z0-9_-])?$"
 
 
 def alias(model: str, models: Collection[str]) -> str:

@@ -12,6 +12,7 @@ Images stay uint8 until a classifier or an attack asks for `Split.floats`: a qua
 import hashlib
 import logging
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from basin.types import Images, ImageShape, Labels, Pixels
 log = logging.getLogger(__name__)
 
 Positions = Int64[Tensor, " _"]  # in a split; as many as are meant
+SURROGATE = re.compile("[\ud800-\udfff]")  # of a file name that is not UTF-8; no text file holds one
 STD_FLOOR = 1 / 255  # one grey level: dividing by it keeps a constant channel finite
 
 
@@ -77,6 +79,8 @@ class Source:
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise Mistake(f"data: two classes have the same name (got '{twice}'). Rename one.")
+        if unwritable := [name for name in self.classes if SURROGATE.search(name)]:
+            raise Mistake(f"data: the name of a class is no text that UTF-8 can hold (got {ascii(unwritable[0])}). Rename it.")
         if self.test is not None and self.test.shape != self.train.shape:
             raise Mistake(
                 f"data: test images have another shape than training images (got {list(self.test.shape)} and {list(self.train.shape)}, "

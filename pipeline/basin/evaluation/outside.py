@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ from basin import checkpoint
 from basin.config import kinds
 from basin.config.suite import Suite
 from basin.config.threat import Threat
-from basin.data.splits import in_proportion, load_split
+from basin.data.splits import Positions, in_proportion, load_split
 from basin.errors import Mistake, did_you_mean
 from basin.evaluation import outcomes
 from basin.evaluation.classes import BALANCE
@@ -111,18 +112,19 @@ def _functions(module: ModuleType) -> list[str]:
 
 
 def images(data: str, number: int | None, seed: int) -> tuple[Images, Labels]:
-    """The first test images of DATA, float32 in [0, 1], and their labels; all images where no test split is set apart (docs/data.md).
+    """Test images of DATA, float32 in [0, 1], and their labels; all images where no test split is set apart (docs/data.md).
 
-    DATA: a prepared folder, an .npz file, or a folder of images, which is read class by class: of that, as many of each class in
-    proportion are drawn. Raises Mistake where there are none, or fewer than `number`.
+    DATA: a prepared folder, whose first images are taken; or an .npz file or a folder of images, which may be sorted by class: of
+    those, as many of each class in proportion are drawn. Raises Mistake where there are none, or fewer than `number`.
     """
     path = Path(data)
-    if not path.exists():
+    if not os.path.exists(path):
         raise Mistake(f"--data: no such file or folder (got {data!r}). Give a prepared folder, an .npz file, or a folder of images.")
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         npz = kinds.find("sources", "npz")
         x, y = npz.exact(npz.Params(file=data))
-        return x[: _number(number, y)], y[: _number(number, y)]
+        drawn = _drawn(number, y, seed)
+        return x[drawn], y[drawn]
     if (path / "test.safetensors").is_file():
         split = load_split(path, "test")
         split = split.take(torch.arange(_number(number, split.labels)))
@@ -130,9 +132,13 @@ def images(data: str, number: int | None, seed: int) -> tuple[Images, Labels]:
         folder = kinds.find("sources", "folder")
         source = folder.read(folder.Params(folder=data))
         split = source.test or source.train
-        drawn = in_proportion(split.labels, torch.arange(len(split)), generator(seed, "evaluate"))
-        split = split.take(drawn[: _number(number, split.labels)])
+        split = split.take(_drawn(number, split.labels, seed))
     return split.floats(), split.labels
+
+
+def _drawn(number: int | None, labels: Labels, seed: int) -> Positions:
+    """Positions, as many of each class in proportion."""
+    return in_proportion(labels, torch.arange(len(labels)), generator(seed, "evaluate"))[: _number(number, labels)]
 
 
 def _number(asked: int | None, labels: Labels) -> int:

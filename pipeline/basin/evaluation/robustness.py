@@ -81,16 +81,11 @@ def evaluate(
     twin = None if twin is None else subject(twin, sample)
     declared = declare(model, twin, sample)
     check_labels(labels, declared.classes)
-    tried = {name: Attempt(attack) for name, attack in suite.attacks.items()}
-    if suite.adaptive:
-        asked_for = attempts(declared, suite.adaptive, model)
-        tried |= {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
-    elif not declared.differentiable:
-        tried |= dict(without_gradient(declared, Adaptive()))
-    others = replaced({name: attempt.attack for name, attempt in tried.items()}, declared.classes, declared.randomised)
+    asked = _asked(suite, declared, model)
+    others = replaced({name: attempt.attack for name, attempt in asked.items()}, declared.classes, declared.randomised)
     if others:
         log.info("suite: %d classes%s: %s", declared.classes, ", random" * declared.randomised, "; ".join(dict.fromkeys(others.values())))
-    tried = {name: _fitted(attempt, declared) for name, attempt in tried.items()}
+    tried = {name: _fitted(attempt, declared) for name, attempt in asked.items()}
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None
     curve = (_fitted(Attempt(suite.curve.attack), declared), list(suite.curve.radii)) if suite.curve else None
@@ -103,6 +98,15 @@ def evaluate(
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+def _asked(suite: Suite, declared: Declaration, model: nn.Module) -> dict[str, Attempt]:
+    """The suite's attacks, with those that it leaves to what the model is, and what a model without a gradient needs."""
+    tried = {name: Attempt(attack) for name, attack in suite.attacks.items()}
+    if suite.adaptive:
+        asked_for = attempts(declared, suite.adaptive, model)
+        return tried | {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
+    return tried if declared.differentiable else tried | dict(without_gradient(declared, Adaptive()))
 
 
 def _fitted(attempt: Attempt, declared: Declaration) -> Attempt:

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from basin.data.image_file import SUFFIXES
 from basin.errors import Mistake
 from basin.evaluation import outside
 from basin.files import write
-from basin.methods.sources.folder import SUFFIXES
 from basin.models.classifier import Classifier
 from basin.registry.serving import Asked, answer, decode
 
@@ -52,7 +52,7 @@ def score(
                 problems += bool(row[-1])
                 rows.writerow([path.relative_to(folder), *row])
             bar.update(len(batch))
-    write(table, written.getvalue().encode())
+    write(table, written.getvalue().encode(errors="backslashreplace"))  # a file name need not be UTF-8
     return len(files), problems
 
 

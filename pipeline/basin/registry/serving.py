@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from basin.config.settings import Settings
+from basin.data import image_file
 from basin.errors import Mistake
 from basin.randomness import drawing, generator, random_layers
 from basin.types import Images
@@ -63,25 +64,15 @@ def answer(model: nn.Module, images: Images, asked: Asked) -> torch.Tensor:
 def decode(content: bytes | Path, shape: Sequence[int], resize: bool = False) -> np.ndarray:
     """An image file, or its bytes, as float32 [c, h, w] in [0, 1], 255 becoming exactly 1.
 
-    Grey or colour as `shape` has it; transparency is dropped. Raises Mistake on what is no image, more than 8 bits a channel, or,
-    without `resize`, of another size.
+    Grey or colour as `shape` has it; transparency is dropped. Raises Mistake on what is no image, more than 8 bits a channel, too
+    large to decode, or, without `resize`, of another size.
     """
-    from PIL import Image
-
     channels, height, width = shape
-    source, formats = (io.BytesIO(content), ("PNG", "JPEG")) if isinstance(content, bytes) else (content, None)
-    try:
-        with Image.open(source, formats=formats) as opened:
-            if not resize and opened.size != (width, height):
-                raise Mistake(f"image: wrong height and width (got {[*opened.size][::-1]}). The model reads {[height, width]}.")
-            mode, image = opened.mode, opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        got = "other bytes" if isinstance(content, bytes) else error
-        raise Mistake(f"image: cannot be read (got {got}). Give a PNG or JPEG file.") from None
-    if mode.startswith(("I", "F")):
-        raise Mistake(f"image: more than 8 bits a channel (got mode {mode}). Convert it to 8 bits first.")
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR) if resize else image)
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    file, formats = (io.BytesIO(content), ("PNG", "JPEG")) if isinstance(content, bytes) else (content, image_file.FORMATS)
+    with image_file.opened("image", file, formats) as image:
+        if not resize and image.size != (width, height):
+            raise Mistake(f"image: wrong height and width (got {[*image.size][::-1]}). The model reads {[height, width]}.")
+        return image_file.pixels(image, channels, (height, width) if resize else None).astype(np.float32) / np.float32(255)
 
 
 def read(images: np.ndarray, shape: Sequence[int]) -> np.ndarray:

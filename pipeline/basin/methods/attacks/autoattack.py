@@ -64,7 +64,9 @@ def fitted(params: Params, classes: int, randomised: bool = False) -> Params:
     left = [name for name in asked if CLASSES.get(name, 2) <= classes]
     if not left:
         raise Mistake(f"attack autoattack: all of its attacks need more classes (got {', '.join(asked)} on {classes}). Give apgd-ce.")
-    return params if left == asked and version == params.version else Params(version=version, attacks=[] if left == whole else left)
+    if left == asked and version == params.version:
+        return params
+    return Params(version=version) if left == whole and version in VERSIONS else Params(version=version, attacks=left)
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:

@@ -16,11 +16,10 @@ from pydantic import BeforeValidator, Field
 from tqdm import tqdm
 
 from basin.config.settings import Settings
-from basin.data.splits import Source, Split
+from basin.data import image_file
+from basin.data.image_file import SUFFIXES
+from basin.data.splits import SURROGATE, Source, Split
 from basin.errors import Mistake, did_you_mean
-
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-DEEP = ("I", "F")  # Pillow's modes of more than 8 bits begin so; converting them clips at 255
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +40,9 @@ class Params(Settings):
 def read(params: Params) -> Source:
     """Decode every image. Raises Mistake naming the folder or the file at fault."""
     root = Path(params.folder)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # False, where Path's own would raise, on a name that is too long
         raise Mistake(f"data.folder: no such folder (got {root}). Give the path of a folder that holds one sub-folder a class.")
-    divided = bool(_folders(root / "train"))
+    divided = (root / "train").is_dir() and bool(_folders(root / "train"))
     train = _classes(root / "train" if divided else root)
     tests = _test(root, train) if divided else {}
     classes = tuple(train)
@@ -51,7 +50,21 @@ def read(params: Params) -> Source:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
+    return [path for path in _entries(folder) if os.path.isdir(path)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of names, hidden entries left out. Raises Mistake on a name that is no text, or a dead link."""
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise Mistake(f"{folder}: cannot be listed (got {error.strerror}). Mend its permissions.") from error
+    for path in entries:
+        if SURROGATE.search(path.name):
+            raise Mistake(f"{folder}: a name in it is not UTF-8 (got {os.fsencode(path.name)!r}). Rename it.")
+        if path.is_symlink() and not os.path.exists(path):
+            raise Mistake(f"{path}: a link to nothing (got {os.readlink(path)!r}). Bring back what it names, or remove it.")
+    return entries
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
@@ -66,10 +79,14 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _images(folder: Path) -> list[Path]:
-    entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    images = sorted(path for path in entries if path.suffix.lower() in SUFFIXES)
-    if len(images) < len(entries):
-        log.warning("%s: %d entries that are not image files are left out", folder, len(entries) - len(images))
+    """The regular files with an image's suffix, or links to such: opening a pipe would wait for ever."""
+    entries = _entries(folder)
+    named = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    images = [path for path in named if os.path.isfile(path)]
+    if len(named) < len(entries):
+        log.warning("%s: %d entries that are not image files are left out", folder, len(entries) - len(named))
+    if others := sorted({*named} - {*images}):
+        log.warning("%s: left out, as they are no files: %s", folder, ", ".join(path.name for path in others))
     return images
 
 
@@ -116,17 +133,5 @@ def _decode_all(paths: list[Path], params: Params) -> np.ndarray:
 
 def _decode(path: Path, params: Params) -> np.ndarray:
     """One image, uint8 [c, h, w]."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            mode = opened.mode
-            image = opened.convert("L" if params.channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Mistake(f"{path}: cannot be read as an image (got {error}). Mend or remove the file.") from error
-    if mode.startswith(DEEP):
-        raise Mistake(f"{path}: more than 8 bits a channel (got mode {mode}). Convert it to 8 bits first.")
-    if params.size:
-        height, width = params.size
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).reshape(image.height, image.width, params.channels).transpose(2, 0, 1)
+    with image_file.opened(str(path), path) as image:
+        return image_file.pixels(image, params.channels, params.size)

@@ -1,13 +1,17 @@
 """One .npz file of arrays, written by `numpy.savez` or `numpy.savez_compressed`.
 
     images       uint8, or float in [0, 1] (rounded to 1/255); [n, c, h, w] or [n, h, w]
-    labels       integers [n] in 0..classes-1
+    labels       integers [n] in 0..classes-1, each of them used unless `classes` names them
     test_images, test_labels    the same, optional: a test split of its own
     classes      strings [classes], optional: names; else "0", "1", ...
 
 Nothing is unpickled.
 """
 
+import logging
+import lzma
+import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -22,9 +26,12 @@ from basin.errors import Mistake, did_you_mean
 from basin.types import Images, Labels
 
 KEYS = ("images", "labels", "test_images", "test_labels", "classes")
-UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what damaged archives raise
+# What damaged archives raise, and ones that claim more than there is memory for.
+UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, RuntimeError)
+UNREADABLE += (SyntaxError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 MOST_CLASSES = 1 << 20  # a larger label is a mistake, and would be counted to
 CHUNK = 4096  # images converted at a time: floats of a whole data set do not fit twice
+log = logging.getLogger(__name__)
 
 
 class Params(Settings):
@@ -39,12 +46,9 @@ def read(params: Params) -> Source:
     arrays = _load(path)
     train = _split(path, arrays, "images", "labels")
     test = _split(path, arrays, "test_images", "test_labels") if {"test_images", "test_labels"} & set(arrays) else None
-    classes = _classes(path, arrays, int(train.labels.max()))
-    for key, split in (("labels", train), ("test_labels", test)):
-        if split and split.labels.max() >= len(classes):
-            raise Mistake(
-                f"{path}: {key}: labels must be in 0..{len(classes) - 1} (got {split.labels.max()}). Renumber or name the classes."
-            )
+    classes, gap = _classes(path, arrays)
+    if gap:
+        raise Mistake(gap)
     if test and test.shape != train.shape:
         shapes = f"{list(test.shape)} and {list(train.shape)}"
         raise Mistake(f"{path}: test_images: another shape than images (got {shapes}). Bring them to one shape.")
@@ -52,17 +56,23 @@ def read(params: Params) -> Source:
 
 
 def exact(params: Params) -> tuple[Images, Labels]:
-    """The images of the test split, or of the file where it has none, as float32 in [0, 1] with no float rounded; and their labels."""
+    """The images of the test split, or of the file where it has none, as float32 in [0, 1] with no float rounded to 1/255; their labels.
+
+    All labels of the file are checked. A class between others that no image has is a warning: these may be some of a model's classes.
+    """
     path = Path(params.file)
     arrays = _load(path)
     prefix = "test_" if "test_images" in arrays else ""
     images, labels = _pair(path, arrays, f"{prefix}images", f"{prefix}labels")
-    floats = torch.from_numpy(images).float()
+    _, gap = _classes(path, arrays)
+    if gap:
+        log.warning(gap)
+    floats = torch.from_numpy(images.astype(np.float32, copy=False))  # whatever byte order and width it had
     return floats.div_(255) if images.dtype == np.uint8 else floats, torch.from_numpy(labels)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, where Path's own would raise, on a name that is too long
         raise Mistake(f"data.file: no such file (got {path}). Give the path of an .npz file with {', '.join(KEYS[:2])}.")
     arrays, key = {}, ""
     try:
@@ -70,7 +80,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             for key in file.files:
                 if key not in KEYS:
                     raise Mistake(f"{path}: unknown key (got '{key}'). {did_you_mean(key, KEYS)}")
-                arrays[key] = file[key]
+                if not isinstance(array := file[key], np.ndarray):
+                    raise ValueError("other bytes than numpy writes")
+                arrays[key] = array
     except UNREADABLE as error:
         where = f"{path}: {key}" if key else str(path)
         raise Mistake(f"{where}: not a readable array (got {error}). Write plain arrays with numpy.savez; nothing is unpickled.") from error
@@ -105,8 +117,9 @@ def _images(where: str, images: np.ndarray) -> np.ndarray:
         if images.max() <= 1:
             raise Mistake(f"{where}: uint8 means 0..255 (got a maximum of {images.max()}). Multiply by 255, or store floats in [0, 1].")
         return np.ascontiguousarray(images)
-    if not np.issubdtype(images.dtype, np.floating):
-        raise Mistake(f"{where}: needs uint8, or float in [0, 1] (got {images.dtype}). Store images.astype('uint8') if they are 0..255.")
+    if images.dtype.kind != "f":
+        advice = "images.astype('float32')" if images.dtype.kind == "b" else "images.astype('uint8') if they are 0..255"
+        raise Mistake(f"{where}: needs uint8, or float in [0, 1] (got {images.dtype}). Store {advice}.")
     low, high = images.min(), images.max()  # NaN wins in both
     if not (low >= 0 and high <= 1):
         value = low if not low >= 0 else high
@@ -127,7 +140,7 @@ def _labels(where: str, labels: np.ndarray) -> np.ndarray:
     if labels.ndim != 1:
         advice = "labels.argmax(1) if they are one-hot" if labels.ndim == 2 and labels.shape[1] > 1 else "labels.ravel()"
         raise Mistake(f"{where}: needs shape [n] (got {list(labels.shape)}). Store {advice}.")
-    if not np.issubdtype(labels.dtype, np.integer):
+    if labels.dtype.kind not in "iu":
         raise Mistake(f"{where}: needs an integer dtype (got {labels.dtype}). Store labels.astype('int64').")
     if labels.size and (labels.min() < 0 or labels.max() >= MOST_CLASSES):
         value = labels.min() if labels.min() < 0 else labels.max()
@@ -135,12 +148,41 @@ def _labels(where: str, labels: np.ndarray) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _classes(path: Path, arrays: dict[str, np.ndarray], highest: int) -> tuple[str, ...]:
-    if "classes" not in arrays:
-        return tuple(map(str, range(highest + 1)))
-    names = arrays["classes"]
+def _classes(path: Path, arrays: dict[str, np.ndarray]) -> tuple[tuple[str, ...], str]:
+    """The names of the classes; and, where they are but numbers, a sentence on those that no label of the file has, else ""."""
+    labels = {key: _labels(f"{path}: {key}", arrays[key]) for key in ("labels", "test_labels") if key in arrays}
+    used, known = np.unique(np.concatenate([*labels.values()])), _names(path, arrays)
+    classes = known or tuple(map(str, range(next(iter(labels.values())).max(initial=-1) + 1)))
+    if used[0] == 1 and (not known or used[-1] >= len(known)):
+        raise Mistake(
+            f"{path}: labels: count from 1 (got {used[0]}..{used[-1]}, none is 0). Store labels - 1, or, "
+            f"if class 0 has no image here, the names of all {used[-1] + 1} classes in `classes`."
+        )
+    for key, values in labels.items():
+        if values.size and values.max() >= len(classes):
+            raise Mistake(f"{path}: {key}: labels must be in 0..{len(classes) - 1} (got {values.max()}). Renumber or name the classes.")
+    return classes, "" if known else _gap(path, len(classes), used)
+
+
+def _gap(path: Path, classes: int, used: np.ndarray) -> str:
+    absent = np.setdiff1d(np.arange(classes), used)
+    if not absent.size:
+        return ""
+    few = ", ".join(map(str, absent[:3])) + (", ..." if absent.size > 3 else "")
+    return (
+        f"{path}: labels: {absent.size} of the classes 0..{classes - 1} have no image (got none of {few}). "
+        "Number the classes without gaps, or name all of them in `classes`."
+    )
+
+
+def _names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Those of `classes`, none where it is absent."""
+    names = arrays.get("classes", np.array([], str))
     if names.ndim != 1 or names.dtype.kind != "U":
         raise Mistake(
             f"{path}: classes: needs strings [classes] (got {names.dtype} {list(names.shape)}). Store numpy.array(names, dtype=str)."
         )
-    return tuple(map(str, names))
+    try:
+        return tuple(map(str, names))
+    except (SystemError, ValueError) as error:  # a number that is no character's
+        raise Mistake(f"{path}: classes: not text (got {error}). Store numpy.array(names, dtype=str).") from error
