@@ -28,7 +28,7 @@ TESTS = Path(__file__).parents[1] / "tests"
 sys.path += [str(TESTS), str(TESTS / "evaluation")]  # the animals and the planted models live with the tests that hold us to them
 
 import test_flags as planted  # noqa: E402
-from zoo import hostile, honest  # noqa: E402
+from zoo import honest, hostile  # noqa: E402
 from zoo.judging import judged  # noqa: E402
 from zoo.species import EPS, INSIDE, Animal, N, images  # noqa: E402
 

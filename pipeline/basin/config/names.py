@@ -9,9 +9,7 @@ from basin.errors import did_you_mean
 STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
 NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 KEPT = re.compile(r"champion|latest|v\d+", re.IGNORECASE)  # aliases that are Basin's, or that MLflow does not give away
-COLUMNS = (  # of the report's table, beside one for each suite (report/table.py,
-    "largest_class", "balanced_clean", "balanced_worst_case",
-)
+COLUMNS = (  # of the report's table, beside one for each suite (report/table.py)
     "model", "backbone", "head", "training", "clean",
     "worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n",
     "largest_class", "balanced_clean", "balanced_worst_case",
