@@ -15,7 +15,7 @@ from basin.config.solver import Solver
 from basin.config.suite import Suite
 from basin.evaluation.cascade import Evaluation
 from basin.evaluation.declaration import drawn
-from basin.evaluation.diagnostics import diagnose
+from basin.evaluation.diagnostics import Diagnosis, diagnose
 from basin.evaluation.robustness import Result, evaluate
 from basin.evaluation.ways import Attempt, Way
 from basin.models.ode import Flow
@@ -187,23 +187,23 @@ def honest() -> Result:
     return evaluated(Made())
 
 
-def diagnosed(honest: Result, tried: dict[str, Attempt], **changed) -> list[str]:
+def diagnosed(honest: Result, tried: dict[str, Attempt], **changed) -> Diagnosis:
     evaluation = Evaluation(Made().eval(), None, BALL, (0, "flags"), N)
-    return diagnose(evaluation, replace(honest.outcomes, **changed), tried, honest.declared).flags
+    return diagnose(evaluation, replace(honest.outcomes, **changed), tried, honest.declared)
 
 
 @pytest.mark.parametrize("flag", OUTCOMES)
 def test_outcomes_raise_a_flag_past_its_limit(flag, honest):
     past, within = OUTCOMES[flag]
-    assert diagnosed(honest, attempts(pgd_longer=1), **past) == [flag]
-    assert diagnosed(honest, attempts(pgd_longer=1), **within) == []
+    assert diagnosed(honest, attempts(pgd_longer=1), **past).flags == [flag]
+    assert diagnosed(honest, attempts(pgd_longer=1), **within).flags == []
 
 
 @pytest.mark.parametrize("name", ["square", "transfer"])
 def test_what_ran_before_any_gradient_says_nothing_against_gradients(name, honest):
     """Else a cascade that begins with black boxes would blame the attacks that came after."""
     first = {name: attempts()[name], "pgd": attempts()["pgd"]}
-    assert diagnosed(honest, first, **taken(name, 50)) == []
+    assert diagnosed(honest, first, **taken(name, 50)).flags == []
 
 
 def test_every_documented_flag_is_tested_here_and_no_other():

@@ -52,17 +52,21 @@ def linear_truth(scale: float = 1.0) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Animal:
-    """A model, and what is known of it: `clean` and `worst` accuracy, or the beginning of the sentence that refuses it."""
+    """A model, and what is known of it: clean and worst accuracy, or how to find them, or the beginning of the sentence that refuses it."""
 
     name: str
     make: Callable[[], nn.Module]
-    truth: tuple[float, float] | str
+    truth: tuple[float, float] | str | Callable[[], tuple[float, float]]
     flags: frozenset[str] = frozenset()  # at least these
     facts: str = ""  # a part of what is said of it
     data: Callable[[], tuple[Tensor, Tensor]] = field(default=lambda: (X, Y))
     slack: float = 1.0 / N  # what may lie between truth and a search that ends
     normalise: str | None = None
     as_it_is: bool = False  # else it is put into evaluation mode, as a user does
+
+    def known(self) -> tuple[float, float] | str:
+        """The truth, searched for where it has to be."""
+        return self.truth() if callable(self.truth) else self.truth
 
 
 class Made(nn.Module):

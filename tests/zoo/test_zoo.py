@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from basin.errors import Mistake
+from zoo import honest
 from zoo.hostile import ANIMALS
 from zoo.judging import judged
-from zoo.species import N
+from zoo.species import EPS, N
 
 
 @pytest.mark.parametrize("animal", ANIMALS, ids=lambda animal: animal.name)
@@ -24,3 +25,19 @@ def test_a_hostile_model_is_judged_rightly_or_refused(animal):
         assert low <= worst <= high and found.worst_case <= worst + animal.slack, (found.worst_case, worst, found.outcomes.after)
         assert animal.flags <= set(found.flags) and animal.facts in "; ".join(found.facts), (found.flags, found.facts)
     assert all(torch.equal(now, was) for now, was in zip(animal.data(), own)), "the caller's images stay what they were"
+
+
+@pytest.mark.parametrize("animal", honest.ANIMALS, ids=lambda animal: animal.name)
+def test_an_honest_model_is_judged_rightly_without_a_flag(animal):
+    found, (clean, worst) = judged(animal), animal.known()
+    assert found.flags == [], (found.flags, found.diagnosis.probes)
+    assert found.clean == pytest.approx(clean, abs=1e-6) and found.worst_case <= worst + animal.slack, (found.worst_case, worst)
+    assert_broken_inside(animal, found.outcomes)
+
+
+def assert_broken_inside(animal, outcomes):
+    """Every image that counts as broken is misread at a point of its ball, by the model as it came."""
+    x, y = animal.data()
+    points, broken = outcomes.points, outcomes.share == 0
+    assert points.min() >= 0 and points.max() <= 1 and (points - x).abs().max() <= EPS + 1e-6
+    assert torch.equal(animal.make()(points).argmax(1) != y, broken)

@@ -3,6 +3,7 @@
 Some flags are read off a suite's outcomes. The others come from probes: small experiments on the first images, whose figures are kept.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +17,8 @@ from basin.evaluation.cascade import RISING, Evaluation
 from basin.evaluation.declaration import VANISHED, WRONG, Declaration, difference_error, signal_to_noise, vanished
 from basin.evaluation.outcomes import Outcomes, mean
 from basin.evaluation.ways import Attempt, Way
-from basin.models.stability import is_unstable, starts, stiffness
+from basin.models.ode import STABILITY_LIMIT
+from basin.models.stability import starts, stiffness
 from basin.randomness import generator
 from basin.threat.ball import ThreatModel
 from basin.threat.target import derivative, gradient, margin
@@ -31,15 +33,18 @@ NOISE = 0.5  # of what PGD breaks, by as many random points
 AGREES = 0.9  # median cosine between adjoint and exact gradient
 OVERFLOWS = 0.05  # of the probed images, whose gradient raises or is not finite
 SIGNAL = 1.0  # median signal-to-noise ratio of the gradients that the suite averaged
+DLR = {"kind": "apgd", "loss": "dlr", "steps": 20}  # so far from the data an honest deep net saturates the cross-entropy
+YES = 0.5  # of what holds, 1, or does not, 0
 ADJOINT = Solver(method="dopri5", gradient="adjoint")
 
 
 @dataclass
 class Diagnosis:
-    """The flags raised, by name, and the figures of the probes."""
+    """The flags raised, by name, the figures of the probes, and of each flag what was measured and the limit above which it is raised."""
 
     flags: list[str]
     probes: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def diagnose(
@@ -49,49 +54,50 @@ def diagnose(
     probes = probe(evaluation, outcomes, attempts, declared)
     o = outcomes
     labels, answers, clean = (one.cpu().numpy() for one in (o.labels, o.clean, o.clean_share))
-    raised = {
-        "black-box-beats-white-box": _taken_late(o, attempts, "BLACK_BOX", but="NEEDS_TWIN") > TAKEN,
-        "transfer-beats-white-box": _taken_late(o, attempts, "NEEDS_TWIN") > TAKEN,
-        "more-steps-help": _last_doubling(o, attempts) >= RISING,
-        "gradient-masked": o.masked is not None and mean(o.masked) - o.robust > MASKED_GAP,
-        "stiff-solve": _is_stiff(evaluation.classifier, o.images[:PROBED].to(evaluation.device)),
-        "at-chance": classes.guesses(labels, answers),
-        "class-not-answered": classes.ignores_classes(labels, clean),
-        "more-outputs-than-classes": classes.answers_elsewhere(answers, known or int(labels.max()) + 1),
-        "large-radius-holds": probes["large_radius"] > HOLDS,
-        "one-step-beats-many": probes["many_steps"] - probes["one_step"] > FEWER_BREAK,
-        "noise-as-strong": probes["clean"] - probes["noise"] > NOISE * max(probes["clean"] - probes["many_steps"], FEWER_BREAK),
-        "vanishing-gradient": probes["vanished"] > VANISHED,
-        "gradient-overflows": probes["overflowed"] > OVERFLOWS,
-        "wrong-gradient": probes.get("gradient_error", 0.0) > WRONG,
-        "adjoint-disagrees": probes.get("adjoint_cosine", 1.0) < AGREES,
-        "too-few-draws": probes.get("signal_to_noise", SIGNAL) < SIGNAL,
-        "batch-dependent": declared.batch_dependent,
-        "probabilities": probes["probabilities"] > 0,
+    broken, answered = probes["clean"] - probes["many_steps"], known or int(labels.max()) + 1
+    measured = {
+        "black-box-beats-white-box": (_taken_late(o, attempts, "BLACK_BOX", but="NEEDS_TWIN"), TAKEN),
+        "transfer-beats-white-box": (_taken_late(o, attempts, "NEEDS_TWIN"), TAKEN),
+        "more-steps-help": (_last_doubling(o, attempts), RISING),
+        "gradient-masked": (0.0 if o.masked is None else mean(o.masked) - o.robust, MASKED_GAP),
+        "stiff-solve": (_stiffness(evaluation.classifier, o.images[:PROBED].to(evaluation.device)), 1.0),
+        "at-chance": (float(classes.guesses(labels, answers)), YES),
+        "class-not-answered": (float(classes.ignores_classes(labels, clean)), YES),
+        "more-outputs-than-classes": (float(classes.answers_elsewhere(answers, answered)), YES),
+        "large-radius-holds": (probes["large_radius"], HOLDS),
+        "one-step-beats-many": (probes["many_steps"] - probes["one_step"], FEWER_BREAK),
+        "noise-as-strong": ((probes["clean"] - probes["noise"]) / max(broken, FEWER_BREAK), NOISE),
+        "vanishing-gradient": (probes["vanished"], VANISHED),
+        "gradient-overflows": (probes["overflowed"], OVERFLOWS),
+        "wrong-gradient": (probes.get("gradient_error", 0.0), WRONG),
+        "adjoint-disagrees": (1 - probes.get("adjoint_cosine", 1.0), 1 - AGREES),
+        "too-few-draws": (1 / max(probes.get("signal_to_noise", math.inf), 1e-9), 1 / SIGNAL),
+        "batch-dependent": (float(declared.batch_dependent), YES),
+        "probabilities": (probes["probabilities"], YES),
     }
-    return Diagnosis([name for name, is_raised in raised.items() if is_raised], probes)
+    return Diagnosis([name for name, (figure, limit) in measured.items() if figure > limit], probes, measured)
 
 
 def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration) -> dict[str, float]:
     """The figures, on the first images. Accuracies are of one attack with the gradient that the reported function has."""
     x, y = o.images[:PROBED], o.labels[:PROBED]
 
-    def accuracy(attack: dict[str, object] | None, threat: ThreatModel = evaluation.threat) -> float:
+    def accuracy(*attacks: dict[str, object], threat: ThreatModel = evaluation.threat) -> float:
         part = Evaluation(evaluation.classifier, None, threat, (evaluation.seed[0], "probe"), PROBED, randomised=declared.randomised)
-        if attack is None:
+        if not attacks:
             with evaluation.seeded("noise", 0):
                 return mean(part.judge(threat.random_point(x, generator(*evaluation.seed, "noise")), y)[1])
-        tried = {"probe": Attempt(choose("attacks", attack))}
-        return part.run(o.index[:PROBED], x, y, tried).after["probe"]
+        tried = {str(i) if i else "probe": Attempt(choose("attacks", attack)) for i, attack in enumerate(attacks)}
+        return list(part.run(o.index[:PROBED], x, y, tried).after.values())[-1]
 
     whole = evaluation.threat.whole_range(x)
     pgd = {"kind": "pgd", "steps": 20, "step": 0.1}
     figures = {
         "clean": mean(o.clean_share[:PROBED]),
-        "noise": accuracy(None),
+        "noise": accuracy(),
         "one_step": accuracy({"kind": "fgsm"}),
         "many_steps": accuracy(pgd | {"random_start": False}),
-        "large_radius": accuracy(pgd, whole),
+        "large_radius": accuracy(pgd, DLR, threat=whole),
     }
     x, y = x.to(evaluation.device), y.to(evaluation.device)
     with evaluation.seeded("probe", 0):
@@ -149,5 +155,7 @@ def _last_doubling(o: Outcomes, attempts: Mapping[str, Attempt]) -> float:
     return taken
 
 
-def _is_stiff(classifier: nn.Module, images: Tensor) -> bool:
-    return any(is_unstable(flow, stiffness(flow, z0)) for flow, z0 in starts(classifier, images))
+def _stiffness(classifier: nn.Module, images: Tensor) -> float:
+    """h |lambda|max over its method's stability limit, of the stiffest of the flows with fixed steps; 0 where there is none."""
+    fixed = [(flow, z0) for flow, z0 in starts(classifier, images) if flow.solver.fixed_step]
+    return max((stiffness(flow, z0) / STABILITY_LIMIT[flow.solver.method] for flow, z0 in fixed), default=0.0)
