@@ -100,8 +100,9 @@ construction or by going through all cases; of honest nets an upper bound, from 
 judged is refused with the sentence that stands there."""
 MARGINS = """What each flag measures, its limit (it is raised above), the highest figure of honest models and the lowest of models with the
 fault: the hostile ones above of which the test asks for the flag, and those of tests/evaluation/test_flags.py. Figures of
-`adjoint-disagrees` are 1 - cosine, of `too-few-draws` noise over signal, of `stiff-solve` shares of the stability limit; 0 and 1 are no and
-yes. A count of images moves in steps: of 100 images the limit of 1% lies between one and two."""
+`adjoint-disagrees` are 1 - cosine, of `too-few-draws` noise over signal, of `stiff-solve` shares of the stability limit, of
+`at-chance` the agreement with shuffled labels over that with the labels, of `class-not-answered` and `probabilities` the limit over what is
+measured, of `batch-dependent` shares of what rounding explains; 1e+09 stands for more than can be said."""
 
 
 def made(command: str) -> str:

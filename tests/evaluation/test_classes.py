@@ -128,7 +128,7 @@ def raised(recalls: np.ndarray, n: int, draw: np.random.Generator, share: np.nda
     labels = draw.choice(len(recalls), n, p=share)
     right = draw.random(n) < recalls[labels]
     answers = np.where(right, labels, (labels + draw.integers(1, len(recalls), n)) % len(recalls))
-    return np.array([classes.ignores_classes(labels, right.astype(float)), classes.guesses(labels, answers)])
+    return np.array([classes.ignorance(labels, right.astype(float)) > 1, classes.guessing(labels, answers) > 1])
 
 
 HONEST = {
@@ -154,11 +154,11 @@ def test_images_that_could_not_tell_say_nothing():
     """One class, or so few images that a perfect reader is right as often as chance would be."""
     for n, kinds in ((1, 1), (5, 1), (2, 2), (3, 2)):
         labels = np.arange(n) % kinds
-        assert not classes.guesses(labels, labels) and not classes.ignores_classes(labels, np.ones(n))
+        assert classes.guessing(labels, labels) == classes.ignorance(labels, np.ones(n)) == 0
 
 
 def test_one_class_of_ten_that_is_never_answered_is_told_where_it_has_images_enough():
     """The others are read nine times in ten, so one that is known would be two in five times: 0.6^n of n images are missed by chance."""
     for each, told in ((3, False), (12, True)):
         labels = np.repeat(range(10), each)
-        assert classes.ignores_classes(labels, (labels != 3) * 0.9) is told
+        assert (classes.ignorance(labels, (labels != 3) * 0.9) > 1) is told

@@ -175,8 +175,8 @@ OUTCOMES = {
     "at-chance": (answered(NTH % 2 == 0, 1 - LABELS), answered(NTH % 4 == 0, 1 - LABELS)),
     "class-not-answered": (answered(LATE, 0, labels=FIVE), answered(LATE & (torch.arange(N) % 5 > 1), 0, labels=FIVE)),
     "more-outputs-than-classes": (answered(NTH < 6, 4), answered(NTH < 5, 4)),
-    "black-box-beats-white-box": (taken("square", 2), taken("square", 1)),
-    "transfer-beats-white-box": (taken("transfer", 2), taken("transfer", 1)),
+    "black-box-beats-white-box": (taken("square", 3), taken("square", 0)),
+    "transfer-beats-white-box": (taken("transfer", 3), taken("transfer", 0)),
     "more-steps-help": ({"after": {"pgd": 0.5, "pgd_longer": 0.49}}, {"after": {"pgd": 0.5, "pgd_longer": 0.496}}),
     "gradient-masked": ({"masked": shares(96), "share": shares(90)}, {"masked": shares(94), "share": shares(90)}),
 }

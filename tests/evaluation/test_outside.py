@@ -366,12 +366,15 @@ def test_the_python_door_of_the_documentation_opens(place):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.S)
     given = "import torch\ntorch.manual_seed(0)\nmodel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
     given += "images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)\n"
-    again = "images = images[0]\n" + code.partition("\n\n")[2]
-    wrong = f"from basin.errors import Mistake\ntry:\n    exec({again!r})\nexcept Mistake as mistake:\n    print(mistake)"
+    wrong = "from basin.errors import Mistake\n"
+    for change in ("model.eval = lambda: torch.sum\n", "images = images[0]\n"):
+        again = change + code.partition("\n\n")[2]
+        wrong += f"try:\n    exec({again!r})\nexcept Mistake as mistake:\n    print(mistake)\n"
     done = subprocess.run([sys.executable, "-c", given + code + wrong], cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
-    first, last = done.stdout.splitlines()
+    first, kind, shape = done.stdout.splitlines()
     assert 0 <= float(first.split()[0]) <= 1 and "Declaration(classes=10, randomised=False" in first and done.stderr == ""
-    assert last.startswith("images: should be float32 [n, c, h, w], one or more (got float32 [1, 8, 8]).")
+    assert shape.startswith("images: should be float32 [n, c, h, w], one or more (got float32 [1, 8, 8]).")
+    assert kind == "model: should be a torch.nn.Module (got builtin_function_or_method). Call it in the forward pass of one."
 
 
 @pytest.mark.parametrize("eps", [0, -0.1, 1.01, float("nan"), "0"])

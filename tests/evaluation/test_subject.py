@@ -167,9 +167,13 @@ def test_a_model_and_its_images_are_after_an_evaluation_what_they_were():
     model[3].bias.requires_grad_(False)
     model[1].train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    own, y = X.clone(), torch.arange(6) % 5
+    own, y, drawn = X.clone(), torch.arange(6) % 5, torch.get_rng_state()
     basin.evaluate(model, own, y, LINF, basin.Suite.model_validate({"attacks": {"fgsm": {"kind": "fgsm"}}}))
-    assert torch.equal(own, X) and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert (
+        torch.equal(own, X)
+        and torch.equal(torch.get_rng_state(), drawn)
+        and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    )
     assert [part.training for part in model.modules()] == [False, False, True, False, False]
     flags = {name: (parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()}
     assert flags == {"0.weight": (True, None), "0.bias": (True, None), "3.weight": (True, None), "3.bias": (False, None)}

@@ -14,6 +14,7 @@ UNEVEN = 0.1  # of an accuracy: what the sizes of the classes can make of it, be
 HARDLY = 0.1  # of the clean accuracy: what at most is read of a class that is hardly answered
 WEAKEST = 0.5  # of the clean accuracy: what a model reads of every class that it knows: 0.4 of its weakest, if 0.8 of all
 CHANCE = 0.05  # probability with which the classes of such a model look unanswered, because few of their images were judged
+SURE = 1e9  # what is measured of a fault beyond doubt
 IGNORED = 0.05  # of the classes: among many there is always a weak one, which says nothing of the accuracy over all
 ELSEWHERE = 0.05  # of the answers: classes that the data do not have
 
@@ -46,8 +47,10 @@ def by_class(labels: np.ndarray, *shares: np.ndarray) -> dict[str, list[float]]:
     return {label: [int(here.sum()), *(float(one[here].mean(dtype=float)) for one in shares)] for label, here in where.items()}
 
 
-def ignores_classes(labels: np.ndarray, shares: np.ndarray) -> bool:
-    """Whether classes are hardly answered: more of them, and more images in them, than by chance in a model that knows every class.
+def ignorance(labels: np.ndarray, shares: np.ndarray) -> float:
+    """CHANCE over the probability that a model which knows every class leaves as many images in classes that are hardly answered.
+
+    Above 1 such classes are too many to be chance; 0 where they are next to none of all classes.
 
     A class of n images that it knows looks hardly answered with the binomial probability of HARDLY n a or fewer, each with probability
     WEAKEST a, a the clean accuracy; the probability that classes of as many images as were found all look so is then exact.
@@ -57,7 +60,7 @@ def ignores_classes(labels: np.ndarray, shares: np.ndarray) -> bool:
     found = np.array(list(by_class(labels, shares).values()))
     n, clean = found[:, 0].astype(int), shares.mean()
     hardly, likely = found[:, 1] <= HARDLY * clean, bdtr(np.floor(HARDLY * clean * n), n, WEAKEST * clean)
-    return bool(hardly.mean() >= IGNORED and _at_least(int(n[hardly].sum()), n, likely) < CHANCE)
+    return CHANCE / max(_at_least(int(n[hardly].sum()), n, likely), CHANCE / SURE) if hardly.mean() >= IGNORED else 0.0
 
 
 def _at_least(images: int, sizes: np.ndarray, likely: np.ndarray) -> float:
@@ -68,19 +71,22 @@ def _at_least(images: int, sizes: np.ndarray, likely: np.ndarray) -> float:
     return float(met[images:].sum())
 
 
-def guesses(labels: np.ndarray, answers: np.ndarray) -> bool:
-    """Whether the answers agree with the labels no more than shuffled labels do, as those of a constant answer.
+def guessing(labels: np.ndarray, answers: np.ndarray) -> float:
+    """How far answers would agree with shuffled labels by chance, over how far they agree with these; above 1 they may be guesses.
 
-    Cohen's kappa against its standard error where nothing is read (Fleiss, Cohen and Everitt 1969, Psychological Bulletin 72:323). It is
-    zero for whatever does not look at the image, however uneven the classes; an accuracy below the largest class need not be.
+    The inverse of Cohen's kappa over its standard error where nothing is read (Fleiss, Cohen and Everitt 1969, Psychological Bulletin
+    72:323). Kappa is zero for whatever does not look at the image, however uneven the classes; an accuracy below the largest class need
+    not be.
     """
     classes = int(np.append(labels, answers).max()) + 1
     p, q = (np.bincount(one, minlength=classes) / len(labels) for one in (labels, answers))
     agreed, expected = (labels == answers).mean(), p @ q
     error = np.sqrt(np.maximum(0.0, expected + expected**2 - (p * q) @ (p + q)) / len(labels))
-    return bool(p.max() < 1 and agreed < 1 and agreed - expected <= Z95 * error + 1e-9)
+    if p.max() == 1 or agreed == 1:
+        return 0.0  # one class, or no mistake: nothing to tell guesses by
+    return float(Z95 * error / (agreed - expected)) if agreed - expected > 1 / SURE else SURE
 
 
-def answers_elsewhere(answers: np.ndarray, classes: int) -> bool:
-    """Whether more answers than ELSEWHERE, beyond their interval, are none of the data's `classes`."""
-    return wilson(float((answers >= classes).sum()), len(answers))[0] > ELSEWHERE
+def elsewhere(answers: np.ndarray, classes: int) -> float:
+    """The share of answers that are none of the data's `classes`: the lower end of its interval."""
+    return wilson(float((answers >= classes).sum()), len(answers))[0]

@@ -28,6 +28,7 @@ ROUNDING = 1e-5  # and as a share of the logit itself
 VANISHED = 0.1  # of the images, whose gradient is exactly zero
 WRONG = 0.5  # median relative error of the gradient against finite differences
 BURIED = 0.1  # median signal-to-noise ratio of one draw's gradient, below which 20 draws find no direction either
+MOST = 1e9  # of what rounding explains
 NOISY = 20  # draws from which it is estimated
 STEPS = (1e-3, 1e-2)  # of the finite differences, in L2: rounding spoils the shorter, curvature the longer
 
@@ -38,7 +39,7 @@ class Declaration:
 
     classes: int
     randomised: bool  # two passes over an image may differ
-    batch_dependent: bool  # an image's logits depend on the images beside it
+    batch_difference: float  # between an image's logits in a batch and alone, over what rounding explains
     differentiable: bool  # the logits have a gradient at all
     blind: bool  # the gradient, by no adjoint, is zero, not the derivative of what is computed, or buried in noise
     gradients: tuple[str, ...]  # besides the one in use (basin/models/substitutes.py)
@@ -47,6 +48,11 @@ class Declaration:
     purifier: bool  # something cleans the image first
     distributions: bool  # weights are drawn, and have means
     twin: bool  # there is an undefended model of the same data
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether an image's logits depend on the images beside it."""
+        return self.batch_difference > 1
 
     def words(self) -> list[str]:
         """What a person should know of it."""
@@ -71,7 +77,7 @@ def declare(model: nn.Module, twin: nn.Module | None, images: Images) -> Declara
         return Declaration(
             classes=first.shape[1],
             randomised=randomised,
-            batch_dependent=differs(first, alone),
+            batch_difference=difference(first, alone),
             differentiable=getattr(model, "differentiable", True),
             blind=blind,
             gradients=substitutes(model),
@@ -94,9 +100,15 @@ def _seeded(model: nn.Module, images: Images) -> Iterator[None]:
 
 def differs(one: Logits, other: Logits) -> bool:
     """Whether two passes' logits are further apart than rounding explains."""
+    return difference(one, other) > 1
+
+
+def difference(one: Logits, other: Logits) -> float:
+    """The largest difference of two passes' logits over the largest that rounding explains."""
     below = one.amax(1, keepdim=True) - one
     usual = below[below > 0].median().nan_to_num()  # of no logits at all below the top one, the median is not a number
-    return bool(((one - other).abs() > SAME * usual + ROUNDING * one.abs()).any())
+    far = (one - other).abs()
+    return torch.where(far > 0, far / (SAME * usual + ROUNDING * one.abs()), 0.0).clamp_max(MOST).max().item()
 
 
 def _is_blind(model: nn.Module, x: Images, y: Labels, randomised: bool) -> bool:

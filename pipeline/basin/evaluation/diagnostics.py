@@ -34,7 +34,7 @@ AGREES = 0.9  # median cosine between adjoint and exact gradient
 OVERFLOWS = 0.05  # of the probed images, whose gradient raises or is not finite
 SIGNAL = 1.0  # median signal-to-noise ratio of the gradients that the suite averaged
 DLR = {"kind": "apgd", "loss": "dlr", "steps": 20}  # so far from the data an honest deep net saturates the cross-entropy
-YES = 0.5  # of what holds, 1, or does not, 0
+SUM = 1e-3  # by which probabilities, of one image, may miss 1 or fall below 0
 ADJOINT = Solver(method="dopri5", gradient="adjoint")
 
 
@@ -55,15 +55,17 @@ def diagnose(
     o = outcomes
     labels, answers, clean = (one.cpu().numpy() for one in (o.labels, o.clean, o.clean_share))
     broken, answered = probes["clean"] - probes["many_steps"], known or int(labels.max()) + 1
+    with evaluation.seeded("stiffness", 0):
+        stiff = _stiffness(evaluation.classifier, o.images[:PROBED].to(evaluation.device))
     measured = {
         "black-box-beats-white-box": (_taken_late(o, attempts, "BLACK_BOX", but="NEEDS_TWIN"), TAKEN),
         "transfer-beats-white-box": (_taken_late(o, attempts, "NEEDS_TWIN"), TAKEN),
         "more-steps-help": (_last_doubling(o, attempts), RISING),
         "gradient-masked": (0.0 if o.masked is None else mean(o.masked) - o.robust, MASKED_GAP),
-        "stiff-solve": (_stiffness(evaluation.classifier, o.images[:PROBED].to(evaluation.device)), 1.0),
-        "at-chance": (float(classes.guesses(labels, answers)), YES),
-        "class-not-answered": (float(classes.ignores_classes(labels, clean)), YES),
-        "more-outputs-than-classes": (float(classes.answers_elsewhere(answers, answered)), YES),
+        "stiff-solve": (stiff, 1.0),
+        "at-chance": (classes.guessing(labels, answers), 1.0),
+        "class-not-answered": (classes.ignorance(labels, clean), 1.0),
+        "more-outputs-than-classes": (classes.elsewhere(answers, answered), classes.ELSEWHERE),
         "large-radius-holds": (probes["large_radius"], HOLDS),
         "one-step-beats-many": (probes["many_steps"] - probes["one_step"], FEWER_BREAK),
         "noise-as-strong": ((probes["clean"] - probes["noise"]) / max(broken, FEWER_BREAK), NOISE),
@@ -72,8 +74,8 @@ def diagnose(
         "wrong-gradient": (probes.get("gradient_error", 0.0), WRONG),
         "adjoint-disagrees": (1 - probes.get("adjoint_cosine", 1.0), 1 - AGREES),
         "too-few-draws": (1 / max(probes.get("signal_to_noise", math.inf), 1e-9), 1 / SIGNAL),
-        "batch-dependent": (float(declared.batch_dependent), YES),
-        "probabilities": (probes["probabilities"], YES),
+        "batch-dependent": (declared.batch_difference, 1.0),
+        "probabilities": (probes["probabilities"], 1.0),
     }
     return Diagnosis([name for name, (figure, limit) in measured.items() if figure > limit], probes, measured)
 
@@ -110,7 +112,7 @@ def _gradients(model: nn.Module, x: Images, y: Labels, attempts: Mapping[str, At
     figures = {
         "vanished": vanished(g.nan_to_num(0.0, 0.0, 0.0)),
         "overflowed": 1 - g.flatten(1).isfinite().all(1).double().mean().item(),
-        "probabilities": float(bool((logits >= 0).all() and (logits.sum(1) - 1).abs().max() < 1e-3)),
+        "probabilities": SUM / max((logits.sum(1) - 1).abs().max().item(), -logits.min().item(), SUM**2),
     }
     if declared.randomised:
         draws = max((attempt.way.draws or getattr(model, "draws", 1) for attempt in attempts.values()), default=1)

@@ -115,7 +115,8 @@ def _fitted(attempt: Attempt, declared: Declaration) -> Attempt:
 
 @torch.no_grad()
 def _logits(model: nn.Module, images: Images) -> Logits:
-    return model(images)
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        return model(images)
 
 
 def check(images: Tensor, labels: Tensor) -> None:

@@ -88,7 +88,8 @@ def subject(model: nn.Module, images: Images, normalise: nn.Module | None = None
         place, before = device_of(model), state(model)
         one = Subject(model, dtype_of(model), normalise and normalise.to(place), [])
         try:
-            _look(one, images.to(place))
+            with torch.random.fork_rng([place] if place.type == "cuda" else []):
+                _look(one, images.to(place))
         finally:
             moved = _put_back(model, before)
         if moved:
@@ -137,6 +138,8 @@ def in_bytes(tensor: Tensor) -> Tensor:
 
 
 def _check_parts(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise Mistake(f"model: should be a torch.nn.Module (got {type(model).__name__}). Call it in the forward pass of one.")
     if model.training:
         raise Mistake("model: is in training mode (got model.training = True). Call model.eval() first.")
     for name, tensor in tensors(model).items():
