@@ -45,23 +45,35 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
 
 
+def short_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory left: Python's own error, torch's of a GPU by its name, torch's of the processor by its words."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def refusing(where: str, advice: str) -> Iterator[None]:
-    """Whatever another's code raises inside, as a `Mistake`: `<where> (got <error>). <advice>`."""
+    """Whatever another's code raises inside, as a `Mistake`: `<where> (got <error>). <advice>`; but that memory is short passes."""
     try:
         yield
     except Mistake:
         raise
     except THEIRS as error:
+        if short_of_memory(error):
+            raise
         raise Mistake(f"{where} (got {said(error)}). {advice}") from error
 
 
 @contextmanager
 def exit_on_mistake(write: Callable[[str], object] = sys.stderr.write) -> Iterator[None]:
-    """Turn a `Mistake` into its text and exit code 2, or 75 where trying again may help."""
+    """Turn a `Mistake` into its text and exit code 2, or 75 where trying again may help; and memory that is short into one."""
     try:
         yield
     except Mistake as mistake:
         for message in mistake.messages:
             write(f"error: {message}\n")
         sys.exit(mistake.code)
+    except (MemoryError, RuntimeError) as error:
+        if not short_of_memory(error):
+            raise
+        write(f"error: memory: there is not enough (got {said(error)}). Take a smaller batch, a smaller model, or another machine.\n")
+        sys.exit(EXIT_CODE)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +25,7 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from basin import files
-from basin.errors import Mistake
+from basin.errors import Mistake, said, short_of_memory
 from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
 from basin.evaluation.subject import device_of
 from basin.evaluation.ways import Attempt
@@ -34,6 +35,7 @@ from basin.threat.target import Target
 from basin.types import Images, Labels, Logits, Network, PerImage
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 JUDGED = 20  # draws over which a candidate of a random model is judged, and the size of the ensembles that are reported
 RISING = 0.005  # of all images: a doubling of steps and restarts that takes less than this is the last
 FRESH = 100  # draws over which its stored points are judged in the end
@@ -93,12 +95,24 @@ class Evaluation:
             log.info("%s: goes on after %d of %d steps", self.seed[1], finished, len(steps))
         bar = tqdm(steps, desc=self.seed[1], unit="attack", initial=finished, mininterval=2, delay=2, disable=None)
         for position, step in enumerate(steps[finished:], start=finished):
-            step()
+            self._fitting(step)
             bar.update()
             if self.checkpoint:
                 files.write(self.checkpoint, pack(outcomes, position + 1, len(steps)))
         bar.close()
         return outcomes
+
+    def _fitting(self, step: Callable[[], T]) -> T:
+        """The step, begun again with half the batch wherever memory does not hold one."""
+        while True:
+            try:
+                return step()
+            except (MemoryError, RuntimeError) as error:
+                if self.batch == 1 or not short_of_memory(error):
+                    raise
+                why = said(error)
+            self.batch = -(-self.batch // 2)  # beyond the handler, which keeps the failed pass alive
+            log.warning("%s: memory is short (%s); goes on with batches of %d", self.seed[1], why, self.batch)
 
     def can(self, attempt: Attempt) -> bool:
         """Whether the model has what the attack cannot do without."""
@@ -207,14 +221,18 @@ class Evaluation:
                 return unpack(self.checkpoint, index, images, labels)
             except (SafetensorError, KeyError, ValueError, TypeError) as error:
                 log.warning("%s: unreadable checkpoint (%s); starting from the beginning", self.checkpoint, error)
+        logits, share = self._fitting(partial(self._clean, images, labels))
+        if len(bad := (~logits.isfinite().all(1)).nonzero().flatten()):
+            raise Mistake(f"model: its logits are not finite (got so at image {int(bad[0])}, {len(bad)} in all). Mend its forward pass.")
+        return Outcomes.untouched(index, images, labels, logits, share, len(images) * (JUDGED if self.randomised else 1)), 0
+
+    def _clean(self, images: Images, labels: Labels) -> tuple[Logits, PerImage]:
         judged = []
         for b, rows in enumerate(torch.arange(len(images)).split(self.batch)):
             with self.seeded("clean", b):
                 judged.append(self.judge(images[rows], labels[rows]))
         logits, share = (torch.cat(parts) for parts in zip(*judged))
-        if len(bad := (~logits.isfinite().all(1)).nonzero().flatten()):
-            raise Mistake(f"model: its logits are not finite (got so at image {int(bad[0])}, {len(bad)} in all). Mend its forward pass.")
-        return Outcomes.untouched(index, images, labels, logits, share, len(images) * (JUDGED if self.randomised else 1)), 0
+        return logits, share
 
 
 def _averaged(passes: Tensor) -> Logits:

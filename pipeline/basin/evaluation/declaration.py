@@ -21,7 +21,7 @@ from basin.models.ode import exactly, flows
 from basin.models.substitutes import substitutes
 from basin.randomness import Random, drawing, generator, random_layers
 from basin.threat.target import gradient, margin
-from basin.types import Images, Labels, Logits
+from basin.types import Images, Labels, Logits, PerImage
 
 SAME = 1e-3  # the largest difference of two passes' logits that rounding explains, as a share of the usual distance to the top logit
 ROUNDING = 1e-5  # and as a share of the logit itself
@@ -114,7 +114,7 @@ def difference(one: Logits, other: Logits) -> float:
 def _is_blind(model: nn.Module, x: Images, y: Labels, randomised: bool) -> bool:
     if vanished(gradient(model, x, y, margin)[0]) > VANISHED:
         return True
-    return signal_to_noise(model, x, y) < BURIED if randomised else difference_error(model, x, y) > WRONG
+    return bool(signal_to_noise(model, x, y).median() < BURIED if randomised else difference_error(model, x, y).median() > WRONG)
 
 
 def vanished(g: torch.Tensor) -> float:
@@ -122,8 +122,8 @@ def vanished(g: torch.Tensor) -> float:
     return (g.flatten(1).abs().amax(1) == 0).double().mean().item()
 
 
-def difference_error(model: nn.Module, x: Images, y: Labels) -> float:
-    """Median over images of |d - D| / max(|d|, |D|): d what the gradient of the margin says of a step along itself, D what a central
+def difference_error(model: nn.Module, x: Images, y: Labels) -> PerImage:
+    """|d - D| / max(|d|, |D|): d what the gradient of the margin says of a step along itself, D what a central
     difference says; the smaller error of two step lengths. Along a random direction where the gradient is zero."""
     g, _, _ = gradient(model, x, y, margin)
     flat = g.flatten(1)
@@ -139,16 +139,16 @@ def difference_error(model: nn.Module, x: Images, y: Labels) -> float:
             found = (margin(model(x + step), y) - margin(model(x - step), y)) / (2 * length)
         size = torch.maximum(claimed.abs(), found.abs())
         errors.append(torch.where(size > 0, (claimed - found).abs() / size, 0.0))
-    return torch.stack(errors).amin(0).median().item()
+    return torch.stack(errors).amin(0)
 
 
-def signal_to_noise(model: nn.Module, x: Images, y: Labels) -> float:
-    """Median over images of ||E g|| / (E ||g - E g||^2)^(1/2) for the gradient g of one draw, both estimated without bias."""
+def signal_to_noise(model: nn.Module, x: Images, y: Labels) -> PerImage:
+    """||E g|| / (E ||g - E g||^2)^(1/2) for the gradient g of one draw, both estimated without bias."""
     with Way(draws=1).through(model):
         g = torch.stack([gradient(model, x, y)[0].flatten(1) for _ in range(NOISY)])
     noise = g.var(0).sum(1)
     signal = (g.mean(0).square().sum(1) - noise / NOISY).clamp_min(0)
-    return (signal / noise.clamp_min(torch.finfo(g.dtype).tiny)).sqrt().median().item()
+    return (signal / noise.clamp_min(torch.finfo(g.dtype).tiny)).sqrt()
 
 
 class Drawn(Random):

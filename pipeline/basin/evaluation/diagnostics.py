@@ -4,9 +4,11 @@ Some flags are read off a suite's outcomes. The others come from probes: small e
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
@@ -82,13 +84,14 @@ def diagnose(
 
 def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration) -> dict[str, float]:
     """The figures, on the first images. Accuracies are of one attack with the gradient that the reported function has."""
-    x, y = o.images[:PROBED], o.labels[:PROBED]
+    x, y, batch = o.images[:PROBED], o.labels[:PROBED], min(PROBED, evaluation.batch)
 
     def accuracy(*attacks: dict[str, object], threat: ThreatModel = evaluation.threat) -> float:
-        part = Evaluation(evaluation.classifier, None, threat, (evaluation.seed[0], "probe"), PROBED, randomised=declared.randomised)
+        part = Evaluation(evaluation.classifier, None, threat, (evaluation.seed[0], "probe"), batch, randomised=declared.randomised)
         if not attacks:
             with evaluation.seeded("noise", 0):
-                return mean(part.judge(threat.random_point(x, generator(*evaluation.seed, "noise")), y)[1])
+                points = threat.random_point(x, generator(*evaluation.seed, "noise"))
+                return mean(torch.cat([part.judge(*one)[1] for one in zip(points.split(batch), y.split(batch))]))
         tried = {str(i) if i else "probe": Attempt(choose("attacks", attack)) for i, attack in enumerate(attacks)}
         return list(part.run(o.index[:PROBED], x, y, tried).after.values())[-1]
 
@@ -103,12 +106,18 @@ def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], 
     }
     x, y = x.to(evaluation.device), y.to(evaluation.device)
     with evaluation.seeded("probe", 0):
-        return figures | _gradients(evaluation.classifier, x, y, attempts, declared)
+        return figures | _gradients(evaluation.classifier, list(zip(x.split(batch), y.split(batch))), attempts, declared)
 
 
-def _gradients(model: nn.Module, x: Images, y: Labels, attempts: Mapping[str, Attempt], declared: Declaration) -> dict[str, float]:
+def _gradients(
+    model: nn.Module, batches: list[tuple[Images, Labels]], attempts: Mapping[str, Attempt], declared: Declaration
+) -> dict[str, float]:
     """What is wrong with the gradient at the clean images."""
-    g, _, logits = derivative(model, x, y)
+
+    def each(measure: Callable[[nn.Module, Images, Labels], Tensor]) -> Tensor:
+        return torch.cat([measure(model, *batch) for batch in batches])
+
+    g, logits = map(torch.cat, zip(*(derivative(model, *batch)[::2] for batch in batches)))
     figures = {
         "vanished": vanished(g.nan_to_num(0.0, 0.0, 0.0)),
         "overflowed": 1 - g.flatten(1).isfinite().all(1).double().mean().item(),
@@ -116,11 +125,11 @@ def _gradients(model: nn.Module, x: Images, y: Labels, attempts: Mapping[str, At
     }
     if declared.randomised:
         draws = max((attempt.way.draws or getattr(model, "draws", 1) for attempt in attempts.values()), default=1)
-        return figures | {"signal_to_noise": signal_to_noise(model, x, y) * draws**0.5}
-    figures["gradient_error"] = difference_error(model, x, y)
+        return figures | {"signal_to_noise": each(signal_to_noise).median().item() * draws**0.5}
+    figures["gradient_error"] = each(difference_error).median().item()
     if declared.flows or declared.adjoint:
         theirs = Way(solver=ADJOINT) if declared.flows else Way()
-        exact, adjoint = (_through(way, model, x, y) for way in (Way(exact=True), theirs))
+        exact, adjoint = (each(partial(_through, way)) for way in (Way(exact=True), theirs))
         figures["adjoint_cosine"] = cosine_similarity(exact, adjoint).median().item()
     return figures
 

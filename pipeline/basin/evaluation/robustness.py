@@ -74,8 +74,8 @@ def evaluate(
     `classes`: how many the data have; None: up to the largest label. Raises Mistake where images, labels or model cannot be evaluated.
     """
     check(images, labels)
-    model = subject(model, images[:LOOKED_AT])
-    sample = images[:LOOKED_AT].to(device_of(model))
+    model = subject(model, images[: min(LOOKED_AT, batch)])
+    sample = images[: min(LOOKED_AT, batch)].to(device_of(model))
     first = _logits(model, sample)
     model = drawn(model, sample)
     twin = None if twin is None else subject(twin, sample)

@@ -21,6 +21,8 @@ def starts(classifier: nn.Module, images: Images) -> list[tuple[Flow, Start]]:
     """
     seen: list[tuple[Flow, Start]] = []
     hooks = [flow.register_forward_pre_hook(lambda flow, z: seen.append((flow, z[0].detach()))) for flow in flows(classifier)]
+    if not hooks:
+        return seen
     try:
         with torch.no_grad(), drawing(classifier, generator(0, "starts", device=images.device)):
             getattr(classifier, "single", classifier)(images)

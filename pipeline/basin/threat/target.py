@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from basin.errors import THEIRS
+from basin.errors import THEIRS, short_of_memory
 from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels, Network, PerImage
 
@@ -57,7 +57,9 @@ def derivative(network: Network, x: Images, labels: Labels, loss: PerImageLoss =
         losses = loss(logits, labels)
         try:
             (g,) = torch.autograd.grad(losses.sum(), x)
-        except THEIRS:
+        except THEIRS as error:
+            if short_of_memory(error):
+                raise
             g = torch.cat([_alone(network, x, labels, loss, i) for i in range(len(x))])
     return g, losses.detach(), logits.detach()
 
