@@ -142,7 +142,7 @@ def test_on_four_classes_nothing_changes():
         assert replaced(one.attacks, 4) == {}
     model, x, _, _ = linear(4, n=8)
     tried = attempts(declare(model, model, x), outside.suite("adaptive").adaptive, model)
-    order = "fgsm pgd apgd_ce transfer features apgd_targeted fab square".split()
+    order = "fgsm pgd pma apgd_ce transfer features apgd_targeted fab square".split()
     assert list(tried) == [*order, "apgd_ce x2", "apgd_ce x4"]
     assert str(tried["apgd_targeted"].attack) == "apgd (loss dlr_targeted, steps 100, targets 9)"
     assert replaced({name: attempt.attack for name, attempt in tried.items()}, 4) == {}

@@ -9,7 +9,7 @@ from small import Linear, two_of_five
 from basin.config import kinds
 from basin.config.kinds import choose
 from basin.errors import Mistake
-from basin.methods.attacks import apgd, di2fgsm, features, fgsm, pgd, spsa, square
+from basin.methods.attacks import apgd, di2fgsm, features, fgsm, pgd, pma, spsa, square
 from basin.randomness import generator
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Incumbent, Target, gradient
@@ -87,6 +87,30 @@ def test_fgsm_is_one_step_of_pgd(ball, precise):
     target = Target(network, ball)
     one_step = pgd.ascend(pgd.Params(steps=1, step=1.0, random_start=False), target, *images, generator(0, "a"))
     close(fgsm.perturb(fgsm.Params(), target, *images, generator(0, "a")), one_step)
+
+
+def test_the_probability_margin_attack_is_its_published_steps(precise):
+    """Written out for images that never fall: two runs, in two halves, each with its own cosine."""
+    network, x, y = precise
+    ball, hold, seen = ThreatModel(norm="linf", eps=0.01), torch.zeros(len(x), 10, dtype=x.dtype).scatter(1, y[:, None], 9.0), []
+
+    def watched(points):
+        seen.append(points.detach())
+        return network(points) + hold
+
+    def after(point, rise, eta):
+        point = point.clone().requires_grad_()
+        p = watched(point).softmax(1)
+        true, others = p.gather(1, y[:, None])[:, 0], p.scatter(1, y[:, None], 0.0).amax(1)
+        (g,) = torch.autograd.grad(rise(true, others).sum(), point)
+        return ball.project(point.detach() + eta * ball.eps * g.sign(), x)
+
+    pma.perturb(pma.Params(steps=6), Target(watched, ball), x, y, generator(0, "a"))
+    runs = seen[1:8], seen[8:15]
+    for run, first in zip(runs, (lambda true, others: -true, lambda true, others: others)):
+        rises = [first] * 3 + [lambda true, others: others - true] * 3
+        for k, (point, rise, eta) in enumerate(zip(run, rises, [2.0, 1.5, 0.5] * 2)):
+            close(run[k + 1], after(point, rise, eta))
 
 
 def test_momentum_is_the_published_sum(precise):

@@ -2,7 +2,7 @@
 
 | the model | attempts |
 |---|---|
-| any | FGSM, PGD, Auto-PGD with two losses, FAB, Square; more steps and restarts until they take nothing more |
+| any | FGSM, PGD, PMA, Auto-PGD with two losses, FAB, Square; more steps and restarts until they take nothing more |
 | has a twin | Auto-PGD on the twin, transferred |
 | solves an ODE | gradients of finer, coarser and adaptive solves of the same flow, and of a shortened one |
 | has layers with several gradients | each of them (BPDA and its like) |
@@ -47,6 +47,7 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
         return
     yield "fgsm", Attempt(_attack("fgsm"), own)
     yield "pgd", Attempt(_attack("pgd", steps=20, step=0.1), own)
+    yield "pma", Attempt(_attack("pma", steps=s.steps), own)
     yield "apgd_ce", Attempt(_apgd("ce", s.steps), own)
     if declared.twin:
         both = [_apgd("ce", s.steps).tree(), _apgd("dlr_targeted", s.steps, s.targets).tree()]
