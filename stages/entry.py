@@ -46,7 +46,11 @@ def launch(main: Callable[..., None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` blocks run
     with exit_on_mistake():
-        main(*sys.argv[1:])
+        try:
+            main(*sys.argv[1:])
+        except KeyboardInterrupt:
+            sys.stderr.write("Stopped; what is done is kept. To go on, run the same command again.\n")
+            sys.exit(128 + signal.SIGINT)
 
 
 @contextmanager

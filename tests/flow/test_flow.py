@@ -253,7 +253,7 @@ def test_a_stopped_flow_leaves_no_orphan_and_a_second_one_is_refused_until_then(
         said = second.communicate(timeout=60)[0]
         assert second.returncode == 2
         assert said == (
-            f"error: .basin/flow.lock: another flow is at work in this workspace (PID {first.pid}). "
+            f"error: .basin/flow.lock: another run is at work in this workspace (PID {first.pid}). "
             f"Wait for it to end, or stop it with: kill {first.pid}.\n"
         )
     first.send_signal(number)

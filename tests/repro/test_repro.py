@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from basin.errors import Mistake
-from basin.repro import graph, lock
+from basin.repro import graph, lock, whole
 from basin.repro.graph import Stage, StageFailed
 
 MakeProject = Callable[[str], Path]
@@ -172,18 +172,18 @@ def test_the_environment_reaches_the_stage(project: MakeProject):
 
 def test_reproduce_is_plain_dvc_repro(project: MakeProject, capfd: pytest.CaptureFixture):
     place = project(DIAMOND)
-    assert graph.reproduce(["side@left"]) == 0
+    assert whole.reproduce(["side@left"]) == 0
     assert (place / "left").read_text() == "seed\n1\n"
     assert not (place / "right").exists()
     assert "Running stage 'side@left'" in capfd.readouterr().out
-    assert graph.reproduce(["nonsense"]) != 0
+    assert whole.reproduce(["nonsense"]) != 0
 
 
 def test_reproduce_refuses_a_wrong_config_before_anything_runs(project: MakeProject):
     place = project(DIAMOND)
     (place / "params.yaml").write_text((place / "params.yaml").read_text().replace("seed: 0", "seed: zero"))
     with pytest.raises(Mistake, match="seed"):
-        graph.reproduce([])
+        whole.reproduce([])
     assert not (place / "source").exists()
 
 

@@ -348,3 +348,18 @@ def test_a_rate_far_too_high_stops_with_advice_and_leaves_no_model(whole, tmp_pa
     said = refused(folder, "backbone", "long")
     assert re.match(r"backbone/long, phase pgd, epoch \d, step \d: the loss or its gradient is not finite at learning rate \S+ \(got", said)
     assert not (folder / "models").exists()
+
+
+def test_ctrl_c_is_one_sentence_and_the_stage_goes_on(whole, tmp_path):
+    folder = workspace(tmp_path / "interrupted")
+    shutil.copytree(whole / "data", folder / "data")
+    process = start(folder, "backbone", "long")
+    while not list(folder.glob(".basin/checkpoints/**/*.safetensors")) and process.poll() is None:
+        time.sleep(0.01)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and time.monotonic() - asked < 5
+    assert said.splitlines()[-1] == "Stopped; what is done is kept. To go on, run the same command again."
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said
+    assert "resuming at phase" in rerun(folder, "backbone", "long")

@@ -52,9 +52,9 @@ def check() -> None:
 @app.command()
 def repro(targets: Targets = None) -> None:
     """`dvc repro`, after params.yaml was checked as a whole; then the result, and where to look."""
-    from basin.repro import graph as dvc
+    from basin.repro import whole
 
-    _finish(dvc.reproduce(targets or []), targets)
+    _finish(whole.reproduce(targets or []), targets)
 
 
 @app.command()

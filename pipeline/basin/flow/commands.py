@@ -34,7 +34,7 @@ def main(targets: list[str] | None = None, workers: int = 2, on: str = cluster.H
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to end like Ctrl-C, stages included
     try:
         with exit_on_mistake():
-            with slots.only_flow():
+            with slots.only_run():
                 plan(targets)  # before a server is started
             cluster.check(on)
             use_server()
@@ -44,6 +44,6 @@ def main(targets: list[str] | None = None, workers: int = 2, on: str = cluster.H
         sys.stderr.write(f"What is done is kept. To go on: {go_on(targets, on)}\n")
         return EXIT_CODE if error.bad_input else 1
     except (KeyboardInterrupt, Stopped):
-        sys.stderr.write("Stopped; what is done is kept.\n")
+        sys.stderr.write(f"Stopped; what is done is kept. To go on: {go_on(targets, on)}\n")
         return 130
     return 0

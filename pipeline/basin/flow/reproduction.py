@@ -99,7 +99,7 @@ def repro(targets: Targets | None = None, changes: Changes | None = None, worker
 def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | None, workers: int, on: str = cluster.HERE) -> State:
     """The body of `repro`, for any flow. Raises Mistake for bad input; the state is Failed, with StagesFailed, if stages failed."""
     # A run that somebody asked for on the pages waits its turn; one at a terminal is told who is at work.
-    with slots.only_flow(patience=FOR_EVER if deployment.id else 0.0) as held:
+    with slots.only_run(patience=FOR_EVER if deployment.id else 0.0) as held:
         stages = plan(targets, changes)
         pages.tag()
         clean, recorded = dvc.unchanged(stages), lock.recorded()

@@ -34,8 +34,10 @@ def free_port() -> int:
 def start(home: Path | str, port: int | None = None) -> str:
     """Start a Prefect server that keeps its things under `home` and ends with this process, and another when it dies; its API's address.
 
-    Raises RuntimeError with the server's last words if it does not come up.
+    Raises Mistake where the port is taken, RuntimeError with the server's last words if it does not come up.
     """
+    if port:
+        _check_free(port)
     port, guards = port or free_port(), Guards()
     log = Path(home) / "server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +60,12 @@ def start(home: Path | str, port: int | None = None) -> str:
     return url
 
 
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise Mistake(f"port {port}: something listens on it already (got 127.0.0.1:{port}). Give another: see --help.")
+
+
 def _restart(process: subprocess.Popen, run: Callable[[], subprocess.Popen]) -> None:
     """Another server whenever one dies, until the guards end it."""
     with suppress(Stopped):
@@ -73,9 +81,7 @@ def show(mlflow_port: int, prefect_port: int) -> None:
     Raises Mistake where a port is taken.
     """
     for port in (mlflow_port, prefect_port):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                raise Mistake(f"port {port}: something listens on it already (got 127.0.0.1:{port}). Give another: basin ui --help.")
+        _check_free(port)
     guards = Guards()
     place = ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", journal.uri()]
     pages = guards.start([sys.executable, "-m", "mlflow", "server", *place])

@@ -29,7 +29,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed, Running, State
 from basin.errors import Mistake
 from basin.flow import automations
 from basin.flow.commands import use_server
-from basin.repro import graph
+from basin.repro import graph, slots
 from basin.repro.guard import Guards
 
 POOL = "basin"
@@ -55,6 +55,11 @@ def enter() -> dict[str, str]:
 def serve(pool: str = POOL, port: int = 4200) -> None:
     """Deploy, and work until interrupted. The server is the user's own (PREFECT_API_URL), or one on `port` that ends with this."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with slots.only_run(NOTES.parent / "serve.lock", what="basin serve"):
+        _serve(pool, port)
+
+
+def _serve(pool: str, port: int) -> None:
     api, guards = use_server(port), Guards()
     log.info("Prefect's pages: %s   Ctrl-C ends the worker; its run goes on when it is served again.", api.removesuffix("/api"))
     try:

@@ -91,7 +91,7 @@ def sweep(table: Table | None = None, range: Range | None = None, workers: Worke
 def _sweep(rows: Sequence[Mapping[str, Value]], workers: int) -> State:
     if not rows:
         raise Mistake("sweep: no point (got an empty table and no range). Give one of the two.")
-    with slots.only_flow(patience=FOR_EVER if deployment.id else 0.0) as lock:
+    with slots.only_run(patience=FOR_EVER if deployment.id else 0.0) as lock:
         guards, gpus = Guards(), max((stage.gpus for stage in dvc.graph()), default=0.0)
         pages.tag()
         overrides = {_experiment(row): [f"{key}={_written(value)}" for key, value in row.items()] for row in rows}

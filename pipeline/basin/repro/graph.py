@@ -73,6 +73,7 @@ def _repository() -> Iterator[Any]:
     from dvc.exceptions import DvcException, NotDvcRepoError  # type: ignore[import-untyped]
     from dvc.lock import LockError  # type: ignore[import-untyped]
     from dvc.repo import Repo  # type: ignore[import-untyped]
+    from dvc.scm import SCMError  # type: ignore[import-untyped]
 
     try:
         with Repo() as repo:
@@ -81,6 +82,8 @@ def _repository() -> Iterator[Any]:
             yield repo
     except NotDvcRepoError:
         raise Mistake(f"workspace: no DVC project (got {Path.cwd()}). Change to the folder that holds dvc.yaml.") from None
+    except SCMError:
+        raise Mistake(f"workspace: not a git repository (got {Path.cwd()}). Make it one: git init; DVC and commits need it.") from None
     except LockError as error:
         raise Mistake(f"workspace: another dvc is at work here (got {error}). Wait for it to end, then start again.") from error
     except DvcException as error:
@@ -126,6 +129,12 @@ def choose(stages: Sequence[Stage], targets: Iterable[str] = ()) -> list[Stage]:
             wanted.add(name)
             pending += by_name[name].upstream
     return [stage for stage in stages if stage.name in wanted] if wanted else list(stages)
+
+
+def check_workspace() -> None:
+    """Raises Mistake where dvc cannot work: no project, no git."""
+    with _repository():
+        return
 
 
 def cache() -> Path:
@@ -227,16 +236,6 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Stages say `python -m stages...`: let that be this Python even where its folder is not on PATH. Lines arrive as they are written."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
-
-
-def reproduce(targets: Sequence[str] = (), *options: str) -> int:
-    """Plain `dvc repro` on our own stdout; its exit code. Ctrl-C ends dvc and the stage with us."""
-    check()
-    guards = Guards()
-    try:
-        return guards.start([*DVC, "repro", *options, *targets], env=child_environment({})).wait()
-    finally:
-        guards.end()
 
 
 def lines(pipe: IO[bytes]) -> Iterator[str]:

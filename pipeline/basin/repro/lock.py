@@ -2,10 +2,12 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ruamel.yaml import YAML, YAMLError
 
 from basin import files
@@ -69,8 +71,9 @@ def settle(before: Sequence[str], stages: Iterable[Stage], lock: Path | str = "d
 def mend(lock: Path = Path("dvc.lock"), kept: Path = Path(".basin/dvc.lock"), rwlock: Path = Path(".dvc/tmp/rwlock")) -> None:
     """Put the last whole lock file back where a kill has left half of one: dvc writes it in place.
 
-    Stages that it then lacks come back from dvc's run cache. Before a run, while no stage is at work.
+    Stages that it then lacks come back from dvc's run cache. Before a run; a dvc that is at work is waited for.
     """
+    _wait_for_others(rwlock)
     if lock.exists() and _is_whole(text := _text(lock)):
         files.write(kept, text.encode())
     elif lock.exists() and "<<<<<<<" not in text:  # which a person has to settle
@@ -78,6 +81,33 @@ def mend(lock: Path = Path("dvc.lock"), kept: Path = Path(".basin/dvc.lock"), rw
         files.write(lock, kept.read_bytes()) if kept.exists() else lock.unlink()
     if rwlock.exists() and not _is_json(rwlock.read_text()):
         rwlock.unlink()  # who holds which file: nobody
+
+
+def _wait_for_others(rwlock: Path) -> None:
+    """Until no dvc that somebody started by hand runs a stage here: beside it ours would end in dvc's own words."""
+    told = False
+    while rwlock.exists() and (holder := _at_work(rwlock)):
+        if not told:
+            log.warning("workspace: another dvc is at work here (PID %d). Waiting for it to end; Ctrl-C gives up.", holder)
+            told = True
+        time.sleep(0.5)
+
+
+def _at_work(rwlock: Path) -> int | None:
+    """The process of a dvc that holds files: an entry of a killed one stays, and its number is used again."""
+    try:
+        held = json.loads(rwlock.read_text(encoding="utf-8"))
+    except ValueError:  # it is being written, or was when dvc was killed
+        return None
+    infos = [*held.get("write", {}).values(), *(info for infos in held.get("read", {}).values() for info in infos)]
+    return next((info["pid"] for info in infos if _is_dvc(info["pid"])), None)
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return any("dvc" in word for word in psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return False
 
 
 def _is_whole(text: str) -> bool:

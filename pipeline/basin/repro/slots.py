@@ -6,6 +6,7 @@ is gone. BASIN_SLOTS names a folder for the GPUs' locks that all workspaces of o
 """
 
 import fcntl
+import logging
 import math
 import os
 import shutil
@@ -21,6 +22,7 @@ from basin.errors import Mistake
 FOLDER = Path(".basin")
 PARTS = 12  # of a GPU: halves, thirds, quarters and sixths come out even
 PATIENCE = 15.0  # seconds for what a dead flow left behind to end: more than a guard's grace
+log = logging.getLogger(__name__)
 
 
 def try_lock(path: Path) -> IO[str] | None:
@@ -36,19 +38,22 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 @contextmanager
-def only_flow(path: Path = FOLDER / "flow.lock", patience: float = 0.0) -> Iterator[IO[str]]:
-    """Hold the workspace; a `Mistake` names the process that has it already, after `patience` seconds.
+def only_run(path: Path = FOLDER / "flow.lock", patience: float = 0.0, what: str = "run") -> Iterator[IO[str]]:
+    """Hold the workspace; a `Mistake` names the process that has it already, after `patience` seconds, which begin with a word.
 
-    Two flows in one workspace would start each stage twice: DVC guards its files, not its stages. The lock goes to the guards as well, so a
-    flow that takes over from a killed one waits until the last of its stages is gone.
+    Two runs in one workspace would start each stage twice: DVC guards its files, not its stages. The lock goes to the guards as well, so a
+    run that takes over from a killed one waits until the last of its stages is gone.
     """
-    started = time.monotonic()
+    started, told = time.monotonic(), False
     while (file := try_lock(path)) is None:
         holder = path.read_text().strip() or "unknown"
+        said = f"{path}: another {what} is at work in this workspace (PID {holder})."
+        if patience and not told:
+            log.warning("%s Waiting for it to end; Ctrl-C gives up.", said)
+            told = True
         if time.monotonic() - started < (patience if _is_alive(holder) else max(patience, PATIENCE)):
             time.sleep(0.2)
             continue
-        said = f"{path}: another flow is at work in this workspace (PID {holder})."
         raise Mistake(f"{said} Wait for it to end, or stop it with: kill {holder}.")
     with file:
         file.truncate(0)

@@ -86,7 +86,7 @@ def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experime
         tracked._write({"end": status})
         if tracked.held:
             tracked.held.close()
-        if mirror:
+        if mirror and status != "KILLED":  # a stage that is stopped stops; its mirror delivers the rest
             _wait(mirror, journal)
 
 

@@ -1,0 +1,30 @@
+"""The whole graph by plain `dvc repro`: what `basin repro` does."""
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from basin.repro import graph, lock, slots
+from basin.repro.guard import Guards
+
+INTERRUPTED = 130
+log = logging.getLogger(__name__)
+
+
+def reproduce(targets: Sequence[str] = (), *options: str) -> int:
+    """`dvc repro` on our own stdout, when no other run is at work here; its exit code, 130 where Ctrl-C ended dvc and the stage with us.
+
+    Raises Mistake where params.yaml or the workspace is wrong.
+    """
+    graph.check()
+    graph.check_workspace()
+    try:
+        with slots.only_run(patience=math.inf) as held, ExitStack() as at_end:
+            lock.mend()
+            at_end.callback((guards := Guards()).end)
+            command = [*graph.DVC, "repro", *options, *targets]
+            return guards.start(command, graph.child_environment({}), [held.fileno()]).wait()
+    except KeyboardInterrupt:
+        log.warning("Stopped; what is done is kept. To go on: %s", " ".join(["basin repro", *targets]))
+        return INTERRUPTED
