@@ -26,7 +26,7 @@ PATIENCE = 15.0  # seconds for what a dead flow left behind to end: more than a 
 def try_lock(path: Path) -> IO[str] | None:
     """The open, locked file; None when someone else holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
+    file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -44,7 +44,7 @@ def only_flow(path: Path = FOLDER / "flow.lock", patience: float = 0.0) -> Itera
     """
     started = time.monotonic()
     while (file := try_lock(path)) is None:
-        holder = path.read_text().strip() or "unknown"
+        holder = path.read_text(encoding="utf-8").strip() or "unknown"
         if time.monotonic() - started < (patience if _is_alive(holder) else max(patience, PATIENCE)):
             time.sleep(0.2)
             continue
@@ -75,7 +75,7 @@ def devices() -> list[str]:
         return ids[: ids.index("-1")] if "-1" in ids else [part for part in ids if part]
     if not shutil.which("nvidia-smi"):
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False)
     count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     return [str(index) for index in range(count)]
 
