@@ -13,7 +13,7 @@ from basin.errors import exit_on_mistake
 
 
 def write_csv(path: Path, fields: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(fields), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

@@ -296,7 +296,7 @@ def main() -> None:
             rows += measure(Case(name, network, threat, images[right], labels[right], asked.seed), len(images))
     asked.folder.mkdir(parents=True, exist_ok=True)
     command = f"python -m benchmarks.attacks --images {asked.images} --seed {asked.seed}"
-    (asked.folder / "attacks.md").write_text(page(rows, accuracies, command, asked.seed))
+    (asked.folder / "attacks.md").write_text(page(rows, accuracies, command, asked.seed), encoding="utf-8")
     write_csv(asked.folder / "attacks.csv", rows[0], rows)
 
 

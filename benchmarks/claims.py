@@ -343,10 +343,10 @@ def prepare(asked: argparse.Namespace) -> Case:
     run, place = params.load(asked.run / "params.yaml"), Path(".basin/benchmarks/claims.csv")
     test, root = load_split(asked.run / "data/prepared", "test"), Path(__file__).parents[1]
     torch.set_num_threads(run.threads)
-    code = "".join(path.read_text() for path in sorted((root / "pipeline").rglob("*.py")))
+    code = "".join(path.read_text(encoding="utf-8") for path in sorted((root / "pipeline").rglob("*.py")))
     about = hashlib.sha256((load_about(asked.run / "data/prepared").digest + code).encode()).hexdigest()
     images, labels = test.floats(slice(0, asked.images)), test.labels[: asked.images]
-    done = {row["key"]: row for row in csv.DictReader(place.open())} if place.exists() else {}
+    done = {row["key"]: row for row in csv.DictReader(place.open(encoding="utf-8"))} if place.exists() else {}
     return Case(images, labels, ThreatModel.of(run.threat), run.seed, run.attack.batch, asked.few, about, place, done)
 
 
@@ -370,8 +370,8 @@ def main() -> None:
         f"Python {platform.python_version()}, CPU, {torch.get_num_threads()} thread(s), {took / 60:.0f} min of wall time."
     )
     asked.folder.mkdir(parents=True, exist_ok=True)
-    (asked.folder / "claims.md").write_text(page(found, made))
-    (asked.folder / "claims.csv").write_text(table(rows.values()))
+    (asked.folder / "claims.md").write_text(page(found, made), encoding="utf-8")
+    (asked.folder / "claims.csv").write_text(table(rows.values()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -70,9 +70,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
     table, place = list(rows(params.load())), asked.folder / f"{asked.name}.md"
-    if not place.exists() or not TABLE.search(text := place.read_text()):
+    if not place.exists() or not TABLE.search(text := place.read_text(encoding="utf-8")):
         raise Mistake(f"{place}: no page with a table (got NAME {asked.name!r}). Write one first: what ran, and a table's heading.")
-    place.write_text(TABLE.sub(lambda _: page(table), text, count=1))
+    place.write_text(TABLE.sub(lambda _: page(table), text, count=1), encoding="utf-8")
     write_csv(place.with_suffix(".csv"), table[0], [flat(row) for row in table])
 
 

@@ -150,7 +150,7 @@ def main() -> None:
     rows = [row for seed in asked.seeds for row in measure(model, seed, x, y)]
     command = f"python -m benchmarks.randomised --images {asked.images} --seeds {' '.join(map(str, asked.seeds))}"
     asked.folder.mkdir(parents=True, exist_ok=True)
-    (asked.folder / "randomised.md").write_text(page(rows, command))
+    (asked.folder / "randomised.md").write_text(page(rows, command), encoding="utf-8")
     write_csv(asked.folder / "randomised.csv", rows[0], rows)
 
 

@@ -166,7 +166,7 @@ def sweep(case: Case, solvers: list[str]) -> Iterator[dict[str, Any]]:
         done = case.place / f"{weights}-{T:g}-{solver}.json"
         if not done.exists():
             files.write(done, json.dumps(measure(case, head(case, weights, T, solver), transferred, name, solver)).encode())
-        yield about | {"weights": weights, "T": T, "solver": solver} | json.loads(done.read_text())
+        yield about | {"weights": weights, "T": T, "solver": solver} | json.loads(done.read_text(encoding="utf-8"))
 
 
 LEGEND = f"""\
@@ -216,7 +216,7 @@ def load(folder: Path, asked: argparse.Namespace) -> Case:
     prepared, twin = asked.run / "data/prepared", artifact.load(asked.run / folder).requires_grad_(False)
     test, seed, epochs = load_split(prepared, "test"), asked.seed, tuple(asked.epochs)
     root = Path(__file__).parents[1]
-    code = [path.read_text() for path in sorted([*(root / "pipeline").rglob("*.py"), Path(__file__)])]
+    code = [path.read_text(encoding="utf-8") for path in sorted([*(root / "pipeline").rglob("*.py"), Path(__file__)])]
     key = json.dumps(
         [load_about(prepared).digest, recipe.weights_digest(asked.run / folder), twin.recipe, seed, epochs, asked.images, code]
     )
@@ -241,7 +241,9 @@ def main() -> None:
     words = [*asked.models, "--images", asked.images, "--seed", asked.seed, "--epochs", *asked.epochs, "--solver", *asked.solver]
     command = " ".join(map(str, ["python -m benchmarks.sodef_sweep", *words]))
     asked.folder.mkdir(parents=True, exist_ok=True)
-    (asked.folder / "sodef_sweep.md").write_text(page(rows, command, load_about(asked.run / "data/prepared").name, asked.seed))
+    (asked.folder / "sodef_sweep.md").write_text(
+        page(rows, command, load_about(asked.run / "data/prepared").name, asked.seed), encoding="utf-8"
+    )
     write_csv(asked.folder / "sodef_sweep.csv", rows[0] | rows[-1], rows)
 
 

@@ -1,6 +1,7 @@
 """What the three training stages share: run the phases, measure on the validation split, save the model and its history."""
 
 import csv
+import io
 import logging
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from basin import checkpoint
+from basin import checkpoint, files
 from basin.config.kinds import Choice
 from basin.config.params import Adversarial, Backbone, Head
 from basin.data.about import About, load_about
@@ -97,10 +98,12 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
         (stage.config.seed, model),
         state,
         lambda step, row: stage.run.metrics({name: value for name, value in row.items() if isinstance(value, float)}, step),
+        keep=True,
     )
     report_flows(stage, classifier, validation)
     artifact.save(entry.MODELS / model, classifier, parent)
     write_history(entry.HISTORY / f"{model}.csv", history)
+    state.unlink(missing_ok=True)
     stage.run.artifact(entry.MODELS / model)
 
 
@@ -132,8 +135,7 @@ def report_flows(stage: entry.Stage, classifier: Classifier, validation: Split) 
 
 
 def write_history(path: Path, rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    table = csv.DictWriter(text := io.StringIO(), list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    files.write(path, text.getvalue())

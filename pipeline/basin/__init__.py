@@ -51,7 +51,10 @@ def evaluate(
     from basin.threat.ball import ThreatModel
 
     chosen = outside.suite(suite) if isinstance(suite, str) else suite
-    return robustness.evaluate(model, twin, images, labels, ThreatModel.of(threat), chosen, (seed, "evaluate"), batch, checkpoint)
+    result = robustness.evaluate(model, twin, images, labels, ThreatModel.of(threat), chosen, (seed, "evaluate"), batch, checkpoint)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return result
 
 
 def load(folder: Path | str, device: str = "cpu") -> "Classifier":

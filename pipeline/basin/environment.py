@@ -10,7 +10,9 @@ imported (both read some of these at import) and before a child process is start
     dvc config --local core.analytics true  DVC: which commands are used (unset DVC_NO_ANALYTICS as well)
 """
 
+import io
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -38,7 +40,12 @@ SAFE = {
 
 
 def apply(workspace: Path | str = ".") -> None:
-    """Set what is not set. Prefect keeps its database in the workspace unless it has a server or a home of its own."""
+    """Set what is not set, and have letters that the terminal lacks written as escapes.
+
+    Prefect keeps its database in the workspace unless it has a server or a home of its own.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     for name, value in (SILENT | SAFE).items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ:

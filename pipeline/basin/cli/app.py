@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from basin import environment
+from basin import environment, files
 from basin.cli import registry
 from basin.errors import Mistake, did_you_mean, exit_on_mistake
 
@@ -30,7 +30,7 @@ def use(name: Annotated[str, typer.Argument(help="a run under params/, without .
     is_ready_made = current.exists() and current.read_bytes() in {path.read_bytes() for path in runs.values()}
     if current.exists() and not is_ready_made and graph.is_changed(current):
         raise Mistake("params.yaml: has changes that are in no commit. Commit them, or keep a copy under params/, then run this again.")
-    current.write_bytes(runs[name].read_bytes())
+    files.write(current, runs[name].read_bytes())
     typer.echo(f"params.yaml is now {runs[name]}. Next: dvc repro")
 
 
@@ -83,7 +83,7 @@ def evaluate(
         str | None,
         typer.Option(help="what images are brought to first: MEAN,.../STD,... a channel each | model: what the model names itself"),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="where to write the answer for a program")] = None,
+    json_file: registry.Json = None,
     outcomes: Annotated[Path | None, typer.Option(help="a folder for the outcomes image by image, and the points found")] = None,
 ) -> None:
     """The robust accuracy of any model: the per-image worst case over a suite, with its interval and flags.
@@ -94,11 +94,11 @@ def evaluate(
     from basin.evaluation import outside
     from basin.registry import lookup
 
-    if json_file and not json_file.parent.is_dir():
-        raise Mistake(f"--json: no such folder (got {str(json_file.parent)!r}). Make it first.")
-    result = outside.run(target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise)
-    if json_file:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    if outcomes:
+        files.try_folder(outcomes)
+    with registry.telling():
+        result = outside.run(target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise)
+    registry.write(json_file, result)
     typer.echo(f"The model: {'; '.join(result['facts']) or 'a function of each image, with a gradient'}")
     for name, robust in result["attacks"].items():
         typer.echo(f"{robust:7.1%}  after {name}")
@@ -123,8 +123,10 @@ def score(
     """The class of every image file under a folder, as CSV. A file that cannot be read is a row with its problem."""
     from basin.registry import lookup, scoring
 
-    files, problems = scoring.run(target, folder, csv_file, resize, lookup.load_with_twin)
-    typer.echo(f"{csv_file}: {files - problems} of {files} images scored" + (f", {problems} could not be read" if problems else ""))
+    files.try_file("--csv", csv_file)
+    with registry.telling():
+        read, problems = scoring.run(target, folder, csv_file, resize, lookup.load_with_twin)
+    typer.echo(f"{csv_file}: {read - problems} of {read} images scored" + (f", {problems} could not be read" if problems else ""))
 
 
 @app.command()
@@ -163,7 +165,7 @@ def _finish(code: int, targets: list[str] | None) -> None:
 
         attack = params.load().attack
         Console().print(console.terminal(writing.read(Path("outcomes"), attack.models, attack.suites)))
-        name = json.loads(RECEIPT.read_text())["name"]
+        name = json.loads(RECEIPT.read_text(encoding="utf-8"))["name"]
         for one in (version for version in lookup.find(name=name) if version["aliases"]):
             typer.echo(f"{one['name']}/{one['version']} {one['model']}: {one['standing']} ({one['reasons']})")
         typer.echo(f"Report: {REPORT}    Champion: models:/{name}@champion")

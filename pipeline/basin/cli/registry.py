@@ -2,16 +2,26 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from basin.errors import Mistake
+from basin import files
 
 registry_app = typer.Typer(no_args_is_help=True, help="Compare MLflow's registry with the runs, and mend it.")
 Target = Annotated[str, typer.Argument(help="NAME@ALIAS or NAME/VERSION, e.g. digits-linf-0.15@champion; `basin models` lists them")]
-Json = Annotated[Path | None, typer.Option("--json", help="where to write the answer for a program")]
+
+
+def _tried(path: Path | None) -> Path | None:
+    if path:
+        files.try_file("--json", path)
+    return path
+
+
+Json = Annotated[Path | None, typer.Option("--json", callback=_tried, help="where to write the answer for a program")]
 
 
 def attach(app: typer.Typer) -> None:
@@ -37,7 +47,7 @@ def models(
     from basin.registry import lookup
 
     found = lookup.find(data, norm, asked(norm or "linf", eps).eps if eps else None, min_robust, min_clean)
-    _write(json_file, found)
+    write(json_file, found)
     rows = [("version", "aliases", "model", "worst case", "clean", "n", "standing", "flags not resolved"), *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows if found else [("No model of the registry fits.",)]:
@@ -56,7 +66,7 @@ def show(target: Target, json_file: Json = None) -> None:
     from basin.registry import lookup
 
     found = lookup.show(target)
-    _write(json_file, found)
+    write(json_file, found)
     typer.echo(found["card"] or "No card.")
     for title, table in (("Tags", found["tags"]), ("Metrics", found["metrics"])):
         typer.echo(f"\n{title}\n" + "\n".join(f"  {key}: {value}" for key, value in sorted(table.items())))
@@ -71,7 +81,7 @@ def compare(a: Target, b: Target, json_file: Json = None) -> None:
     from basin.registry import lookup
 
     found = lookup.compare(a, b)
-    _write(json_file, found)
+    write(json_file, found)
     for kind in ("metrics", "tags"):
         typer.echo("\n".join(f"{key:24} {_cell(one):>24}  {_cell(other)}" for key, (one, other) in found[kind].items()) + "\n")
     if difference := found["difference"]:
@@ -93,7 +103,7 @@ def pull(
 
     folder = to or Path(target.removeprefix("models:/").replace("@", "-").replace("/", "-"))
     found = lookup.pull(target, folder)
-    _write(json_file, {"folder": str(folder), "files": found})
+    write(json_file, {"folder": str(folder), "files": found})
     typer.echo(f"{folder}: {len(found)} files. Next: basin evaluate {folder} --data data/prepared --eps 0.1")
 
 
@@ -108,7 +118,7 @@ def promote(
     from basin.registry import registration
 
     decisions = registration.promote(params.load(), dry_run)
-    _write(json_file, {name: {"standing": one.standing, "reasons": list(one.reasons)} for name, one in decisions.items()})
+    write(json_file, {name: {"standing": one.standing, "reasons": list(one.reasons)} for name, one in decisions.items()})
     for name, one in decisions.items():
         typer.echo(f"{one.standing:10}  {name}: {'; '.join(one.reasons)}")
     typer.echo("Nothing was changed." if dry_run else "The registry says so.")
@@ -138,7 +148,7 @@ def gc(
     from basin.registry import removal
 
     found = removal.gc(params.load())
-    _write(json_file, found)
+    write(json_file, found)
     for one in found:
         typer.echo(f"{one['name']}/{one['version']}  {one['model']}  {one['dvc.md5']}")
     if not found or dry_run:
@@ -154,7 +164,7 @@ def verify(json_file: Json = None) -> None:
     from basin.registry import upkeep
 
     problems = upkeep.verify(*run())
-    _write(json_file, problems)
+    write(json_file, problems)
     typer.echo("\n".join(problems) or "The registry is what the runs left.")
     sys.exit(bool(problems))
 
@@ -166,7 +176,7 @@ def sync(json_file: Json = None) -> None:
 
     lost = upkeep.sync(*run())
     problems = [*lost, *upkeep.verify(*run())]
-    _write(json_file, problems)
+    write(json_file, problems)
     typer.echo("\n".join(problems) or "The registry is what the runs left.")
     sys.exit(bool(problems))
 
@@ -184,9 +194,18 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value or "-")
 
 
-def _write(path: Path | None, answer: Any) -> None:
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise Mistake(f"--json: no such folder (got {str(path.parent)!r}). Make it first.")
-    path.write_text(json.dumps(answer, indent=1) + "\n")
+def write(path: Path | None, answer: Any) -> None:
+    """The answer as JSON, where it is asked for."""
+    if path:
+        with telling():
+            files.write(path, json.dumps(answer, indent=1) + "\n")
+
+
+@contextmanager
+def telling() -> Iterator[None]:
+    """What was computed is told where it cannot be written after all."""
+    try:
+        yield
+    except files.Unwritten as unwritten:
+        typer.echo(unwritten.kept)
+        raise

@@ -1,6 +1,7 @@
 """What became of each image under a suite of attacks, and the files it is kept in, from which every table can be made without a model."""
 
 import csv
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,18 +108,17 @@ def unpack(path: Path, index: Labels, images: Images, labels: Labels) -> tuple[O
 
 def write(folder: Path, o: Outcomes, threat: ThreatModel, about: dict[str, Any]) -> dict[str, Any]:
     """outcomes.csv, adversarial.safetensors and summary.json."""
-    folder.mkdir(parents=True, exist_ok=True)
     distance = threat.distance(o.points, o.images)
-    with (folder / "outcomes.csv").open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(FIELDS)
-        for i, share in enumerate(o.share.tolist()):
-            masked = "" if o.masked is None else f"{o.masked[i]:.4g}"
-            row = (o.index[i], o.labels[i], o.clean[i], o.adversarial[i])
-            rows.writerow([*map(int, row), f"{share:.4g}", o.attack[i], f"{distance[i]:.6f}", f"{o.loss[i]:.6f}", masked])
+    rows = csv.writer(text := io.StringIO(), lineterminator="\n")
+    rows.writerow(FIELDS)
+    for i, share in enumerate(o.share.tolist()):
+        masked = "" if o.masked is None else f"{o.masked[i]:.4g}"
+        row = (o.index[i], o.labels[i], o.clean[i], o.adversarial[i])
+        rows.writerow([*map(int, row), f"{share:.4g}", o.attack[i], f"{distance[i]:.6f}", f"{o.loss[i]:.6f}", masked])
+    files.write(folder / "outcomes.csv", text.getvalue())
     files.write(folder / "adversarial.safetensors", save({"images": o.points.contiguous(), "clean": o.images.contiguous()}))
     summary = about | measures(o) | {"threat": threat.model_dump()}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    files.write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 

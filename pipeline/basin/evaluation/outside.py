@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from basin import checkpoint
+from basin import checkpoint, files
 from basin.config import kinds
 from basin.config.suite import Suite
 from basin.config.threat import Threat
@@ -183,7 +184,12 @@ def run(
         "facts": result.facts, "declared": vars(result.declared), "replaced": result.replaced, "passes": numbers["passes"],
     } | {name: numbers[name] for name in (*BALANCE, "uneven", "by_class")}  # fmt: skip
     if outcomes_folder:
-        outcomes.write(outcomes_folder, result.outcomes, ball, answer)
+        try:
+            outcomes.write(outcomes_folder, result.outcomes, ball, answer)
+        except files.Unwritten as unwritten:
+            unwritten.kept = json.dumps(answer, indent=1)
+            raise
+    state.unlink(missing_ok=True)
     return answer | {"seconds": round(time.monotonic() - started, 1)}
 
 

@@ -71,7 +71,8 @@ def evaluate(
 ) -> Result:
     """The outcome of every image under a suite. `model` is in evaluation mode and maps images in [0, 1] to logits [n, classes].
 
-    `classes`: how many the data have; None: up to the largest label. Raises Mistake where images, labels or model cannot be evaluated.
+    `classes`: how many the data have; None: up to the largest label. The `checkpoint` is the caller's to delete when the result is
+    kept. Raises Mistake where images, labels or model cannot be evaluated.
     """
     check(images, labels)
     model = subject(model, images[: min(LOOKED_AT, batch)])
@@ -94,10 +95,7 @@ def evaluate(
     if not declared.randomised and differs(first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
     facts = [*getattr(model, "facts", ()), *declared.words()]
-    result = Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts, others)
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
-    return result
+    return Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts, others)
 
 
 def _asked(suite: Suite, declared: Declaration, model: nn.Module) -> dict[str, Attempt]:

@@ -62,7 +62,7 @@ class Nodes:
         # One that asks for more than any node has would wait for ever.
         cpus, gpus = (max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU"))
         wanted = {"num_cpus": min(stage.cpus, cpus), "num_gpus": min(stage.gpus if stage.gpus <= 1 else round(stage.gpus), gpus)}
-        files = {name: Path(name).read_text() for name in TRAVEL if Path(name).exists()}
+        files = {name: Path(name).read_text(encoding="utf-8") for name in TRAVEL if Path(name).exists()}
         with remote_options(**wanted, scheduling_strategy="SPREAD"):
             return self._runner.submit(make, {"stage": stage, "commit": self._commit, "files": files})
 

@@ -32,7 +32,7 @@ def judge(job: Stage, options: list[str], guards: Guards, slot: slots.Taken) -> 
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder, "answer.json")
         children.run(job.name, [*BASIN, "evaluate", *options, "--json", str(answer)], get_run_logger().info, guards, slot)
-        return Completed(data=json.loads(answer.read_text()))
+        return Completed(data=json.loads(answer.read_text(encoding="utf-8")))
 
 
 @flow(name="evaluate", flow_run_name="evaluate {target}: {norm} {eps}, {suite}", persist_result=False)

@@ -33,7 +33,7 @@ COPIES = ".dvc/tmp/basin"  # in a checkout: where dvc looks for no dvc.yaml, and
 
 
 def git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.rstrip()
+    return subprocess.run(["git", *words], capture_output=True, encoding="utf-8", errors="replace", check=True).stdout.rstrip()
 
 
 def _name() -> str:
@@ -94,7 +94,7 @@ def _copy(commit: str, files: Mapping[str, str]) -> Iterator[tuple[dict[str, str
         with chdir(place):
             git("checkout", "--quiet", "--detach", commit)
             for name, text in files.items():
-                Path(name).write_text(text)
+                Path(name).write_text(text, encoding="utf-8")
             if (secrets := checkout / ".dvc/config.local").exists():
                 shutil.copy(secrets, ".dvc")
             subprocess.run([*dvc.DVC, "config", "--local", "cache.dir", str(cache)], check=True)

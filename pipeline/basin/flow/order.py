@@ -38,7 +38,7 @@ def _expected(name: str, seconds: Mapping[str, float]) -> float:
 def remembered() -> dict[str, float]:
     """stage -> seconds of its last run; nothing where that cannot be read."""
     try:
-        return {str(name): float(value) for name, value in json.loads(SECONDS.read_text()).items()}
+        return {str(name): float(value) for name, value in json.loads(SECONDS.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 

@@ -75,7 +75,7 @@ def publish(stages: Sequence[Stage], states: Mapping[str, State], go_on: str) ->
     create_markdown_artifact(markdown(["stage", "state", ""], rows) + advice, key="stages", description="What became of each stage")
     outs = [Path(out) for stage in stages if states[stage.name].is_completed() for out in stage.outs]
     covered = [path for path in (TABLE, REPORT) if path.exists() and any(path.is_relative_to(out) for out in outs)]
-    if TABLE in covered and (table := list(csv.DictReader(TABLE.read_text().splitlines()))):
+    if TABLE in covered and (table := list(csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines()))):
         create_table_artifact(table, key="results", description="Clean and robust accuracy")
         text = markdown(list(table[0]), [list(row.values()) for row in table])
         create_markdown_artifact(f"{text}\n\n{_links(REPORT in covered)}", key="summary", description="The results")

@@ -103,5 +103,5 @@ def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.1)
-    last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
     raise RuntimeError(f"The Prefect server did not start; the end of {log}:\n{last}")

@@ -26,6 +26,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Running, State
 
+from basin import files
 from basin.errors import Mistake
 from basin.flow import automations
 from basin.flow.commands import use_server
@@ -47,8 +48,7 @@ def enter() -> dict[str, str]:
     workspace = os.environ.get(WORKSPACE, ".")  # a worker that `basin serve` did not start has none: the flow will say so
     os.chdir(workspace)
     if run := os.environ.get("PREFECT__FLOW_RUN_ID"):  # not where a worker looks the flow up to call its hooks
-        NOTES.mkdir(parents=True, exist_ok=True)
-        (NOTES / run).write_text(str(os.getpid()))
+        files.write(NOTES / run, str(os.getpid()))
     return {"directory": os.getcwd()}
 
 
@@ -126,7 +126,9 @@ def _deploy(client: SyncPrefectClient, pool: str) -> None:
     automations.install(client)
     before = {one.id: client.read_deployment_schedules(one.id) for one in client.read_deployments()}
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    said = subprocess.run(command, env={**os.environ, "BASIN_POOL": pool}, capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        command, env={**os.environ, "BASIN_POOL": pool}, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if said.returncode:
         raise Mistake(f"prefect.yaml: cannot be deployed (got {' '.join((said.stdout + said.stderr).split())[-500:]}). Mend it.")
     for deployment, schedules in before.items():
@@ -162,6 +164,6 @@ def rescue(client: SyncPrefectClient) -> None:
 def _is_alive(note: Path) -> bool:
     """Whether the process that left the note is still the one that runs it: PIDs are used again."""
     try:
-        return psutil.Process(int(note.read_text())).environ().get("PREFECT__FLOW_RUN_ID") == note.name
+        return psutil.Process(int(note.read_text(encoding="utf-8"))).environ().get("PREFECT__FLOW_RUN_ID") == note.name
     except (psutil.Error, ValueError, OSError):
         return False

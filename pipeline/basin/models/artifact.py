@@ -8,7 +8,6 @@ import ast
 import hashlib
 import importlib.metadata
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,14 @@ def build_part(family: str, choice: dict[str, Any], **size: Any) -> Any:
 
 def save(folder: Path, classifier: Classifier, twin: Path | None = None) -> None:
     """Write weights, recipe and, for a defence built `from` a model, that model under `twin/` (its own twin left out)."""
-    shutil.rmtree(folder, ignore_errors=True)
     recipe = {"format": FORMAT, **classifier.recipe, "sources": sources(classifier), "versions": versions()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
-    files.write(folder / WEIGHTS, packed(weights))
-    files.write(folder / RECIPE, json.dumps(recipe, indent=1, sort_keys=True).encode() + b"\n")
-    if twin is not None:
-        (folder / TWIN).mkdir()
-        for name in (WEIGHTS, RECIPE):
-            shutil.copyfile(twin / name, folder / TWIN / name)
+    with files.whole(folder) as new:
+        files.write(new / WEIGHTS, packed(weights))
+        files.write(new / RECIPE, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+        if twin is not None:
+            for name in (WEIGHTS, RECIPE):
+                files.write(new / TWIN / name, (twin / name).read_bytes())
 
 
 def load(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
@@ -98,7 +96,7 @@ def _follow(path: Path, seen: set[Path]) -> None:
     if path in seen or not path.exists():
         return
     seen.add(path)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "basin":
             _follow(ROOT / (str(node.module).replace(".", "/") + ".py"), seen)
             for alias in node.names:

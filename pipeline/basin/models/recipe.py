@@ -15,7 +15,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """The recipe of a model folder. Raises Mistake where it is missing or damaged."""
     path = folder / RECIPE
     try:
-        recipe = json.loads(path.read_text())
+        recipe = json.loads(path.read_text(encoding="utf-8"))
         if recipe["format"] != FORMAT:
             raise Mistake(f"{path}: format {recipe['format']} is not known here (got a file of another version; this one reads {FORMAT}).")
         return recipe

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from basin import files
 from basin.config import kinds
 from basin.config.params import STAGES, Config
 from basin.errors import Mistake
@@ -130,5 +131,4 @@ def receipt(name: str, run: list[Candidate]) -> dict[str, Any]:
 
 def write(path: Path, registered: dict[str, Any]) -> None:
     """The receipt as a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(registered, indent=1, sort_keys=True) + "\n")
+    files.write(path, json.dumps(registered, indent=1, sort_keys=True) + "\n")

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from basin import files
 from basin.evaluation.interval import wilson
 from basin.registry.candidates import Candidate
 from basin.report.outcomes import Outcome
@@ -29,8 +30,8 @@ def write(folder: Path, one: Candidate) -> None:
     """card.md, card.html and examples.png."""
     alone = {one.model: one.outcomes}
     history = read_history(one.root / "history", [one.model])
-    (folder / "card.md").write_text(text(one) + "\n", encoding="utf-8")
-    (folder / "card.html").write_text(page(tabulate(alone, list(one.outcomes)), alone, history), encoding="utf-8")
+    files.write(folder / "card.md", text(one) + "\n")
+    files.write(folder / "card.html", page(tabulate(alone, list(one.outcomes)), alone, history))
     examples(one, chosen(one)).save(folder / PICTURE, optimize=True)
 
 

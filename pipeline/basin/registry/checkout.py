@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from basin import files
 from basin.errors import Mistake
 from basin.registry import candidates, lookup, snapshot, versions
 from basin.registry.lookup import NOTHING
@@ -27,9 +28,9 @@ def checkout(target: str) -> tuple[Snapshot, list[str]]:
         raise Mistake(*lacks)
     subprocess.run(["git", "checkout", "--quiet", "--detach", run.at["commit"]], check=True)
     if snapshot.of(Path(), run.at) != run:
-        Path(PARAMS).write_text(run.params)
-        Path(LOCK).write_text(run.lock)
-    done = subprocess.run([*graph.DVC, "checkout", *outs], capture_output=True, text=True, check=False)
+        files.write(Path(PARAMS), run.params)
+        files.write(Path(LOCK), run.lock)
+    done = subprocess.run([*graph.DVC, "checkout", *outs], capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
         raise Mistake(f"{target}: the commit is checked out, DVC's outputs are not (got {done.stderr.strip()[-300:]}). Run: dvc checkout.")
     return run, list(outs)
@@ -43,7 +44,7 @@ def run_of(target: str) -> Snapshot:
             if not (folder / "run" / PARAMS).exists():
                 raise Mistake(f"{target}: its run was not kept (got a version of an older Basin). Commit: {version.tags.get('commit')}.")
             at = {key: version.tags[key] for key in ("commit", "dirty", "changed")}
-            return Snapshot((folder / "run" / PARAMS).read_text(), (folder / "run" / LOCK).read_text(), at)
+            return Snapshot((folder / "run" / PARAMS).read_text(encoding="utf-8"), (folder / "run" / LOCK).read_text(encoding="utf-8"), at)
 
 
 def wanted(run: Snapshot) -> dict[str, str]:

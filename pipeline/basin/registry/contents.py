@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from basin import files
 from basin.registry import card, snapshot
 from basin.registry.candidates import Candidate
 
@@ -24,23 +25,22 @@ def write(folder: Path, one: Candidate, tags: Mapping[str, str]) -> str:
     """Fill an empty folder with a version's files. Returns the manifest's digest, the tag `seal`."""
     for outcome in one.outcomes.values():
         shutil.copytree(outcome.folder, folder / outcome.folder.relative_to(one.root))
-    (folder / "run").mkdir()
     run = snapshot.of(one.root, {})
-    (folder / "run" / snapshot.PARAMS).write_text(run.params)
-    (folder / "run" / snapshot.LOCK).write_text(run.lock)
-    (folder / PROTOCOL).write_text(json.dumps(one.protocol, indent=1, sort_keys=True) + "\n")
+    files.write(folder / "run" / snapshot.PARAMS, run.params)
+    files.write(folder / "run" / snapshot.LOCK, run.lock)
+    files.write(folder / PROTOCOL, json.dumps(one.protocol, indent=1, sort_keys=True) + "\n")
     card.write(folder, one)
-    files = hashes(folder) | hashes(one.folder, f"artifacts/{one.folder.name}/") | hashes(PACKAGE, f"code/{PACKAGE.name}/")
-    content = {"tags": dict(tags), "metrics": one.metrics, "description": card.text(one), "files": files}
+    written = hashes(folder) | hashes(one.folder, f"artifacts/{one.folder.name}/") | hashes(PACKAGE, f"code/{PACKAGE.name}/")
+    content = {"tags": dict(tags), "metrics": one.metrics, "description": card.text(one), "files": written}
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    (folder / MANIFEST).write_text(text)
+    files.write(folder / MANIFEST, text)
     return digest(text.encode())
 
 
 def hashes(folder: Path, prefix: str = "") -> dict[str, str]:
     """Path below `folder` -> SHA-256 of the file, compiled code left out."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
-    return {prefix + path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in files}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    return {prefix + path.relative_to(folder).as_posix(): digest(path.read_bytes()) for path in found}
 
 
 def digest(content: bytes) -> str:
@@ -52,18 +52,18 @@ def changed_files(folder: Path, seal: str, files: bool = True) -> list[str]:
     path = folder / MANIFEST
     if not path.is_file() or digest(path.read_bytes()) != seal:
         return [MANIFEST]
-    said = json.loads(path.read_text())["files"] if files else {}
+    said = json.loads(path.read_text(encoding="utf-8"))["files"] if files else {}
     return [name for name, wanted in said.items() if not (folder / name).is_file() or digest((folder / name).read_bytes()) != wanted]
 
 
 def card_of(folder: Path) -> str:
     """The card's text, as the manifest has it."""
-    return json.loads((folder / MANIFEST).read_text())["description"]
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["description"]
 
 
 def changed(folder: Path, tags: Mapping[str, str], metrics: Mapping[str, float]) -> list[str]:
     """What of a version's tags and metrics is not as its manifest says."""
-    said: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    said: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     found = [f"tag {name}" for name, wanted in said["tags"].items() if tags.get(name) != wanted]
     found += [f"metric {name}" for name, wanted in said["metrics"].items() if metrics.get(name) != wanted]
     return found

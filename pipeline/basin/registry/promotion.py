@@ -33,7 +33,7 @@ class Registered(Contender):
     @cached_property
     def suites(self) -> Mapping[str, Any]:
         with versions.files(self.store, self.version, "run") as folder:
-            return json.loads((folder / contents.PROTOCOL).read_text())["suites"]
+            return json.loads((folder / contents.PROTOCOL).read_text(encoding="utf-8"))["suites"]
 
     @cached_property
     def outcomes(self) -> Mapping[str, Outcome]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from basin import files
 from basin.config.params import Config
 from basin.errors import Mistake
 from basin.registry import snapshot, versions
@@ -16,7 +17,7 @@ REMOVED = snapshot.KEPT / "removed.json"  # DVC's digests of versions that were 
 
 
 def removed() -> set[str]:
-    return set(json.loads(REMOVED.read_text())) if REMOVED.exists() else set()
+    return set(json.loads(REMOVED.read_text(encoding="utf-8"))) if REMOVED.exists() else set()
 
 
 def gc(config: Config) -> list[dict[str, Any]]:
@@ -38,7 +39,7 @@ def _needed() -> set[str]:
     """DVC's digests that a kept dvc.lock or the receipt names."""
     locks = [run.lock for run in snapshot.committed()] + [snapshot.of(Path(), {}).lock]
     receipt = Path("report/registered.json")
-    told = json.loads(receipt.read_text())["models"].values() if receipt.exists() else ()
+    told = json.loads(receipt.read_text(encoding="utf-8"))["models"].values() if receipt.exists() else ()
     return {md5 for lock in locks for md5 in snapshot.outputs(lock).values()} | {one["dvc.md5"] for one in told}
 
 
@@ -49,8 +50,7 @@ def remove(unneeded: list[dict[str, Any]]) -> None:
             if one["version"] in aliases(store, one["name"]).values():
                 raise Mistake(f"{one['name']}/{one['version']}: has an alias (got a version in use). Run `basin gc` again.")
             model = versions.logged(store, store.get_model_version(one["name"], str(one["version"])))
-            REMOVED.parent.mkdir(parents=True, exist_ok=True)
-            REMOVED.write_text(json.dumps(sorted(removed() | {one["dvc.md5"]}), indent=1) + "\n")
+            files.write(REMOVED, json.dumps(sorted(removed() | {one["dvc.md5"]}), indent=1) + "\n")
             store.delete_model_version(one["name"], str(one["version"]))
             store.delete_logged_model(model.model_id)
             place = urlparse(model.artifact_location)

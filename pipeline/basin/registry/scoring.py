@@ -52,7 +52,7 @@ def score(
                 problems += bool(row[-1])
                 rows.writerow([path.relative_to(folder), *row])
             bar.update(len(batch))
-    write(table, written.getvalue().encode(errors="backslashreplace"))  # a file name need not be UTF-8
+    write(table, written.getvalue().encode(errors="backslashreplace").decode())  # a file name need not be UTF-8
     return len(files), problems
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from basin import files
 from basin.config import params
 from basin.config.params import Config
 from basin.errors import Mistake
@@ -42,8 +43,8 @@ class Snapshot:
 
     def open(self, folder: Path) -> tuple[Config, dict[str, str | None]]:
         """Write both files into an empty folder; the config, and DVC's digest of each model."""
-        (folder / PARAMS).write_text(self.params)
-        (folder / LOCK).write_text(self.lock)
+        files.write(folder / PARAMS, self.params)
+        files.write(folder / LOCK, self.lock)
         settings = params.load(folder / PARAMS)
         return settings, digests(settings, folder)
 
@@ -73,8 +74,8 @@ def outputs(lock: str) -> dict[str, str]:
 
 def of(root: Path, at: Mapping[str, str]) -> Snapshot:
     """The run of a folder."""
-    lock = (root / LOCK).read_text() if (root / LOCK).exists() else ""
-    return Snapshot((root / PARAMS).read_text(), OWN.sub("", lock), at)
+    lock = (root / LOCK).read_text(encoding="utf-8") if (root / LOCK).exists() else ""
+    return Snapshot((root / PARAMS).read_text(encoding="utf-8"), OWN.sub("", lock), at)
 
 
 def digests(settings: Config, root: Path = Path()) -> dict[str, str | None]:
@@ -93,7 +94,7 @@ def here() -> dict[str, str]:
 def git(*arguments: str) -> str:
     """What git says; nothing where there is no git, or it refuses."""
     try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -105,20 +106,19 @@ def keep(run: Snapshot, name: str, models: Mapping[str, str]) -> None:
         return
     number = int(known[-1].name.partition("-")[0]) + 1 if known else 1
     folder = KEPT / f"{number:05d}-{run.digest}"
-    folder.mkdir(parents=True)
     about = json.dumps({"at": dict(run.at), "name": name, "models": dict(models)}, indent=1)
     for file, text in ((PARAMS, run.params), (LOCK, run.lock), (ABOUT, about)):
-        (folder / file).write_text(text)
+        files.write(folder / file, text)
 
 
 def kept() -> Iterator[Snapshot]:
     """The runs that were registered from this workspace, oldest first; one that was cut short while it was written is passed over."""
-    yield from (of(about.parent, json.loads(about.read_text())["at"]) for about in sorted(KEPT.glob(f"*/{ABOUT}")))
+    yield from (of(about.parent, json.loads(about.read_text(encoding="utf-8"))["at"]) for about in sorted(KEPT.glob(f"*/{ABOUT}")))
 
 
 def promised() -> Iterator[tuple[str, str, str]]:
     """Registered model, model and DVC's digest, of everything in the runs that were kept."""
-    for about in (json.loads(path.read_text()) for path in sorted(KEPT.glob(f"*/{ABOUT}"))):
+    for about in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob(f"*/{ABOUT}"))):
         yield from ((about["name"], model, md5) for model, md5 in about["models"].items())
 
 
@@ -145,7 +145,7 @@ def _files(md5: str, cache: Path) -> dict[str, str]:
     listing = cache / md5[:2] / md5[2:]
     if not md5 or not listing.is_file():
         return {}
-    return {one["relpath"]: one["md5"] for one in json.loads(listing.read_text())} if md5.endswith(".dir") else {"": md5}
+    return {one["relpath"]: one["md5"] for one in json.loads(listing.read_text(encoding="utf-8"))} if md5.endswith(".dir") else {"": md5}
 
 
 def _link(source: Path, md5: str, place: Path) -> bool:

@@ -1,11 +1,13 @@
 """The tables that programs read: table.csv, metrics.json, curves.csv, history.csv."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from basin import files
 from basin.errors import Mistake
 from basin.report.outcomes import Outcome
 from basin.report.summary import Curve
@@ -15,7 +17,7 @@ History = dict[str, list[dict[str, str]]]  # model -> rows of history/<model>.cs
 
 
 def metrics(table: Table, path: Path) -> None:
-    path.write_text(json.dumps(table.metrics(), indent=2) + "\n", encoding="utf-8")
+    files.write(path, json.dumps(table.metrics(), indent=2) + "\n")
 
 
 def rows(table: Table, path: Path) -> None:
@@ -78,7 +80,7 @@ def history(epochs: History, path: Path) -> None:
 
 
 def write(path: Path, names: Sequence[str], rows: Iterable[dict]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    writer = csv.DictWriter(text := io.StringIO(), names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write(path, text.getvalue())

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from basin import files
 from basin.errors import Mistake
 from basin.report import outcomes as reading
 from basin.report import tidy
@@ -36,10 +37,9 @@ def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence
         )
     everything = _all(outcomes, models, suites)
     table, epochs = tabulate(everything, suites), tidy.read_history(history, models)
-    out.mkdir(parents=True, exist_ok=True)
     tidy.rows(table, out / "table.csv")
     tidy.metrics(table, out / "metrics.json")
     tidy.curves(everything, out / "curves.csv")
     tidy.history(epochs, out / "history.csv")
-    (out / "index.html").write_text(page(table, everything, epochs), encoding="utf-8")
+    files.write(out / "index.html", page(table, everything, epochs))
     return table

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from basin import files
 from basin.errors import EXIT_CODE, Mistake, did_you_mean
 from basin.repro.guard import Guards, Stopped
 
@@ -162,7 +163,13 @@ def unchanged(stages: Sequence[Stage]) -> set[str]:
 def is_changed(path: str | Path) -> bool:
     """Whether the file holds anything that is in no commit; True as well where git does not know the file or there is no git."""
     try:
-        asked = subprocess.run(["git", "status", "--porcelain", "--ignored", "--", str(path)], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["git", "status", "--porcelain", "--ignored", "--", str(path)],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
     except FileNotFoundError:
         return True
     return asked.returncode != 0 or bool(asked.stdout.strip())
@@ -188,13 +195,13 @@ def change(overrides: Sequence[str], path: str = "params.yaml") -> None:
         apply_overrides(path, list(overrides))
         check()
     except (DvcException, ValueError) as error:
-        Path(path).write_bytes(before)
+        files.write(Path(path), before)
         said = " ".join(str(error.__cause__ or error).split())
         raise Mistake(
             f"changes: cannot be made in {path} (got {', '.join(overrides)}: {said}). Write KEY=VALUE, of a key that is there."
         ) from error
     except Mistake:
-        Path(path).write_bytes(before)
+        files.write(Path(path), before)
         raise
 
 
@@ -220,7 +227,7 @@ def measured(revision: str) -> dict[str, Any]:
 
 def has_experiment(name: str) -> bool:
     """Whether the current commit has an experiment of that name."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, encoding="utf-8", errors="replace", check=False).stdout.strip()
     reference = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
     return bool(head) and subprocess.run(["git", "show-ref", "--verify", "--quiet", reference], check=False).returncode == 0
 

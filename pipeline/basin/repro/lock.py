@@ -42,10 +42,10 @@ def _text(lock: Path) -> str:
     for _ in range(PATIENCE if place.exists() else 0):
         try:
             with Lock(str(place)):  # waits 3 s
-                return lock.read_text()
+                return lock.read_text(encoding="utf-8")
         except LockError:
             continue
-    return lock.read_text()
+    return lock.read_text(encoding="utf-8")
 
 
 def recorded(lock: Path | str = "dvc.lock") -> list[str]:
@@ -79,7 +79,7 @@ def mend(lock: Path = Path("dvc.lock"), kept: Path = Path(".basin/dvc.lock"), rw
     elif lock.exists() and "<<<<<<<" not in text:  # which a person has to settle
         log.warning("%s: half written by a dvc that was killed; the one before is put back", lock)
         files.write(lock, kept.read_bytes()) if kept.exists() else lock.unlink()
-    if rwlock.exists() and not _is_json(rwlock.read_text()):
+    if rwlock.exists() and not _is_json(rwlock.read_text(encoding="utf-8")):
         rwlock.unlink()  # who holds which file: nobody
 
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def try_lock(path: Path) -> IO[str] | None:
     """The open, locked file; None when someone else holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
+    file = path.open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -46,7 +46,7 @@ def only_run(path: Path = FOLDER / "flow.lock", patience: float = 0.0, what: str
     """
     started, told = time.monotonic(), False
     while (file := try_lock(path)) is None:
-        holder = path.read_text().strip() or "unknown"
+        holder = path.read_text(encoding="utf-8").strip() or "unknown"
         said = f"{path}: another {what} is at work in this workspace (PID {holder})."
         if patience and not told:
             log.warning("%s Waiting for it to end; Ctrl-C gives up.", said)
@@ -80,7 +80,7 @@ def devices() -> list[str]:
         return ids[: ids.index("-1")] if "-1" in ids else [part for part in ids if part]
     if not shutil.which("nvidia-smi"):
         return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", check=False)
     count = sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
     return [str(index) for index in range(count)]
 

@@ -79,7 +79,7 @@ def alone(purpose: int = REGISTERING) -> Iterator[None]:
     else:
         lock = (database.parent if (database := local_database()) else Path()) / ".basin" / f"mlflow.{purpose}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as held:
+        with lock.open("w", encoding="utf-8") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
             yield
 

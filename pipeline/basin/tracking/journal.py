@@ -47,7 +47,7 @@ class Run:
 
     def _write(self, line: dict[str, Any]) -> None:
         try:
-            with self.journal.open("a") as file:
+            with self.journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": round(time.time() * 1000), **line}, default=str) + "\n")
         except OSError as error:
             log.warning("%s: the journal of this run cannot be written (got %s). The stage goes on untracked.", self.journal, error)
@@ -98,7 +98,7 @@ def _open(journal: Path) -> tuple[Run, subprocess.Popen | None]:
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
-        held = (unnamed := journal.with_suffix(".new")).open("a")
+        held = (unnamed := journal.with_suffix(".new")).open("a", encoding="utf-8")
         fcntl.flock(held, fcntl.LOCK_SH)
         unnamed.rename(journal)
         command = [sys.executable, "-m", "basin.tracking.mirror", str(journal), str(os.getpid())]
@@ -167,7 +167,9 @@ def commit() -> dict[str, str]:
     """The commit, and whether tracked files differ from it; what DVC and the report rewrite during a run does not count."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
+        ).stdout.strip()
 
     try:
         dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock", ":(exclude)report")

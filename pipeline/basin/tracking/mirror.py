@@ -33,7 +33,7 @@ def mirror(journal: Path, stage: int | None = None) -> bool:
     """
     waiting: list[Line] = []
     delivery, again, complained = Delivery(journal), 0.0, False
-    with journal.open() as file:
+    with journal.open(encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH if stage else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # of a stage that is running, or another process delivers it
@@ -129,7 +129,7 @@ class Delivery:
         """The run that an earlier delivery or a killed attempt left, where MLflow still has it."""
         from mlflow.exceptions import MlflowException
 
-        if not place.exists() or (left := json.loads(place.read_text()))["uri"] != uri():
+        if not place.exists() or (left := json.loads(place.read_text(encoding="utf-8")))["uri"] != uri():
             return None
         try:
             found = self.store.get_run(left["run_id"])

@@ -90,12 +90,13 @@ def run(
     purpose: tuple[int, str],
     path: Path,
     watch: Callable[[int, Row], None] = lambda step, row: None,
+    keep: bool = False,
 ) -> list[Row]:
     """Run the phases on `model` in place and return the history, one row an epoch.
 
     `accuracy()` measures the model on held-out images after each epoch, `accuracy(n)` on n of them under attack where a phase watches
-    that; `purpose` = (seed, model name) seeds every draw; the checkpoint at `path` is read if it is there and removed at the end; `watch`
-    sees each new row and its number in the history, from 1.
+    that; `purpose` = (seed, model name) seeds every draw; the checkpoint at `path` is read if it is there and removed at the end, or,
+    with `keep`, left for the caller to remove when the model is on disk; `watch` sees each new row and its number in the history, from 1.
     Raises Mistake on a loss that is not finite; the checkpoint of the last good epoch stays.
     """
     done, saved = _restore(path, model, phases)
@@ -119,7 +120,8 @@ def run(
         if work.best:
             model.load_state_dict(work.best)
         done.epoch = 0
-    path.unlink(missing_ok=True)
+    if not keep:
+        path.unlink(missing_ok=True)
     return done.history
 
 
