@@ -113,6 +113,29 @@ def test_the_probability_margin_attack_is_its_published_steps(precise):
             close(run[k + 1], after(point, rise, eta))
 
 
+@balls
+def test_the_nearest_target_is_first_where_that_is_asked_for(ball):
+    """Of a linear network the distance to each class is known; the nearest need not be the likeliest."""
+    draw = torch.Generator().manual_seed(2)
+    x, W = torch.rand(400, 1, 4, 4, generator=draw), torch.randn(5, 16, generator=draw)
+    model = Linear(W * torch.tensor([1.0, 1.0, 4.0, 1.0, 1.0])[:, None], torch.zeros(5))
+    y = model(x).argmax(1)
+    others = torch.stack([(y + k) % 5 for k in range(1, 5)], 1)
+    z = model(x)
+    size = (model.W[y][:, None] - model.W[others]).norm(p=1 if ball.norm == "linf" else 2, dim=2)
+    expected = (z.gather(1, y[:, None]) - z.gather(1, others)) / size
+    torch.testing.assert_close(apgd.distances(Target(model, ball), x, y, others), expected, rtol=1e-4, atol=1e-5)
+    seen = {}
+    for order in ("likeliest", "nearest"):
+        params = apgd.Params(loss="margin_targeted", targets=1, order=order)
+        (loss,) = apgd._losses(params, Target(model, ball), x, z, y)
+        seen[order] = -loss(torch.arange(len(x)))(z, y)
+    assert torch.allclose(seen["likeliest"], (z.gather(1, y[:, None]) - z.gather(1, others)).amin(1))
+    nearest = others.gather(1, expected.argmin(1, keepdim=True))
+    assert torch.allclose(seen["nearest"], (z.gather(1, y[:, None]) - z.gather(1, nearest))[:, 0])
+    assert (seen["nearest"] > seen["likeliest"] + 1e-4).any()
+
+
 def test_momentum_is_the_published_sum(precise):
     """Equations 6 and 7 of Dong et al. written out; with mu = 0 the signs are those of PGD."""
     network, x, y = precise

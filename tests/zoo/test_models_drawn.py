@@ -343,6 +343,8 @@ def judge(layers: list[str], last: str, strange: str) -> None:
         model = _placed(model, torch.device("cpu"))
         found = evaluate(model, None, _as_taken(model, X), Y, ThreatModel(norm="linf", eps=0.1), SUITE, (0, "drawn"))
         digest = _digest(subject(model, X), X)
+    except MemoryError:  # a sentence of the command line alone, because a smaller batch may be the answer to it
+        assert strange == "raises MemoryError"
     except Mistake as mistake:
         (sentence,) = mistake.messages
         assert sentence.count("\n") == 0 and sentence.startswith(("model: ", "labels: ", "m")), sentence

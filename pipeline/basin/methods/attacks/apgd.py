@@ -5,6 +5,8 @@
 
 At checkpoints w_j the step is halved and the search goes back to its best point, where the loss rose in fewer than rho of the last
 steps, or neither step nor best loss changed since the checkpoint before. s is the sign in L-infinity, g / ||g|| in L2.
+Targets are tried likeliest first, or by MALT (Melamed et al. 2024, arXiv 2407.02240): nearest first, where the nearest is that of the
+smallest (z_y - z_t) / ||grad (z_y - z_t)||_q at the image, q the dual norm, which is its distance if the network were linear.
 Losses: `ce`; `dlr` and `dlr_targeted` (equations 6 and 7), which do not change when the logits are scaled, and on fewer classes than they
 need `margin` and `margin_targeted`, their numerators, which do not saturate either: of a scaled gradient s takes the direction.
 """
@@ -21,6 +23,7 @@ from basin.threat.target import Incumbent, Target, cross_entropy_each, gradient,
 from basin.types import Images, Labels, PerImage
 
 ALPHA, RHO = 0.75, 0.75
+CANDIDATES = 100  # target classes among which the nearest are looked for, likeliest first (MALT)
 
 
 class Params(Settings):
@@ -29,7 +32,10 @@ class Params(Settings):
     )
     steps: int = Field(100, ge=2, description="steps of each run, at least 2 (the paper: 100)")
     restarts: int = Field(1, ge=1, description="a positive number of runs from random points")
-    targets: int = Field(9, ge=1, description="a positive number of target classes, likeliest first; the targeted losses alone use it")
+    targets: int = Field(9, ge=1, description="a positive number of target classes; the targeted losses alone use it")
+    order: Literal["likeliest", "nearest"] = Field(
+        "likeliest", description="which targets are first: likeliest, or nearest (MALT, a gradient for each of 100 classes at most)"
+    )
 
 
 FEWER = {"dlr": (3, "margin"), "dlr_targeted": (4, "margin_targeted")}  # the classes that a loss needs, and what is taken on fewer
@@ -48,7 +54,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
         logits = target.network(images)
     params = fitted(params, logits.shape[1])
     best.offer(images, logits, labels)
-    for loss in _losses(params, logits, labels):
+    for loss in _losses(params, target, images, logits, labels):
         for _ in range(params.restarts):
             rows = (~best.broken).nonzero().flatten()
             if len(rows):
@@ -56,14 +62,26 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     return best.points
 
 
-def _losses(params: Params, logits: Tensor, labels: Labels) -> list[Callable[[Tensor], Callable[[Tensor, Labels], PerImage]]]:
+def _losses(
+    params: Params, target: Target, images: Images, logits: Tensor, labels: Labels
+) -> list[Callable[[Tensor], Callable[[Tensor, Labels], PerImage]]]:
     """For each run, rows -> the loss to raise on them."""
     if untargeted := {"ce": cross_entropy_each, "dlr": dlr, "margin": lambda z, y: -margin(z, y)}.get(params.loss):
         return [lambda rows: untargeted]
     loss = {"dlr_targeted": dlr_targeted, "margin_targeted": margin_targeted}[params.loss]
-    others = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-    number = min(params.targets, logits.shape[1] - 1)
-    return [lambda rows, t=others[:, k]: lambda z, y: loss(z, y, t[rows]) for k in range(number)]  # type: ignore[misc]
+    others = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
+    if params.order == "nearest":
+        others = others.gather(1, distances(target, images, labels, others[:, :CANDIDATES]).argsort(dim=1, stable=True))
+    return [lambda rows, t=t: lambda z, y: loss(z, y, t[rows]) for t in others.T[: params.targets]]  # type: ignore[misc]
+
+
+def distances(target: Target, images: Images, labels: Labels, others: Tensor) -> Tensor:
+    """[n, k]: how far each image is from each of these classes, in the norm of the threat, where the network is linear."""
+    far = []
+    for t in others.T:
+        g, f, _ = gradient(target.network, images, labels, lambda z, y, t=t: margin_targeted(z, y, t))  # type: ignore[misc]
+        far.append(-f / g.flatten(1).norm(p=1 if target.threat.norm == "linf" else 2, dim=1))
+    return torch.stack(far, 1).nan_to_num(torch.inf)
 
 
 def dlr(z: Tensor, y: Labels) -> PerImage:
