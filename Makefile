@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow serve ui report check lint types imports test test-all test-cpus lock clean
+.PHONY: help setup repro flow serve ui report check lint types imports test test-all chaos test-cpus lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ test: setup ## the tests, in minutes: two files at a time
 
 test-all: setup ## the slow tests too
 	pytest -m "slow or not slow"
+
+chaos: setup ## SIGKILLs at random moments: 50 of a run, 10 of Prefect's worker, 10 of MLflow's server (CHAOS_KILLS, CHAOS_SEED)
+	pytest -m slow -s tests/chaos
 
 test-cpus: setup ## the tests as other processors compute: the matrix library's compatible kernels, then without AVX-512
 	MKL_CBWR=COMPATIBLE pytest -n 2 --dist loadfile

@@ -4,6 +4,7 @@ An attack that broke a model left points behind, and where it did not, those of 
 or backbone often falls to them, whatever its own gradient hides (Papernot et al. 2016, arXiv 1605.07277). It costs a pass a point.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def points(folder: Path, model: str, models: Sequence[str], suites: Sequence[str
     """ "STAGE/NAME, SUITE" -> that suite's stored points [n, c, h, w], the model's own first."""
     order = [model, *(other for other in models if other != model)]
     return {f"{one}, {suite}": load_file(folder / one / suite / "adversarial.safetensors")["images"] for one in order for suite in suites}
+
+
+def digest(points: Mapping[str, Images]) -> str:
+    """What the points are, for the name of a checkpoint."""
+    found = hashlib.sha256()
+    for name, images in points.items():
+        found.update(name.encode() + images.numpy().tobytes())
+    return found.hexdigest()
 
 
 def exchange(evaluation: Evaluation, images: Images, labels: Labels, points: Mapping[str, Images]) -> Outcomes:

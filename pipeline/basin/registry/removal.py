@@ -21,8 +21,12 @@ def removed() -> set[str]:
 
 
 def gc(config: Config) -> list[dict[str, Any]]:
-    """The versions of the run's registered model that no alias, no dvc.lock of a commit or of the workspace, and no report needs."""
+    """The versions of the run's registered model that no alias, no dvc.lock of a commit or of the workspace, and no report needs.
+
+    Where others write too, of those that were registered from this checkout alone: what another one needs is not known here.
+    """
     name, needed = config.registered_name, _needed()
+    ours = {md5 for _, _, md5 in snapshot.promised()}
     with opened("Nothing was changed.") as store:
         aliased = set(aliases(store, name).values())
         versions_ = [version for version in versions.search(store, name, {}) if "dvc.md5" in version.tags]
@@ -31,7 +35,9 @@ def gc(config: Config) -> list[dict[str, Any]]:
         return [
             {"name": name, "version": int(version.version), "model": version.tags["model"], "dvc.md5": version.tags["dvc.md5"]}
             for version in versions_
-            if version not in kept and f"{version.tags['model']}: version {version.version}" not in parents
+            if version not in kept
+            and (mlflow_client.local_database() or version.tags["dvc.md5"] in ours)
+            and f"{version.tags['model']}: version {version.version}" not in parents
         ]
 
 
@@ -47,6 +53,8 @@ def remove(unneeded: list[dict[str, Any]]) -> None:
     """Take out versions with their files; they stay out when the registry is mended. Refuses a version that has an alias by now."""
     with opened("What was removed is removed.") as store, mlflow_client.alone():
         for one in unneeded:
+            if not any(str(version.version) == str(one["version"]) for version in versions.search(store, one["name"], {})):
+                continue  # another `basin gc` was first
             if one["version"] in aliases(store, one["name"]).values():
                 raise Mistake(f"{one['name']}/{one['version']}: has an alias (got a version in use). Run `basin gc` again.")
             model = versions.logged(store, store.get_model_version(one["name"], str(one["version"])))

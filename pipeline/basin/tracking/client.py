@@ -16,11 +16,13 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from basin import environment
+from basin.tracking import lease
 from basin.tracking.journal import SQLITE, uri
 
 ARTIFACTS = "mlartifacts"
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a server that accepts and never answers would otherwise hold a call for two minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # 30 s of pauses in all; MLflow's own seven make four minutes
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -70,14 +72,17 @@ def is_shared_database(where: str) -> bool:
 
 @contextmanager
 def alone(purpose: int = REGISTERING) -> Iterator[None]:
-    """Keep others from the same purpose: with a lock of PostgreSQL's, one beside a local database, or, with a server, of this checkout."""
+    """Keep others from the same purpose: with a lock of PostgreSQL's, one beside a local database, or one that a server holds."""
     if is_shared_database(uri()):
         engine = sqlalchemy.create_engine(uri(), poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
         with engine.connect() as held:
             held.execute(sqlalchemy.text("SELECT pg_advisory_lock(:basin, :purpose)"), {"basin": BASIN, "purpose": purpose})
             yield
+    elif not (database := local_database()):
+        with lease.held(MlflowClient(uri())):
+            yield
     else:
-        lock = (database.parent if (database := local_database()) else Path()) / ".basin" / f"mlflow.{purpose}.lock"
+        lock = database.parent / ".basin" / f"mlflow.{purpose}.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
         with lock.open("w", encoding="utf-8") as held:
             fcntl.flock(held, fcntl.LOCK_EX)

@@ -1,0 +1,74 @@
+"""A lock on an MLflow server, which has none: a registered model of a fixed name, which only one process can create.
+
+Its holder renews a tag. Who waits and sees no renewal for `STALE` seconds, by its own clock, takes the holder for killed and the lock away.
+"""
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+NAME = "basin-is-registering"
+LOOK, RENEWAL, STALE = 0.5, 5.0, 60.0  # seconds
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def held(store: MlflowClient) -> Iterator[None]:
+    """Keep every other process that asks from the same server. Raises MlflowException where the server does not answer."""
+    _take(store)
+    ended = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(store, ended), daemon=True)
+    renewing.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewing.join()
+        with suppress(MlflowException):  # the server is away: the lock goes stale
+            store.delete_registered_model(NAME)
+
+
+def _take(store: MlflowClient) -> None:
+    seen, since, told = "", time.monotonic(), False
+    while not _created(store):
+        if (renewed := _renewed(store)) != seen:
+            seen, since = renewed, time.monotonic()
+        elif time.monotonic() - since > STALE:
+            log.warning("registry: the process that was registering on this server is gone; its lock is taken away")
+            with suppress(MlflowException):  # another was first
+                store.delete_registered_model(NAME)
+        if not told:
+            log.info("registry: another process registers on this server; waiting for it to end")
+            told = True
+        time.sleep(LOOK)
+
+
+def _created(store: MlflowClient) -> bool:
+    try:
+        store.create_registered_model(NAME, {"renewed": uuid.uuid4().hex}, "Only while a process registers: a lock.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return False
+    return True
+
+
+def _renewed(store: MlflowClient) -> str:
+    try:
+        return store.get_registered_model(NAME).tags.get("renewed", "")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return ""
+
+
+def _renew(store: MlflowClient, ended: threading.Event) -> None:
+    while not ended.wait(RENEWAL):
+        with suppress(MlflowException):  # tried again
+            store.set_registered_model_tag(NAME, "renewed", uuid.uuid4().hex)

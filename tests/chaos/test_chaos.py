@@ -1,0 +1,249 @@
+"""`make chaos`: a run of real stages, killed outright at random moments until it is done, ends as one that was left alone.
+
+CHAOS_KILLS="50 10 10" is how many SIGKILLs hit the run's own processes, Prefect's worker and MLflow's server; CHAOS_SEED draws the moments.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from basin.flow import server
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+CLI = [sys.executable, "-c", "from basin.cli.app import main; main()"]
+RUN, WORKER, SERVER = map(int, os.environ.get("CHAOS_KILLS", "50 10 10").split())
+SEED = int(os.environ.get("CHAOS_SEED", "0"))
+PATIENCE = 300.0  # seconds for one stage, on a busy machine
+RESUMED = re.compile("resuming at phase|goes on after")
+PARAMS = """
+seed: 0
+device: cpu
+threads: 1
+data: {kind: digits, train_limit: 400, test_limit: 100}
+threat: {norm: linf, eps: 0.1}
+backbone:
+  natural:
+    backbone: {kind: convnet, channels: [8, 16], hidden: 32}
+    training: {kind: pgd, steps: 2}
+    schedule: {epochs: 10, batch: 25, rate: 0.01}
+adversarial:
+  pgd: {from: backbone/natural, training: {kind: pgd, steps: 2}, schedule: {epochs: 8, batch: 25}}
+head:
+  sodef:
+    from: adversarial/pgd
+    head: {kind: sodef, width: 16, T: 2.0, solver: {steps: 4}}
+    training: {kind: natural}
+    schedule:
+      features: {epochs: 5, batch: 20, rate: 0.02}
+      stability: {epochs: 1, batch: 32, rows: 4}
+      classifier: {epochs: 5, batch: 20, rate: 0.05}
+suites:
+  tiny:
+    attacks:
+      pgd: {kind: pgd, steps: 20}
+      square: {kind: square, queries: 100}
+    curve: {attack: {kind: pgd, steps: 20}, radii: [0.05, 0.2]}
+attack: {models: [backbone/natural, head/sodef], suites: [tiny], images: 100, batch: 10}
+registry: {name: null}
+"""
+RESUMING = ["backbone@natural", "adversarial@pgd", "head@sodef", "attack@backbone/natural-tiny", "attack@head/sodef-tiny", "exchange"]
+
+
+class Checkout:
+    """A checkout without git, with its own code, in which `basin repro` runs."""
+
+    def __init__(self, place: Path, **extra: str):
+        self.place, self.said = place, place / "said"
+        ignore = shutil.ignore_patterns("__pycache__")
+        for part in ("stages", "pipeline"):
+            shutil.copytree(ROOT / part, place / part, ignore=ignore)
+        (place / ".dvc").mkdir()
+        (place / ".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n", encoding="utf-8")
+        shutil.copy(ROOT / "dvc.yaml", place)
+        (place / "params.yaml").write_text(PARAMS, encoding="utf-8")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "BASIN_"))}
+        paths = os.pathsep.join(map(str, (place, place / "pipeline")))
+        self.env = kept | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "DVC_NO_ANALYTICS": "1", "COLUMNS": "200", **extra}
+
+    def start(self) -> subprocess.Popen:
+        with self.said.open("ab") as log:
+            return subprocess.Popen([*CLI, "repro"], cwd=self.place, env=self.env, stdout=log, stderr=log, start_new_session=True)
+
+    def begun(self, after: int) -> list[str]:
+        """The stages that were begun since the log had `after` characters."""
+        return re.findall(r"^Running stage '(.*)':", self.said.read_text(encoding="utf-8")[after:], re.MULTILINE)
+
+    def checkpoint(self, stage: str) -> bool:
+        name = stage.replace("@", "/").removesuffix("-tiny")
+        return any(self.place.glob(f".basin/checkpoints/{name}/**/*.safetensors"))
+
+    def made(self) -> dict[str, str]:
+        """path -> DVC's digest, of every output; and the table."""
+        stages = YAML(typ="safe").load(self.place / "dvc.lock")["stages"]
+        outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+        return outs | {"table": (self.place / "report/table.csv").read_text(encoding="utf-8")}
+
+    def resumed(self) -> set[str]:
+        """The stages that said they went on from a checkpoint."""
+        parts = re.split(r"^Running stage '(.*)':", self.said.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        return {name for name, text in zip(parts[1::2], parts[2::2], strict=True) if RESUMED.search(text)}
+
+
+def family(process: subprocess.Popen) -> dict[str, list[psutil.Process]]:
+    """The run's processes, by what they are."""
+    found: dict[str, list[psutil.Process]] = {"all": []}
+    try:
+        every = [top := psutil.Process(process.pid), *top.children(recursive=True)]
+    except psutil.Error:
+        return found
+    for one in every:
+        try:
+            words = " ".join(one.cmdline())
+        except psutil.Error:
+            continue
+        kind = (
+            "basin"
+            if one is top
+            else "stage"
+            if "-m stages." in words
+            else "dvc"
+            if "-m dvc repro" in words and "guard.py" not in words
+            else ""
+        )
+        found["all"].append(one)
+        if kind:
+            found.setdefault(kind, []).append(one)
+    return found
+
+
+def kill(process: subprocess.Popen, draw: random.Random) -> str:
+    """SIGKILL to one of the run's processes or to all; returns when all are gone, the mirrors of the stages aside."""
+    members = family(process)
+    victim = draw.choice(sorted(members))
+    for one in members[victim]:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait(60)
+    psutil.wait_procs([one for one in members["all"] if one.pid != process.pid], 60)
+    return victim
+
+
+def until_begun(checkout: Checkout, process: subprocess.Popen, after: int, passed: set[str]) -> str | None:
+    """The first stage that is begun and not passed over; None where the run ends before."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        ended = process.poll() is not None
+        if waiting := [stage for stage in checkout.begun(after) if stage not in passed]:
+            return waiting[0]
+        if ended:
+            return None
+        time.sleep(0.01)
+    pytest.fail(checkout.said.read_text(encoding="utf-8")[-2000:])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, float], float]:
+    """What an undisturbed run makes, the seconds that each stage took of it, and the seconds in all."""
+    checkout, began = Checkout(tmp_path_factory.mktemp("whole")), time.monotonic()
+    process, starts = checkout.start(), {}
+    while process.poll() is None:
+        for stage in checkout.begun(0) if checkout.said.exists() else ():
+            starts.setdefault(stage, time.monotonic())
+        time.sleep(0.05)
+    assert process.returncode == 0, checkout.said.read_text(encoding="utf-8")[-3000:]
+    ends = [*list(starts.values())[1:], time.monotonic()]
+    taken = {stage: end - start for (stage, start), end in zip(starts.items(), ends, strict=True)}
+    return checkout.made(), taken, time.monotonic() - began
+
+
+def test_a_run_killed_at_random_moments_ends_as_one_left_alone(whole, tmp_path, capsys):
+    made, taken, _ = whole
+    draw, began, hits, victims, rounds = random.Random(SEED), time.monotonic(), Counter[str](), Counter[str](), 0
+    quota = -(-RUN // len(taken))
+    while hits.total() < RUN:
+        checkout, mine = Checkout(tmp_path / f"round-{rounds}"), Counter[str]()
+        rounds += 1
+        while True:
+            after = checkout.said.stat().st_size if checkout.said.exists() else 0
+            process = checkout.start()
+            full = {stage for stage in taken if mine[stage] >= quota}
+            stage = until_begun(checkout, process, after, full) if hits.total() < RUN else None
+            if stage is None:
+                process.wait(PATIENCE)
+                break
+            if mine[stage] == 0 and stage in RESUMING:  # the first as soon as there is a checkpoint: its use has to be seen
+                while process.poll() is None and not checkout.checkpoint(stage) and len(checkout.begun(after)) < 2:
+                    time.sleep(0.002)
+            else:
+                time.sleep(draw.uniform(0, taken[stage]))
+            if process.poll() is None:
+                victims[kill(process, draw)] += 1
+                hits[(checkout.begun(after) or [stage])[-1]] += 1
+                mine[stage] += 1
+        said = checkout.said.read_text(encoding="utf-8")
+        assert process.returncode == 0, said[-3000:]
+        assert checkout.made() == made
+        assert "To mend it" not in said
+        assert RUN < len(taken) or rounds > 1 or checkout.resumed() == set(RESUMING)
+    with capsys.disabled():
+        seconds = time.monotonic() - began
+        print(f"\nseed {SEED}: {hits.total()} SIGKILLs in {rounds} rounds, {seconds:.0f} s; of {dict(victims)}; in {dict(hits)}")
+
+
+@contextmanager
+def mlflow(place: Path, port: int) -> Iterator[subprocess.Popen]:
+    """A server on the loopback address, killed outright at the end of the block."""
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", f"sqlite:///{place}/server.db"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
+    }
+    with (place / "server.log").open("ab") as log:
+        command = [sys.executable, "-m", "mlflow", "server", *where, "--artifacts-destination", str(place / "files")]
+        process = subprocess.Popen(command, cwd=place, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_run_whose_mlflow_server_is_killed_ends_as_one_left_alone(whole, tmp_path, capsys):
+    made, _, wall = whole
+    draw, began, port, killed = random.Random(SEED), time.monotonic(), server.free_port(), 0
+    checkout = Checkout(tmp_path / "run", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+    process = checkout.start()
+    while killed < SERVER:
+        with mlflow(tmp_path, port):
+            time.sleep(draw.uniform(3, 2 * wall / SERVER + 3))  # a start takes some seconds of it
+            killed += 1
+        if process.poll() is not None:
+            process = checkout.start()
+    process.wait(PATIENCE)
+    with mlflow(tmp_path, port):
+        for _ in range(3):  # register has to reach the server: it says so and is asked again
+            if (process := checkout.start()).wait(PATIENCE) == 0:
+                break
+        deliver = [sys.executable, "-m", "basin.tracking.mirror"]
+        assert subprocess.run(deliver, cwd=checkout.place, env=checkout.env, check=False).returncode == 0
+    said = checkout.said.read_text(encoding="utf-8")
+    assert process.returncode == 0, said[-3000:]
+    assert checkout.made() == made
+    assert "To mend it" not in said[-2000:] and not list(checkout.place.glob(".basin/runs/**/*.jsonl"))
+    with capsys.disabled():
+        print(f"\nseed {SEED}: MLflow's server killed {killed} times, {time.monotonic() - began:.0f} s; runs and models are all there")

@@ -1,0 +1,82 @@
+"""Many checkouts that register, promote and collect on one MLflow server at once."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from test_registry import MODELS, NAME, digests, retrain, workspace  # noqa: F401
+from test_servers import ONE_MODEL, ROOT, SILENT, answers, process
+
+from basin.config import params
+from basin.flow import server
+from basin.registry import registration, removal
+
+PRIVATE = ("head/ode",)
+
+
+def lock() -> None:
+    """A dvc.lock that records the models' folders."""
+    outs = [{"path": f"models/{model}", "md5": md5} for model, md5 in digests().items()]
+    Path("dvc.lock").write_text(json.dumps({"stages": {"all": {"outs": outs}}}), encoding="utf-8")
+
+
+def work(folder: Path, number: int, together) -> None:
+    """One checkout: it registers its model, another one in its place, and what it then needs no more is collected."""
+    os.chdir(folder / str(number))
+    settings = params.load()
+    together.wait()
+    for seed in (number, number // 2):  # the first is its own, the second it shares with a neighbour
+        retrain(settings, "head/ode", seed=100 + seed, held=20)
+        lock()
+        receipt = registration.register_all(settings, digests())
+        Path("report").mkdir(exist_ok=True)
+        Path("report/registered.json").write_text(json.dumps(receipt), encoding="utf-8")
+        registration.promote(settings, dry_run=False)
+    removal.remove(removal.gc(settings))
+
+
+def many(folder: Path, processes: int) -> None:
+    """From a process that has imported everything and opened nothing."""
+    fork = multiprocessing.get_context("fork")
+    together = fork.Barrier(processes)
+    workers = [fork.Process(target=work, args=(folder, number, together)) for number in range(processes)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    sys.exit(sum(worker.exitcode != 0 for worker in workers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [4, 20])
+def test_many_checkouts_on_one_server_lose_nothing(processes, workspace, tmp_path, capsys):  # noqa: F811
+    for number in range(processes):
+        shutil.copytree(workspace, tmp_path / str(number))
+        (tmp_path / str(number) / "params.yaml").write_text(ONE_MODEL, encoding="utf-8")
+    port, began = server.free_port(), time.monotonic()
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "2", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
+    command = [sys.executable, "-m", "mlflow", "server", *where, "--artifacts-destination", str(tmp_path / "files")]
+    url = f"http://127.0.0.1:{port}"
+    with process(command, answers(f"{url}/health"), tmp_path / "server.log", env=SILENT, cwd=tmp_path):
+        code = f"import test_writers as t; t.many(t.Path({str(tmp_path)!r}), {processes})"
+        paths = os.pathsep.join(map(str, (ROOT, ROOT / "pipeline", ROOT / "tests", ROOT / "tests/registry")))
+        env = SILENT | {"PYTHONPATH": paths, "MLFLOW_TRACKING_URI": url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        store = MlflowClient(url)
+        found = {version.version: version for version in store.search_model_versions(f"name = '{NAME}'")}
+        aliases = store.get_registered_model(NAME).aliases
+    needed = {json.loads((tmp_path / str(n) / "dvc.lock").read_text())["stages"]["all"]["outs"][1]["md5"] for n in range(processes)}
+    assert needed <= {version.tags["dvc.md5"] for version in found.values()}, "lost"
+    assert set(aliases) == {"champion", "ode"} and set(aliases.values()) <= set(found)
+    assert [v.version for v in found.values() if v.tags.get("standing") == "champion"] == [aliases["champion"]]
+    assert all("seal" in version.tags for version in found.values())
+    with capsys.disabled():
+        print(f"\n{processes} checkouts: {len(found)} versions, {time.monotonic() - began:.0f} s")
