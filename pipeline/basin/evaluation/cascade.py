@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from basin import files
+from basin.checkpoint import UNREADABLE
 from basin.errors import Mistake
 from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
 from basin.evaluation.subject import device_of
@@ -205,7 +205,7 @@ class Evaluation:
         if self.checkpoint and self.checkpoint.exists():
             try:
                 return unpack(self.checkpoint, index, images, labels)
-            except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            except UNREADABLE as error:
                 log.warning("%s: unreadable checkpoint (%s); starting from the beginning", self.checkpoint, error)
         judged = []
         for b, rows in enumerate(torch.arange(len(images)).split(self.batch)):
