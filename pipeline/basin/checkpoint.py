@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -15,6 +16,7 @@ from basin import files
 
 log = logging.getLogger(__name__)
 CODE = (Path(__file__).parent, Path(__file__).parents[2] / "stages")  # the second in a checkout alone
+UNREADABLE = (SafetensorError, OSError, LookupError, TypeError, ValueError)
 Groups = dict[str, dict[str, Tensor]]
 
 
@@ -33,20 +35,43 @@ def place(name: str, *asked: Any) -> Path:
 def write(path: Path, groups: Groups, progress: dict[str, Any]) -> None:
     """Group names hold no slash."""
     tensors = {f"{group}/{name}": tensor.cpu() for group, named in groups.items() for name, tensor in named.items()}
-    files.write(path, save(tensors, {"progress": json.dumps(progress), "groups": json.dumps([*groups])}))
+    files.write(path, sealed(tensors, {"progress": json.dumps(progress), "groups": json.dumps([*groups])}))
 
 
 def read(path: Path) -> tuple[Groups, dict[str, Any]]:
     """What was written; nothing where there is no file, and, with a warning, where it cannot be read."""
     try:
-        with safe_open(path, "pt") as file:
-            groups: Groups = {group: {} for group in json.loads(file.metadata()["groups"])}
-            for key in file.keys():
-                group, _, name = key.partition("/")
-                groups[group][name] = file.get_tensor(key)
-            return groups, json.loads(file.metadata()["progress"])
+        tensors, texts = opened(path)
+        groups: Groups = {group: {} for group in json.loads(texts["groups"])}
+        for key, tensor in tensors.items():
+            group, _, name = key.partition("/")
+            groups[group][name] = tensor
+        return groups, json.loads(texts["progress"])
     except FileNotFoundError:
         return {}, {}
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         log.warning("%s: unreadable checkpoint (%s); starting from the beginning", path, error)
         return {}, {}
+
+
+def sealed(tensors: dict[str, Tensor], texts: dict[str, str]) -> bytes:
+    """Tensors and texts as one file that knows its digest: `opened` finds every byte that was changed."""
+    return save(tensors, texts | {"digest": _digest(tensors, texts)})
+
+
+def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What was `sealed`. Raises one of `UNREADABLE` where it is not that to the byte."""
+    with safe_open(path, "pt") as file:
+        texts = dict(file.metadata())
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    if texts.pop("digest") != _digest(tensors, texts):
+        raise ValueError("not as it was written")
+    return tensors, texts
+
+
+def _digest(tensors: dict[str, Tensor], texts: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

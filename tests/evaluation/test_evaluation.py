@@ -270,13 +270,13 @@ def test_a_damaged_checkpoint_starts_over_with_a_warning(run, tmp_path, caplog):
 
     with pytest.raises(Killed):
         run(checkpoint=path, suite={**attacks(), "transfer": own(dying)})
-    for damage in (lambda b: b[: len(b) // 2], lambda b: b""):
-        path.write_bytes(damage(path.read_bytes()))
+    kept = path.read_bytes()
+    for damage in (lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:]):
+        path.write_bytes(damage(kept))
         with caplog.at_level(logging.WARNING):
             assert files(tmp_path / "again", run(checkpoint=path)) == whole
         assert f"{path}: unreadable checkpoint" in caplog.text
         caplog.clear()
-        path.write_bytes(b"x" * 500)
 
 
 def test_files_can_be_read_by_whom_the_umask_lets(run, tmp_path):

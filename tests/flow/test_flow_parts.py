@@ -90,10 +90,9 @@ def test_a_share_that_is_no_number_is_a_mistake(gpu: object):
         _ = Stage("s", meta={"gpu": gpu}).gpus
 
 
-def checkpoint(path: Path, metadata: dict[str, str] | None = None, **about: object) -> None:
+def checkpoint(path: Path, **texts: object) -> None:
     path.parent.mkdir(parents=True)
-    tensors = {"about": np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)} if about else {"model/w": np.zeros(1, dtype=np.float32)}
-    save_file(tensors, path, metadata)
+    save_file({"model/w": np.zeros(1, dtype=np.float32)}, path, {name: json.dumps(text) for name, text in texts.items()})
 
 
 PHASES = "head: {sodef: {schedule: {features: {epochs: 2}, flow: {epochs: 3}, joint: {epochs: 5}}}}"
@@ -110,10 +109,10 @@ def test_progress_is_read_from_a_stages_checkpoint(flow, folder: str | None, tmp
     kept = tmp_path / (folder or ".basin/checkpoints")
     assert read("head@sodef") is None
     rows = [{"phase": "features", "accuracy": 0.5}, {"phase": "flow", "accuracy": 0.875}]
-    checkpoint(kept / "head/sodef/1.safetensors", {"progress": json.dumps({"history": rows})})
+    checkpoint(kept / "head/sodef/1.safetensors", progress={"history": rows})
     assert read("head@sodef") == (20.0, "2 of 10 epochs, accuracy 87.5%")
     attacked = {"attack": ["fgsm", "", "", "clean"], "finished": 1, "planned": 3}
-    checkpoint(kept / "attack/backbone/natural/quick/1.safetensors", **attacked)
+    checkpoint(kept / "attack/backbone/natural/quick/1.safetensors", about=attacked)
     percent, words = read("attack@backbone/natural-quick") or (0, "")
     assert (round(percent, 1), words) == (33.3, "4 images attacked in 1 of 3 steps, 2 hold")
     (kept / "head/sodef/1.safetensors").write_bytes(b"half")

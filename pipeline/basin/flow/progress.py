@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from basin.config import params
 from basin.errors import Mistake
@@ -66,11 +66,12 @@ def read(stage: str) -> Progress | None:
     try:
         newest = max(place.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
         with safe_open(newest, "numpy") as file:
-            if "about" in file.keys():
-                return _of_suite(json.loads(file.get_tensor("about").tobytes()))
-            return _of_training(json.loads(file.metadata()["progress"]), family, item)
-    except (ValueError, OSError, SafetensorError, KeyError, TypeError, Mistake):
-        return None  # none yet, or gone by now: the stage has ended
+            texts = file.metadata()
+        if "about" in texts:
+            return _of_suite(json.loads(texts["about"]))
+        return _of_training(json.loads(texts["progress"]), family, item)
+    except (*checkpoint.UNREADABLE, AttributeError, ArithmeticError, RuntimeError, Mistake):
+        return None  # none yet, damaged, or gone by now: the stage has ended
 
 
 def _params() -> dict[str, Any]:

@@ -8,6 +8,8 @@ import ast
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from basin.errors import Mistake
 from basin.models.classifier import Classifier, Normalise
 from basin.models.recipe import FORMAT, RECIPE, TWIN, WEIGHTS, damaged, read_recipe
 
+# What building from a recipe ends with whose values do not go together.
+UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 LIBRARIES = ("torch", "torchdiffeq", "safetensors")
 ROOT = Path(__file__).parents[2]  # the folder that `basin` is in
 
@@ -63,17 +67,31 @@ def load(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
     """
     folder = Path(folder)
     recipe = read_recipe(folder)
-    try:
-        classifier = build(recipe)
-    except (KeyError, TypeError, ValueError) as error:
-        raise damaged(folder / RECIPE, error) from None
-    try:
-        classifier.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError:
-        raise Mistake(f"{folder / WEIGHTS}: not found. Run the stage that makes it: dvc repro.") from None
-    except (SafetensorError, RuntimeError) as error:
-        raise damaged(folder / WEIGHTS, error) from None
+    weights = _weights(folder / WEIGHTS)
+    with _fitting(folder / RECIPE, UNUSABLE), torch.device("meta"):  # what does not fit is found before anything is allocated
+        shapes = build(recipe)
+    with _fitting(folder / WEIGHTS, (RuntimeError,)):
+        shapes.load_state_dict(weights, assign=True)
+    classifier = build(recipe)
+    classifier.load_state_dict(weights)
     return classifier.eval().to(device)
+
+
+@contextmanager
+def _fitting(path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise damaged(path, error) from None
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise Mistake(f"{path}: not found. Run the stage that makes it: dvc repro.") from None
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from None
 
 
 def load_twin(folder: Path | str, device: torch.device | str = "cpu") -> Classifier | None:

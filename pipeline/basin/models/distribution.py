@@ -100,6 +100,9 @@ class Distribution(Random):
 
 def _initial(means: list[nn.Parameter], scale: float) -> Iterator[Tensor]:
     """rho with softplus(rho) = scale rms(mu) for each tensor; one that starts at 0 takes the root mean square of all of them."""
+    if means[0].is_meta:  # shapes alone are asked for
+        yield from map(torch.empty_like, means)
+        return
     overall = torch.cat([mu.detach().flatten() for mu in means]).square().mean().sqrt()
     for mu in means:
         own = mu.detach().square().mean().sqrt()

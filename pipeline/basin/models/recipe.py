@@ -3,12 +3,25 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from basin.errors import Mistake
 
 FORMAT = 1
 WEIGHTS, RECIPE, TWIN = "weights.safetensors", "recipe.json", "twin"
+
+
+class Recipe(BaseModel, strict=True, extra="ignore"):
+    """What every recipe has; a stage adds its own."""
+
+    model: str
+    shape: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]  # channels, height, width
+    classes: Annotated[list[str], Field(min_length=1)]
+    classifier: dict[str, Any]
+    sources: dict[str, str]
+    versions: dict[str, str]
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -18,15 +31,21 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         recipe = json.loads(path.read_text(encoding="utf-8"))
         if recipe["format"] != FORMAT:
             raise Mistake(f"{path}: format {recipe['format']} is not known here (got a file of another version; this one reads {FORMAT}).")
+        Recipe.model_validate(recipe)
         return recipe
     except FileNotFoundError:
         raise Mistake(f"{path}: not found. Run the stage that makes it: dvc repro.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OSError, RecursionError) as error:
         raise damaged(path, error) from None
 
 
 def damaged(path: Path, error: Exception) -> Mistake:
-    got = f"{type(error).__name__}: {' '.join(str(error).split())}"[:160]
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    else:
+        said = " ".join(str(error).split())
+    got = f"{type(error).__name__}: {said}"[:160]
     return Mistake(
         f"{path}: damaged, or does not fit the file beside it (got {got}). Delete the folder and run `dvc checkout` or `dvc repro`."
     )

@@ -11,9 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-from ruamel.yaml import YAML
+from pathlib import Path, PurePosixPath
 
 from basin import files
 from basin.config import params
@@ -21,7 +19,7 @@ from basin.config.params import Config
 from basin.errors import Mistake
 from basin.registry import candidates
 from basin.repro import graph
-from basin.repro.lock import digest
+from basin.repro.lock import digest, stages
 from basin.tracking import journal
 
 KEPT, ABOUT = Path(".basin/registry"), "about.json"
@@ -68,8 +66,7 @@ class Snapshot:
 
 def outputs(lock: str) -> dict[str, str]:
     """path -> DVC's digest, of every output that a dvc.lock records."""
-    stages = ((YAML(typ="safe").load(lock) if lock else None) or {}).get("stages", {})
-    return {out["path"]: out.get("md5", "") for stage in stages.values() for out in stage.get("outs", ())}
+    return {path: md5 or "" for outs in stages(lock).values() for path, md5 in outs.items()}
 
 
 def of(root: Path, at: Mapping[str, str]) -> Snapshot:
@@ -141,15 +138,34 @@ def cached(md5: str, cache: Path) -> bool:
 
 
 def _files(md5: str, cache: Path) -> dict[str, str]:
-    """Name -> digest of an output's files: of a folder as its listing has them, '' for a file itself; empty where that is missing."""
+    """Name -> digest of an output's files: of a folder as its listing has them, '' for a file itself.
+
+    Empty where that is missing, is not what its digest says, or leads out of the folder.
+    """
     listing = cache / md5[:2] / md5[2:]
     if not md5 or not listing.is_file():
         return {}
-    return {one["relpath"]: one["md5"] for one in json.loads(listing.read_text(encoding="utf-8"))} if md5.endswith(".dir") else {"": md5}
+    if not md5.endswith(".dir"):
+        return {"": md5}
+    content = listing.read_bytes()
+    if _md5(content) != md5.removesuffix(".dir"):
+        return {}
+    found = {one["relpath"]: one["md5"] for one in json.loads(content)}
+    return found if all(_stays_inside(name) for name in found) else {}
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a name of another's listing is one below the folder that it is of."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 def _link(source: Path, md5: str, place: Path) -> bool:
-    if not source.is_file() or hashlib.md5(source.read_bytes(), usedforsecurity=False).hexdigest() != md5:
+    if not source.is_file() or _md5(source.read_bytes()) != md5:
         return False
     place.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -2,50 +2,86 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import BaseModel
 from ruamel.yaml import YAML, YAMLError
 
 from basin import files
+from basin.config.document import UNREADABLE
 from basin.errors import Mistake
 from basin.repro.graph import Stage
 
+DEEPEST = 40  # levels; dvc writes half a dozen and the tables of params.yaml
+INDENTED = re.compile(rf"^[ \t?:-]{{{4 * DEEPEST}}}", re.MULTILINE)
 log = logging.getLogger(__name__)
 PATIENCE = 10  # times 3 s that a reader of dvc.lock waits for dvc; then it reads what is there
 
 
+class Out(BaseModel, strict=True):
+    path: str
+    md5: str | None = None  # none of what lies elsewhere
+
+
+class Done(BaseModel, strict=True):
+    outs: list[Out] = []
+
+
+class Recorded(BaseModel, strict=True):
+    """What is read of dvc.lock; the rest is dvc's."""
+
+    stages: dict[str, Done] = {}
+
+
 def digest(path: str | Path, lock: Path | str = "dvc.lock") -> str | None:
     """DVC's digest of an output as dvc.lock records it (a folder's ends in `.dir`); None if no stage has written it yet."""
-    outs = (out for stage in _locked_stages(lock).values() for out in stage.get("outs", ()))
-    return next((out.get("md5") for out in outs if out["path"] == Path(path).as_posix()), None)
+    return next((outs[name] for outs in _locked_stages(lock).values() if (name := Path(path).as_posix()) in outs), None)
 
 
-def _locked_stages(lock: Path | str) -> dict[str, Any]:
-    """stage -> what dvc.lock records of it; nothing where there is no lock file yet."""
-    if not Path(lock).exists():
-        return {}
+def stages(text: str, lock: Path | str = "dvc.lock") -> dict[str, dict[str, str | None]]:
+    """stage -> its outputs -> their digests, of a lock file's text. Raises Mistake where it is none that dvc wrote."""
     try:
-        return (YAML(typ="safe").load(_text(Path(lock))) or {}).get("stages", {})
-    except (YAMLError, AttributeError) as error:
-        raise Mistake(f"{lock}: not a lock file that dvc wrote (got {error}). Take it from git again: git checkout {lock}.") from error
+        found = Recorded.model_validate(_loaded(text) or {}).stages
+    except UNREADABLE as error:
+        got = " ".join(str(error).split())[:200]
+        raise Mistake(f"{lock}: not a lock file that dvc wrote (got {got}). Take it from git again: git checkout {lock}.") from error
+    return {name: {out.path: out.md5 for out in stage.outs} for name, stage in found.items()}
+
+
+def _loaded(text: str) -> Any:
+    """The parser is in C, and deep nesting would end the process."""
+    depths = accumulate(1 if bracket in "[{" else -1 for bracket in re.findall(r"[\[\]{}]", text))
+    if INDENTED.search(text) or max(depths, default=0) > DEEPEST:
+        raise YAMLError(f"over {DEEPEST} levels")
+    return YAML(typ="safe").load(text)
+
+
+def _locked_stages(lock: Path | str) -> dict[str, dict[str, str | None]]:
+    """Nothing where there is no lock file yet."""
+    return stages(_text(Path(lock)), lock) if Path(lock).exists() else {}
 
 
 def _text(lock: Path) -> str:
-    """The lock file, whole: dvc writes it in place under its own lock, and half of it reads as a shorter one."""
+    """The lock file, whole: dvc writes it in place under its own lock, and half of it reads as a shorter one.
+
+    Bytes that are no UTF-8 come as the sign for such, which leaves the file to be refused by what it then says.
+    """
     from dvc.lock import Lock, LockError  # type: ignore[import-untyped]
 
     place = Path(".dvc/tmp/lock")
     for _ in range(PATIENCE if place.exists() else 0):
         try:
             with Lock(str(place)):  # waits 3 s
-                return lock.read_text(encoding="utf-8")
+                return lock.read_text(encoding="utf-8", errors="replace")
         except LockError:
             continue
-    return lock.read_text(encoding="utf-8")
+    return lock.read_text(encoding="utf-8", errors="replace")
 
 
 def recorded(lock: Path | str = "dvc.lock") -> list[str]:
@@ -79,7 +115,7 @@ def mend(lock: Path = Path("dvc.lock"), kept: Path = Path(".basin/dvc.lock"), rw
     elif lock.exists() and "<<<<<<<" not in text:  # which a person has to settle
         log.warning("%s: half written by a dvc that was killed; the one before is put back", lock)
         files.write(lock, kept.read_bytes()) if kept.exists() else lock.unlink()
-    if rwlock.exists() and not _is_json(rwlock.read_text(encoding="utf-8")):
+    if rwlock.exists() and not _is_json(rwlock.read_text(encoding="utf-8", errors="replace")):
         rwlock.unlink()  # who holds which file: nobody
 
 
@@ -115,8 +151,8 @@ def _is_whole(text: str) -> bool:
     from voluptuous import Invalid
 
     try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
-    except (YAMLError, Invalid):
+        COMPILED_LOCKFILE_SCHEMA(_loaded(text))
+    except (*UNREADABLE, Invalid):
         return False
     return True
 
@@ -124,6 +160,6 @@ def _is_whole(text: str) -> bool:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
+
+from pydantic import AfterValidator, BaseModel, Field
 
 from basin import files
 from basin.tracking.journal import PATIENCE, RUNS, cause, kept, uri
@@ -24,6 +26,33 @@ METRICS, OTHERS = 1000, 100  # MLflow's limits on one call
 LONGEST_PARAM, LONGEST_TAG, LONGEST_KEY, LONGEST_DIGEST = 6000, 8000, 250, 36  # and on one entry, in characters
 Line = dict[str, Any]
 log = logging.getLogger(__name__)
+
+
+def _below(name: str) -> str:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError("leads out of the folder of the journals")
+    return name
+
+
+class Start(BaseModel, strict=True):
+    """What a run is made from; `resume` names a file below RUNS."""
+
+    experiment: str
+    run_name: str
+    params: dict[str, str]
+    resume: Annotated[str, AfterValidator(_below)]
+
+
+class Said(BaseModel, strict=True):
+    """A line of a journal, as `journal.Run` writes it."""
+
+    time: Annotated[int, Field(ge=0, lt=2**63)]
+    start: Start | None = None
+    metrics: dict[str, float] = {}
+    step: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    artifact: str | None = None
+    tags: dict[str, Any] = {}
+    end: Literal["FINISHED", "FAILED", "KILLED"] | None = None
 
 
 def mirror(journal: Path, stage: int | None = None) -> bool:
@@ -73,8 +102,8 @@ def _complete_lines(file: TextIO) -> Iterator[Line]:
             file.seek(before)
             return
         try:
-            yield json.loads(line)
-        except ValueError:  # the disk was full for a moment
+            yield Said.model_validate(json.loads(line)).model_dump(exclude_unset=True)
+        except (ValueError, RecursionError):  # the disk was full for a moment
             log.warning("tracking: one damaged line of %s is left out.", file.name)
 
 

@@ -38,7 +38,7 @@ class Params(Settings):
     halvings: int = Field(2, ge=0, description="how often the stem halves the image, 0 or more (the example: 2)")
     T: float = Field(1.0, gt=0, description="positive integration time; blocks: ode alone uses it")
     solver: Solver = Field(Solver(steps=4), description="how the ODE is solved; blocks: ode alone uses it")
-    residual_blocks: int = Field(6, ge=1, description="a positive number of blocks (the example: 6); blocks: residual alone uses it")
+    residual_blocks: int = Field(6, ge=1, le=1000, description="blocks, from 1 to 1000 (the example: 6); blocks: residual alone uses it")
 
 
 def norm(channels: int) -> nn.GroupNorm:
