@@ -14,11 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 from ruamel.yaml import YAML
+from test_flow_serving import Served, until
 
 from basin.flow import server
 
@@ -130,9 +132,18 @@ def family(process: subprocess.Popen) -> dict[str, list[psutil.Process]]:
     return found
 
 
-def kill(process: subprocess.Popen, draw: random.Random) -> str:
-    """SIGKILL to one of the run's processes or to all; returns when all are gone, the mirrors of the stages aside."""
+def at_checkpoint(checkout: Checkout, process: subprocess.Popen, stage: str, after: int) -> dict[str, list[psutil.Process]]:
+    """Returns as soon as the stage has a checkpoint, with the run's processes, which take too long to be looked up then."""
     members = family(process)
+    while process.poll() is None and not checkout.checkpoint(stage) and checkout.begun(after)[-1] == stage:
+        if "stage" not in members:
+            members = family(process)
+        time.sleep(0.001)
+    return members
+
+
+def kill(process: subprocess.Popen, draw: random.Random, members: dict[str, list[psutil.Process]]) -> str:
+    """SIGKILL to one of the run's processes or to all; returns when all are gone, the mirrors of the stages aside."""
     victim = draw.choice(sorted(members))
     for one in members[victim]:
         try:
@@ -187,13 +198,13 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(whole, tmp_path, 
             if stage is None:
                 process.wait(PATIENCE)
                 break
-            if mine[stage] == 0 and stage in RESUMING:  # the first as soon as there is a checkpoint: its use has to be seen
-                while process.poll() is None and not checkout.checkpoint(stage) and len(checkout.begun(after)) < 2:
-                    time.sleep(0.002)
+            members = None
+            if stage in RESUMING and stage not in checkout.resumed():  # as soon as there is a checkpoint: its use has to be seen
+                members = at_checkpoint(checkout, process, stage, after)
             else:
                 time.sleep(draw.uniform(0, taken[stage]))
             if process.poll() is None:
-                victims[kill(process, draw)] += 1
+                victims[kill(process, draw, members or family(process))] += 1
                 hits[(checkout.begun(after) or [stage])[-1]] += 1
                 mine[stage] += 1
         said = checkout.said.read_text(encoding="utf-8")
@@ -247,3 +258,38 @@ def test_a_run_whose_mlflow_server_is_killed_ends_as_one_left_alone(whole, tmp_p
     assert "To mend it" not in said[-2000:] and not list(checkout.place.glob(".basin/runs/**/*.jsonl"))
     with capsys.disabled():
         print(f"\nseed {SEED}: MLflow's server killed {killed} times, {time.monotonic() - began:.0f} s; runs and models are all there")
+
+
+def test_a_run_whose_worker_is_killed_ends_as_one_left_alone(whole, tmp_path, capsys):
+    made, _, wall = whole
+    draw, began, killed, runs = random.Random(SEED), time.monotonic(), 0, 0
+    checkout = Checkout(tmp_path / "run")
+    here = Served(tmp_path / "prefect", checkout.place, extra={name: checkout.env[name] for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")})
+    try:
+        here.start("server")
+        here.start("serve")
+        until(lambda: here.call("deployments/filter", {}), 60)
+        while killed < WORKER:
+            for left in ("dvc.lock", ".dvc/cache", ".dvc/tmp"):  # of the run before, if that was done too soon
+                shutil.rmtree(path) if (path := checkout.place / left).is_dir() else path.unlink(missing_ok=True)
+            state, runs = partial(here.state, here.run(workers=2)), runs + 1
+            while killed < WORKER:
+                until(lambda state=state: state() in ("Running", "Completed"), PATIENCE)
+                if state() == "Completed":
+                    break
+                time.sleep(draw.uniform(0, wall / 2))
+                if state() == "Running":
+                    (worker := until(here.worker, 60)).kill()
+                    psutil.wait_procs([worker], 30)
+                    until(here.worker, 120)
+                    killed += 1
+            until(lambda state=state: state() == "Completed", 2 * PATIENCE)
+            assert checkout.made() == made
+    finally:
+        here.end()
+    with capsys.disabled():
+        said = (checkout.place / "serve.log").read_text(encoding="utf-8", errors="replace")
+        seconds, resumed = time.monotonic() - began, len(RESUMED.findall(said))
+        print(
+            f"\nseed {SEED}: the worker killed {killed} times in {runs} runs, {seconds:.0f} s; {resumed} stages went on from a checkpoint"
+        )

@@ -132,12 +132,6 @@ def choose(stages: Sequence[Stage], targets: Iterable[str] = ()) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted] if wanted else list(stages)
 
 
-def check_workspace() -> None:
-    """Raises Mistake where dvc cannot work: no project, no git."""
-    with _repository():
-        return
-
-
 def cache() -> Path:
     """Where DVC's cache keeps a file of digest abc...: in ab/c... below this folder."""
     with _repository() as repo:

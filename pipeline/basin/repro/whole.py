@@ -18,10 +18,10 @@ def reproduce(targets: Sequence[str] = (), *options: str) -> int:
     Raises Mistake where params.yaml or the workspace is wrong.
     """
     graph.check()
-    graph.check_workspace()
     try:
         with slots.only_run(patience=math.inf) as held, ExitStack() as at_end:
             lock.mend()
+            graph.graph()  # whatever dvc cannot read is said in our words
             at_end.callback((guards := Guards()).end)
             command = [*graph.DVC, "repro", *options, *targets]
             return guards.start(command, graph.child_environment({}), [held.fileno()]).wait()

@@ -53,7 +53,8 @@ def _created(store: MlflowClient) -> bool:
     try:
         store.create_registered_model(NAME, {"renewed": uuid.uuid4().hex}, "Only while a process registers: a lock.")
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        # The second: it was there, and gone when MLflow looked at what it is.
+        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
             raise
         return False
     return True
