@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow serve ui report check lint types imports test test-all chaos test-cpus lock clean
+.PHONY: help setup repro flow serve ui report check lint types imports test test-all chaos test-cpus audit lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ chaos: setup ## SIGKILLs at random moments: 50 of a run, 10 of Prefect's worker,
 test-cpus: setup ## the tests as other processors compute: the matrix library's compatible kernels, then without AVX-512
 	MKL_CBWR=COMPATIBLE pytest -n 2 --dist loadfile
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 pytest -n 2 --dist loadfile
+
+audit: setup ## known holes in what requirements.lock installs; needs PyPI's own service, and fails where a package could not be asked about
+	uv tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 lock: setup ## pin the newest versions that pyproject.toml allows
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate \

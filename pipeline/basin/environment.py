@@ -24,6 +24,8 @@ SILENT = {
 }
 
 SAFE = {
+    # A version of the registry is code and tensors; one that was exchanged for a pickle is refused.
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # A client whose server is away would otherwise retry for four minutes a call.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     # The job runners of `mlflow server` serve GenAI evaluation only: seven processes that nobody here needs.

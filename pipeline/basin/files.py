@@ -1,4 +1,4 @@
-"""Writing files whole, and what is said where they cannot be written."""
+"""Writing files whole, what is said where they cannot be written, and by which version they were."""
 
 import os
 import shutil
@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from basin.errors import Mistake
 
+VERSION = "0.1.0"  # of Basin, as in pyproject.toml; files that are read years later carry it
 IN_PLACE = (Path("/dev"), Path("/proc"))  # what is there is no file to be replaced: /dev/stdout
 
 
@@ -21,6 +23,13 @@ class Unwritten(Mistake):
             "Make room there, or give a place that you may write to; what was there before is as it was."
         )
         self.kept = kept
+
+
+def check_format(path: Path, found: Any, known: int, by: Any = None) -> None:
+    """Raise Mistake where a file is of a format that this version does not read, which names the version that does: `by`."""
+    if found != known:
+        version = f"Basin {by}" if by else "the Basin that wrote it"
+        raise Mistake(f"{path}: this Basin, {VERSION}, reads format {known} (got {str(found)[:40]!r}). Read it with {version}.")
 
 
 def write(path: Path, content: bytes | str) -> None:

@@ -149,7 +149,7 @@ def test_a_damaged_recipe_is_named(folder, damage, got):
 def test_a_recipe_of_another_version_says_so(folder):
     path = folder / "recipe.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    assert refused(folder) == f"{path}: format 2 is not known here (got a file of another version; this one reads 1)."
+    assert refused(folder) == f"{path}: this Basin, 0.1.0, reads format 1 (got '2'). Read it with Basin 0.1.0."
 
 
 def test_a_kind_that_is_gone_is_named(folder):

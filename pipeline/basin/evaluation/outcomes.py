@@ -17,6 +17,7 @@ from basin.threat.ball import ThreatModel
 from basin.threat.target import cross_entropy_each
 from basin.types import Images, Labels, Logits, PerImage
 
+FORMAT = 1  # of the three files of a folder; summary.json says it
 FIELDS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked")
 TENSORS = ("clean", "clean_share", "points", "loss", "adversarial", "share", "masked", "ensemble")
 
@@ -117,7 +118,7 @@ def write(folder: Path, o: Outcomes, threat: ThreatModel, about: dict[str, Any])
         rows.writerow([*map(int, row), f"{share:.4g}", o.attack[i], f"{distance[i]:.6f}", f"{o.loss[i]:.6f}", masked])
     files.write(folder / "outcomes.csv", text.getvalue())
     files.write(folder / "adversarial.safetensors", save({"images": o.points.contiguous(), "clean": o.images.contiguous()}))
-    summary = about | measures(o) | {"threat": threat.model_dump()}
+    summary = {"format": FORMAT, "basin": files.VERSION} | about | measures(o) | {"threat": threat.model_dump()}
     files.write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 

@@ -50,7 +50,7 @@ def build_part(family: str, choice: dict[str, Any], **size: Any) -> Any:
 
 def save(folder: Path, classifier: Classifier, twin: Path | None = None) -> None:
     """Write weights, recipe and, for a defence built `from` a model, that model under `twin/` (its own twin left out)."""
-    recipe = {"format": FORMAT, **classifier.recipe, "sources": sources(classifier), "versions": versions()}
+    recipe = {"format": FORMAT, **classifier.recipe, "basin": files.VERSION, "sources": sources(classifier), "versions": versions()}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
     with files.whole(folder) as new:
         files.write(new / WEIGHTS, packed(weights))

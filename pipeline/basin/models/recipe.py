@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
+from basin import files
 from basin.errors import Mistake
 
 FORMAT = 1
@@ -29,8 +30,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / RECIPE
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
-        if recipe["format"] != FORMAT:
-            raise Mistake(f"{path}: format {recipe['format']} is not known here (got a file of another version; this one reads {FORMAT}).")
+        files.check_format(path, recipe["format"], FORMAT, recipe.get("basin"))
         Recipe.model_validate(recipe)
         return recipe
     except FileNotFoundError:

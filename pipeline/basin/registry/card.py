@@ -68,7 +68,7 @@ def _numbers(one: Candidate) -> Iterator[str]:
         over_classes = f"{row.balance['balanced_clean']:.1%} clean, {row.balance['balanced_worst_case']:.1%} robust"
         yield f"| mean over the classes, of which one has {row.balance['largest_class']:.1%} of the images | {over_classes} | | {n} |"
     if row.masked:
-        yield _line(f"what {row.masked_attack} alone would report", row.masked.value, row.masked.n)
+        yield _line(f"what {plain(row.masked_attack or '')} alone would report", row.masked.value, row.masked.n)
     if row.twin:
         yield _line(f"the model it was built from, `{row.twin.model}`", row.twin.share.value, row.twin.share.n)
 
@@ -99,9 +99,14 @@ def _pictures(one: Candidate) -> Iterator[str]:
     yield "Clean image, adversarial image, perturbation scaled to the whole range. From left to right:"
     for i in chosen(one):
         outcome = strongest(one.outcomes, i)
-        fate = "holds" if outcome.robust[i] >= 0.5 else f"is read as {class_name(outcome, outcome.adversarial[i])}"
-        yield f"image {outcome.image[i]}, a {class_name(outcome, outcome.label[i])}, {fate};"
+        fate = "holds" if outcome.robust[i] >= 0.5 else f"is read as {plain(class_name(outcome, outcome.adversarial[i]))}"
+        yield f"image {outcome.image[i]}, a {plain(class_name(outcome, outcome.label[i]))}, {fate};"
     yield "plots: `card.html`."
+
+
+def plain(text: str) -> str:
+    """A name of another's as words in Markdown: no HTML, no link, no line of its own."""
+    return re.sub(r"([\\`*_\[\]<>|!#&])", r"\\\1", " ".join(text.split()))
 
 
 def chosen(one: Candidate) -> list[int]:

@@ -17,6 +17,7 @@ from basin import files
 from basin.registry import card, snapshot
 from basin.registry.candidates import Candidate
 
+FORMAT = 1
 MANIFEST, PROTOCOL = "manifest.json", "run/protocol.json"
 PACKAGE = Path(__file__).parent.parent
 
@@ -31,7 +32,14 @@ def write(folder: Path, one: Candidate, tags: Mapping[str, str]) -> str:
     files.write(folder / PROTOCOL, json.dumps(one.protocol, indent=1, sort_keys=True) + "\n")
     card.write(folder, one)
     written = hashes(folder) | hashes(one.folder, f"artifacts/{one.folder.name}/") | hashes(PACKAGE, f"code/{PACKAGE.name}/")
-    content = {"tags": dict(tags), "metrics": one.metrics, "description": card.text(one), "files": written}
+    content = {
+        "format": FORMAT,
+        "basin": files.VERSION,
+        "tags": dict(tags),
+        "metrics": one.metrics,
+        "description": card.text(one),
+        "files": written,
+    }
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     files.write(folder / MANIFEST, text)
     return digest(text.encode())
@@ -52,18 +60,26 @@ def changed_files(folder: Path, seal: str, files: bool = True) -> list[str]:
     path = folder / MANIFEST
     if not path.is_file() or digest(path.read_bytes()) != seal:
         return [MANIFEST]
-    said = json.loads(path.read_text(encoding="utf-8"))["files"] if files else {}
+    said = manifest(folder)["files"] if files else {}
     return [name for name, wanted in said.items() if not (folder / name).is_file() or digest((folder / name).read_bytes()) != wanted]
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """Raises Mistake where it is of another format, and names the version that reads it."""
+    path = folder / MANIFEST
+    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    files.check_format(path, said.get("format", FORMAT), FORMAT, said.get("basin"))
+    return said
 
 
 def card_of(folder: Path) -> str:
     """The card's text, as the manifest has it."""
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["description"]
+    return manifest(folder)["description"]
 
 
 def changed(folder: Path, tags: Mapping[str, str], metrics: Mapping[str, float]) -> list[str]:
     """What of a version's tags and metrics is not as its manifest says."""
-    said: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    said = manifest(folder)
     found = [f"tag {name}" for name, wanted in said["tags"].items() if tags.get(name) != wanted]
     found += [f"metric {name}" for name, wanted in said["metrics"].items() if metrics.get(name) != wanted]
     return found

@@ -1,6 +1,5 @@
 """Finding versions, reading what stands in them, and taking a model out."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +95,7 @@ def show(target: str) -> dict[str, Any]:
         version = find_one(store, target)
         with versions.files(store, version, contents.MANIFEST) as folder:
             manifest = folder / contents.MANIFEST
-            files = sorted(json.loads(manifest.read_text(encoding="utf-8"))["files"]) if manifest.exists() else []
+            files = sorted(contents.manifest(folder)["files"]) if manifest.exists() else []
             text = contents.card_of(folder) if manifest.exists() else version.description
         row = _row(store, version, aliases(store, version.name)) if "seal" in version.tags else {"name": version.name}
         return row | {

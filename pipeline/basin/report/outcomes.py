@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
+from basin import files
 from basin.errors import Mistake
-from basin.report.summary import Summary
+from basin.report.summary import FORMAT, Summary, Written
 
 COLUMNS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked")
 EXCHANGE, EXCHANGED = "exchange", "exchanged"  # the suite of the points of other models, and its folder
@@ -130,7 +131,9 @@ def _damaged(path: Path, wrong: str, got: str) -> Mistake:
 
 
 def _summary(path: Path) -> Summary:
-    return Summary.model_validate_json(path.read_bytes())
+    written = Written.model_validate_json(content := path.read_bytes())
+    files.check_format(path, written.format, FORMAT, written.basin)
+    return Summary.model_validate_json(content)
 
 
 def _rows(path: Path) -> dict[str, np.ndarray]:

@@ -4,8 +4,16 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+FORMAT = 1  # of summary.json and the files beside it
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Accuracy, Accuracy]
+
+
+class Written(BaseModel):
+    """Which version wrote a summary; the first did not say."""
+
+    format: int = 1
+    basin: str | None = None
 
 
 class Threat(BaseModel):
