@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from basin import files
 from basin.config import params
 from basin.config.params import Config
-from basin.errors import Mistake
 from basin.registry import candidates
 from basin.repro import graph
 from basin.repro.lock import digest, stages
@@ -46,13 +45,9 @@ class Snapshot:
         settings = params.load(folder / PARAMS)
         return settings, digests(settings, folder)
 
-    def restore(self, folder: Path, settings: Config) -> None:
-        """Bring what registration reads from DVC's cache into the opened folder. Raises Mistake that names all that is not there."""
-        missing = [path for path, md5 in self.outs(settings).items() if not fetch(md5, folder / path, graph.cache())]
-        if missing:
-            raise Mistake(
-                f"the run of commit {self.at['commit'][:12]}: not in DVC's cache (got no {', '.join(missing)}). Try `dvc fetch -A`."
-            )
+    def restore(self, folder: Path, settings: Config) -> bool:
+        """Bring what registration reads from DVC's cache into the opened folder. False where any of it is not there."""
+        return all(fetch(md5, folder / path, graph.cache()) for path, md5 in self.outs(settings).items())
 
     def outs(self, settings: Config) -> dict[str, str]:
         """path -> DVC's digest, of the outputs that registration reads; '' where the run never wrote one."""

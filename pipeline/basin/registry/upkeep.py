@@ -1,5 +1,6 @@
 """Is the registry what the runs say, and making it so again."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from basin.registry.removal import removed
 from basin.tracking.mirror import deliver_all
 
 Digests = Mapping[str, str | None]
+log = logging.getLogger(__name__)
 
 
 def verify(config: Config, digests: Digests, root: Path = Path(), files: bool = True) -> list[str]:
@@ -101,7 +103,8 @@ def _missing(store: MlflowClient, config: Config, digests: Digests) -> list[tupl
 def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
     """Mend the registry from DVC's cache, without training: this run, and those that were registered here or committed before it.
 
-    Runs are replayed in their order, so that the gate decides as it did. Returns, in words, what could not be brought back.
+    Runs are replayed in their order, so that the gate decides as it did. Returns, in words, what could not be brought back; runs whose
+    outputs are not in DVC's cache are one line of the log, and no failure.
     """
     deliver_all()  # what stages logged while MLflow was away, so that versions are attached to the runs that trained them
     with opened("Nothing was changed.") as store:
@@ -109,7 +112,9 @@ def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
             if "measured" in version.tags and ("seal" not in version.tags or _changed(store, version, True)):
                 for tag in {"measured", "seal"} & version.tags.keys():  # so that the replay writes it anew
                     store.delete_model_version_tag(version.name, version.version, tag)
-    lost, replay, seen = [], False, {snapshot.of(root, {}).digest}
+    lost: list[str] = []
+    absent: list[str] = []
+    replay, seen = False, {snapshot.of(root, {}).digest}
     for run in _earlier():
         if run.digest in seen:
             continue
@@ -119,10 +124,17 @@ def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
                 settings, known = run.open(Path(folder))
                 settings = _without(settings, {model for model, md5 in known.items() if md5 in removed()})
                 if settings.attack.models and (replay := replay or _is_needed(settings, known)):
-                    run.restore(Path(folder), settings)
+                    if not run.restore(Path(folder), settings):
+                        absent.append(run.at["commit"][:12])
+                        continue
                     register_all(settings, known, Path(folder), run.at)
             except Mistake as mistake:
                 lost.append(f"{mistake}")
+    if absent:
+        log.warning(
+            "registry: of %d earlier run(s) the outputs are not in DVC's cache (commit %s). Fetch them, then sync again: dvc fetch -A.",
+            len(absent), absent[0] if len(absent) == 1 else f"{absent[0]} to {absent[-1]}",
+        )  # fmt: skip
     register_all(config, digests, root)
     return lost
 

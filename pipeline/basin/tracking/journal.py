@@ -131,9 +131,18 @@ def kept(problem: object, journal: Path) -> str:
 
 
 def uri() -> str:
-    """MLFLOW_TRACKING_URI, else mlflow.db in the working directory: what MLflow itself takes there, as an absolute path."""
-    where = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    """MLFLOW_TRACKING_URI, else mlflow.db in the checkout: what MLflow itself takes there, as an absolute path.
+
+    `dvc exp run --temp` and `--queue` work in CHECKOUT/.dvc/tmp/exps/..., which DVC deletes: MLflow is that of the checkout.
+    """
+    where = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{checkout() / 'mlflow.db'}"
     return f"{SQLITE}{Path(where.removeprefix(SQLITE)).absolute()}" if where.startswith(SQLITE) else where
+
+
+def checkout() -> Path:
+    """The checkout that the person looks at: the working directory, or the one whose temporary workspace this is."""
+    root, inside, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    return Path(root) if inside else Path()
 
 
 def shown(where: str) -> str:
