@@ -7,7 +7,11 @@ from stages import entry
 
 def main(model: str, suite_name: str) -> None:
     name = f"attack/{model}/{suite_name}"
-    with entry.stage(name, lambda config: config.entry(model) and config.suite(suite_name)) as stage:
+    with entry.stage(
+        name,
+        lambda config: config.entry(model) and config.suite(suite_name),
+        reads=lambda config: (config.entry(model), config.attack.images, config.attack.batch),
+    ) as stage:
         from basin import checkpoint
         from basin.evaluation import outcomes, robustness, trajectories
         from basin.models import artifact, recipe

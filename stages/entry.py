@@ -3,6 +3,7 @@
 A wrong call is answered before torch is loaded: a stage imports what computes when it is under way.
 """
 
+import hashlib
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from basin.errors import Mistake, exit_on_mistake
 from basin.tracking import journal
 
 PREPARED = Path("data/prepared")
+ALL_READ = ("seed", "device", "threads", "data", "threat")  # of the config, by every stage
 MODELS, HISTORY, OUTCOMES, EXCHANGED, REPORT = map(Path, ("models", "history", "outcomes", "exchanged", "report"))
 
 
@@ -54,10 +56,19 @@ def launch(main: Callable[..., None]) -> None:
 
 
 @contextmanager
-def stage(name: str, asked: Callable[[Config], Settings | dict[str, Any]], gpu: bool = True, computes: bool = True) -> Iterator[Stage]:
-    """Set up stage `name`; `asked` picks its own part of the config, for the record. Without models to run it needs no `gpu`; one that
-    reads and writes alone `computes` nothing, and torch is not loaded."""
-    config = params.load()
+def stage(
+    name: str,
+    asked: Callable[[Config], Settings | dict[str, Any]],
+    gpu: bool = True,
+    computes: bool = True,
+    reads: Callable[[Config], object] = lambda _: None,
+) -> Iterator[Stage]:
+    """Set up stage `name`; `asked` picks its own part of the config, for the record, and `reads` what else it goes by. Without models to
+    run it needs no `gpu`; one that reads and writes alone `computes` nothing, and torch is not loaded.
+
+    DVC records the params and sources that it finds when a stage has ended: one that began with others fails, and is not recorded.
+    """
+    config, began = params.load(), sources()
     chosen = asked(config)
     device = prepare_torch(config.device if gpu else "cpu", config.threads) if computes else "cpu"
     tags = {"seed": config.seed, "device": device}
@@ -66,6 +77,22 @@ def stage(name: str, asked: Callable[[Config], Settings | dict[str, Any]], gpu: 
     recorded = chosen if isinstance(chosen, dict) else chosen.model_dump(mode="json", by_alias=True)
     with journal.run(name, recorded, tags, config.source.kind) as run:
         yield Stage(name, config, device, run)
+        _check_unchanged(name, lambda config: (asked(config), reads(config), [getattr(config, key) for key in ALL_READ]), config, began)
+
+
+def sources() -> dict[Path, str]:
+    """The digest of every source file that a stage may load."""
+    folders = Path(__file__).parent, Path(environment.__file__).parent
+    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for folder in folders for file in folder.rglob("*.py")}
+
+
+def _check_unchanged(name: str, read: Callable[[Config], object], config: Config, began: dict[Path, str]) -> None:
+    loaded = {Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", None))}
+    changed = sorted(str(file) for file, digest in sources().items() if file in loaded and began.get(file, digest) != digest)
+    if read(params.load()) != read(config):
+        changed = ["params.yaml"]
+    if changed:
+        raise Mistake(f"{changed[0]}: changed while {name} ran (got another than at its start). Nothing of it is recorded; run it again.")
 
 
 def prepare_torch(asked: str, threads: int) -> str:

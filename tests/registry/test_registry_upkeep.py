@@ -193,7 +193,7 @@ def test_what_dvcs_cache_lost_is_one_line_and_no_failure(project, caplog):
     assert upkeep.sync(*run()) == []
     (told,) = [record.message for record in caplog.records if record.name == "basin.registry.upkeep"]
     assert told == (
-        f"registry: outputs of 1 earlier runs are not in DVC's cache (of commit {commit}). Fetch them, then sync again: dvc fetch -A."
+        f"registry: of 1 earlier run(s) the outputs are not in DVC's cache (commit {commit}). Fetch them, then sync again: dvc fetch -A."
     )
 
 

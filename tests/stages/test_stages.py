@@ -350,6 +350,37 @@ def test_a_rate_far_too_high_stops_with_advice_and_leaves_no_model(whole, tmp_pa
     assert not (folder / "models").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [("params.yaml", "params.yaml"), ("pipeline/basin/training/optimise.py", "optimise.py"), ("pipeline/basin/registry/gate.py", None)],
+)
+def test_a_stage_whose_params_or_sources_change_while_it_runs_fails(changed, told, whole, tmp_path):
+    folder = workspace(tmp_path / "edited")
+    for part in ("pipeline", "stages"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(whole / "data", folder / "data")
+    process = start(folder, "backbone", "long")
+    while not list(folder.glob(".basin/checkpoints/**/*.safetensors")) and process.poll() is None:
+        time.sleep(0.01)
+    text = (folder / changed).read_text()
+    (folder / changed).write_text(text.replace("rate: 0.02", "rate: 0.03") if changed.endswith("yaml") else text + "\n")
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (2 if told else 0), said
+    if told:
+        end = f"{told}: changed while backbone/long ran (got another than at its start). Nothing of it is recorded; run it again."
+        assert said.splitlines()[-1].endswith(end)
+
+
+def test_what_others_read_may_change_while_a_stage_runs(whole, tmp_path):
+    folder = workspace(tmp_path / "others")
+    shutil.copytree(whole / "data", folder / "data")
+    with inside(folder), entry.stage("backbone/natural", lambda config: config.entry("backbone/natural")):
+        workspace(folder, PARAMS.replace("images: 20, batch: 10", "images: 10, batch: 10").replace("rate: 0.02", "rate: 0.03"))
+    with pytest.raises(Mistake, match=r"^params.yaml: changed while prepare ran"), inside(folder):
+        with entry.stage("prepare", lambda config: config.data):
+            workspace(folder, PARAMS.replace("seed: 0", "seed: 1"))
+
+
 def test_ctrl_c_is_one_sentence_and_the_stage_goes_on(whole, tmp_path):
     folder = workspace(tmp_path / "interrupted")
     shutil.copytree(whole / "data", folder / "data")

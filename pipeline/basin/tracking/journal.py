@@ -62,7 +62,7 @@ def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experime
     `BASIN_TRACKING=off` in the environment tracks nothing.
     """
     key = digest([experiment, stage, params, tags])
-    journal = RUNS / f"{stage}.{key}.{time.time_ns()}.jsonl"
+    journal = checkout() / RUNS / f"{stage}.{key}.{time.time_ns()}.jsonl"
     tracked, mirror = Run(Path(os.devnull)), None
     if os.environ.get("BASIN_TRACKING") != "off":
         tracked, mirror = _open(journal)

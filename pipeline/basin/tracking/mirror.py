@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import AfterValidator, BaseModel, Field
 
 from basin import files
-from basin.tracking.journal import PATIENCE, RUNS, cause, kept, uri
+from basin.tracking.journal import PATIENCE, RUNS, cause, checkout, kept, uri
 
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
@@ -135,7 +135,7 @@ class Delivery:
         from basin.tracking.client import client, experiment_id
 
         self.store, start = client(), first["start"]
-        self.resume = RUNS / start["resume"]
+        self.resume = checkout() / RUNS / start["resume"]
         experiment = experiment_id(self.store, start["experiment"])
         run_id = self._earlier(self.known) or self._earlier(self.resume) or self._made(experiment) or self._make(experiment, first)
         for place in (self.known, self.resume):
@@ -241,7 +241,7 @@ def _each_request_once() -> Iterator[None]:
 def deliver_all() -> bool:
     """Deliver every journal that earlier runs left; those of stages still running are passed over."""
     with _each_request_once():
-        return all([mirror(journal) for journal in sorted(RUNS.rglob("*.jsonl")) if journal.exists()])
+        return all([mirror(journal) for journal in sorted((checkout() / RUNS).rglob("*.jsonl")) if journal.exists()])
 
 
 if __name__ == "__main__":
