@@ -292,7 +292,7 @@ def test_preparing_again_replaces_and_leaves_nothing_beside(tmp_path):
 
 def test_a_write_that_fails_leaves_nothing_beside(tmp_path):
     (tmp_path / "train.safetensors").mkdir()  # cannot be replaced by a file
-    with pytest.raises(OSError):
+    with pytest.raises(Mistake, match=r"train.safetensors: cannot be written \(got Is a directory\)"):
         prepared(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["train.safetensors"]
 
