@@ -105,7 +105,7 @@ def test_a_pickled_version_of_the_registry_is_refused(plant, tmp_path, monkeypat
     from basin.tracking.client import client
 
     client()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.pyfunc.log_model(name="x", python_model=Model(Planted(tmp_path / "loaded")), registered_model_name="digits", pip_requirements=[])
     environment.apply()
     with pytest.raises(Mistake, match="pickle"):
