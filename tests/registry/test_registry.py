@@ -13,6 +13,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow.tracking._tracking_service import utils
 
 from basin.config import params
 from basin.config.suite import Adaptive
@@ -122,6 +123,7 @@ def enter(tmp_path, monkeypatch):
 
     def copied(workspace: Path) -> params.Config:
         shutil.copytree(workspace, tmp_path, dirs_exist_ok=True)
+        utils._artifact_repos_cache.clear()  # MLflow remembers where a model's files were, which were another copy's
         return params.load()
 
     return copied

@@ -72,19 +72,10 @@ def history(workspace, tmp_path_factory):  # noqa: F811
 
 @pytest.fixture
 def project(history, tmp_path, monkeypatch):
-    """A copy of it to work in; MLflow's database names its files by their place, which moves with them."""
+    """A copy of it to work in, as a person makes one."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "project"
     shutil.copytree(history, folder, symlinks=True)
-    places = {
-        "experiments": "artifact_location",
-        "runs": "artifact_uri",
-        "logged_models": "artifact_location",
-        "model_versions": "storage_location",
-    }
-    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
-        for table, column in places.items():
-            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(history), str(folder)))
     utils._artifact_repos_cache.clear()  # MLflow remembers where a model's files were
     monkeypatch.chdir(folder)
     return folder
@@ -100,6 +91,52 @@ def state() -> dict[str, Any]:
         described = re.sub("m-[0-9a-f]{32}", "MODEL", version.description)
         found[int(version.version)] = {"tags": version.tags, "metrics": numbers, "description": described, "files": files}
     return {"versions": found, "aliases": aliases()}
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def other_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils._artifact_repos_cache.clear()
+    monkeypatch.chdir(folder)
+
+
+def test_a_copied_checkout_leaves_the_original_alone(project, tmp_path, monkeypatch):
+    """It reads, registers, removes and mends its own files, with the same versions and aliases; of the original not a byte changes."""
+    before, original = state(), bytes_of(project)
+    copy = tmp_path / "a copy, 100% ours"
+    shutil.copytree(project, copy, symlinks=True)
+    other_place(copy, monkeypatch)
+    assert state() == before and upkeep.verify(*run()) == [] and lookup.load(f"{NAME}@champion")
+    with versions.files(store(), store().get_model_version(NAME, "3")) as folder:
+        assert folder.is_relative_to(copy)
+    registration.register_all(*run())
+    removal.remove([{"name": NAME, "version": 2, "model": "head/ode", "dvc.md5": "0" * 32}])
+    with versions.files(store(), store().get_model_version(NAME, "1")) as folder:
+        (folder / "card.md").write_text("the best model ever")
+    assert len(list(copy.glob("mlartifacts/*/models/*/artifacts/MLmodel"))) == 2
+    upkeep.sync(*run())
+    assert bytes_of(project) == original
+
+
+def test_a_moved_checkout_works_as_if_born_there(project, tmp_path, monkeypatch):
+    before, moved = state(), tmp_path / "moved"
+    project.rename(moved)
+    other_place(moved, monkeypatch)
+    assert state() == before and upkeep.verify(*run()) == [] and upkeep.sync(*run()) == []
+    assert len(lookup.find()) == 3 and not project.exists()
+
+
+def test_gc_deletes_nothing_outside_of_its_own_store(project, tmp_path):
+    """A place that somebody wrote into the database by hand."""
+    model, outside = versions.logged(store(), store().get_model_version(NAME, "2")), tmp_path / "outside"
+    shutil.copytree(model.artifact_location.removeprefix("file://"), outside)
+    with closing(sqlite3.connect("mlflow.db")) as database, database:
+        database.execute("UPDATE logged_models SET artifact_location = ? WHERE model_id = ?", (outside.as_uri(), model.model_id))
+    before = bytes_of(outside)
+    removal.remove([{"name": NAME, "version": 2, "model": "head/ode", "dvc.md5": "0" * 32}])
+    assert bytes_of(outside) == before
 
 
 def forget() -> None:
@@ -148,13 +185,16 @@ def test_committed_runs_come_back_where_nothing_else_is_left(project):
 
 
 @pytest.mark.slow
-def test_what_dvcs_cache_lost_is_named(project):
+def test_what_dvcs_cache_lost_is_one_line_and_no_failure(project, caplog):
     lost = store().get_model_version(NAME, "2").tags["dvc.md5"]
     (project / ".dvc/cache/files/md5" / lost[:2] / lost[2:]).unlink()
     forget()
     commit = do("git", "rev-parse", "HEAD")[:12]
-    (told,) = upkeep.sync(*run())
-    assert told == f"the run of commit {commit}: not in DVC's cache (got no models/head/ode). Try `dvc fetch -A`."
+    assert upkeep.sync(*run()) == []
+    (told,) = [record.message for record in caplog.records if record.name == "basin.registry.upkeep"]
+    assert told == (
+        f"registry: of 1 earlier run(s) the outputs are not in DVC's cache (commit {commit}). Fetch them, then sync again: dvc fetch -A."
+    )
 
 
 def test_what_was_changed_by_hand_is_found_and_mended(project):

@@ -62,5 +62,6 @@ def remove(unneeded: list[dict[str, Any]]) -> None:
             store.delete_model_version(one["name"], str(one["version"]))
             store.delete_logged_model(model.model_id)
             place = urlparse(model.artifact_location)
-            if place.scheme in ("", "file") and (folder := Path(unquote(place.path))).joinpath("MLmodel").exists():
+            folder = Path(unquote(place.path))
+            if place.scheme in ("", "file") and mlflow_client.is_own(folder) and (folder / "MLmodel").exists():
                 shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote, urlparse
 
 import mlflow
 import sqlalchemy
@@ -20,6 +21,12 @@ from basin.tracking import lease
 from basin.tracking.journal import SQLITE, uri
 
 ARTIFACTS = "mlartifacts"
+PLACES = {  # where MLflow's tables keep absolute places of files
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+    "model_versions": "storage_location",
+}
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a server that accepts and never answers would otherwise hold a call for two minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # 30 s of pauses in all; MLflow's own seven make four minutes
@@ -122,6 +129,33 @@ def _prepare(database: Path) -> None:
                     kept[uri()].dispose()  # connections of this process to a database that was deleted
     with closing(sqlite3.connect(database, timeout=5)) as found:
         found.execute("SELECT count(*) FROM sqlite_master").fetchone()  # a damaged file fails here at once; MLflow tries for 100 s
+        _settle(found, database.parent / ARTIFACTS)
+
+
+def _settle(database: sqlite3.Connection, home: Path) -> None:
+    """Point the places of files at the folder beside the database: a copied or moved checkout owns its copies, not the original's."""
+    real = home.resolve()
+
+    @cache
+    def elsewhere(root: str) -> bool:
+        return Path(root, ARTIFACTS).resolve() != real
+
+    def here(place: str | None) -> str | None:
+        root, found, below = (place or "").rpartition(f"/{ARTIFACTS}/")
+        url = urlparse(root)
+        return f"{home.as_uri()}/{below}" if found and url.scheme in ("", "file") and elsewhere(unquote(url.path)) else place
+
+    database.create_function("here", 1, here, deterministic=True)
+    for table, column in PLACES.items():
+        if database.execute(f"SELECT 1 FROM {table} WHERE here({column}) != {column} LIMIT 1").fetchone():
+            with database:
+                database.execute(f"UPDATE {table} SET {column} = here({column}) WHERE here({column}) != {column}")
+
+
+def is_own(folder: Path) -> bool:
+    """Whether files there are those of the local database: what is elsewhere is another's, and never deleted."""
+    database = local_database()
+    return database is not None and folder.resolve().is_relative_to((database.parent / ARTIFACTS).resolve())
 
 
 def experiment_id(store: MlflowClient, name: str) -> str:
