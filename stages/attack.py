@@ -33,7 +33,7 @@ def main(model: str, suite_name: str) -> None:
         about |= vars(result.diagnosis) | {"declared": asdict(result.declared), "facts": result.facts, "replaced": result.replaced}
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
-        state.unlink(missing_ok=True)
+        stage.checkpoints.append(state)
         stage.run.metrics(judging.numbers(summary) | stability)
         stage.run.tags({"flags": ", ".join(summary["flags"]) or "none"} | {f"flag.{name}": "raised" for name in summary["flags"]})
         stage.run.artifact(entry.OUTCOMES / model / suite_name / "outcomes.csv")

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ MODELS, HISTORY, OUTCOMES, EXCHANGED, REPORT = map(Path, ("models", "history", "
 
 @dataclass(frozen=True)
 class Stage:
-    """A running stage: its name, the config, where to compute (cpu or cuda), and the run that MLflow sees."""
+    """A running stage: its name, the config, where to compute (cpu or cuda), the run that MLflow sees, and the checkpoints that are not
+    needed once it has ended well."""
 
     name: str
     config: Config
     device: str
     run: journal.Run
+    checkpoints: list[Path] = field(default_factory=list)
 
     @property
     def terms(self) -> tuple[int, int, str]:
@@ -76,8 +78,10 @@ def stage(
         tags["data_digest"] = load_about(PREPARED).digest
     recorded = chosen if isinstance(chosen, dict) else chosen.model_dump(mode="json", by_alias=True)
     with journal.run(name, recorded, tags, config.source.kind) as run:
-        yield Stage(name, config, device, run)
+        yield (running := Stage(name, config, device, run))
         _check_unchanged(name, lambda config: (asked(config), reads(config), [getattr(config, key) for key in ALL_READ]), config, began)
+        for checkpoint in running.checkpoints:
+            checkpoint.unlink(missing_ok=True)
 
 
 def sources() -> dict[Path, str]:

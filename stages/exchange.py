@@ -18,21 +18,19 @@ def main() -> None:
         settings, threat = stage.config.attack, ThreatModel.of(stage.config.threat)
         own = reading.read_all(entry.OUTCOMES, settings.models, settings.suites)
         images, labels = judging.images(settings.images)
-        states = []
         for model in settings.models:
             classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)
             seed, randomised = (stage.config.seed, f"exchange/{model}"), bool(random_layers(classifier))
             points = exchange.points(entry.OUTCOMES, model, settings.models, settings.suites)
             asked = settings.model_dump(mode="json"), threat.model_dump(), exchange.digest(points)
             weights = classifier.recipe, recipe.weights_digest(entry.MODELS / model)
-            states.append(checkpoint.place(f"exchange/{model}", *asked, *weights, *stage.terms))
-            evaluation = Evaluation(classifier, None, threat, seed, settings.batch, states[-1], randomised)
+            state = checkpoint.place(f"exchange/{model}", *asked, *weights, *stage.terms)
+            stage.checkpoints.append(state)  # not removed earlier: dvc removes the folders of an interrupted exchange
+            evaluation = Evaluation(classifier, None, threat, seed, settings.batch, state, randomised)
             found = exchange.exchange(evaluation, images, labels, points)
             about = judging.describe(model, "exchange", classifier.recipe) | {"flags": exchange.flags(found, worst_case(own[model]).value)}
             summary = outcomes.write(entry.EXCHANGED / model, found, threat, about)
             stage.run.metrics({f"{model}.{key}": value for key, value in judging.numbers(summary).items() if not key.startswith("after.")})
-        for state in states:  # not earlier: dvc removes the folders of an interrupted exchange
-            state.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

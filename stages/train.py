@@ -103,7 +103,7 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
     report_flows(stage, classifier, validation)
     artifact.save(entry.MODELS / model, classifier, parent)
     write_history(entry.HISTORY / f"{model}.csv", history)
-    state.unlink(missing_ok=True)
+    stage.checkpoints.append(state)
     stage.run.artifact(entry.MODELS / model)
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -23,6 +23,12 @@ class Unwritten(Mistake):
             "Make room there, or give a place that you may write to; what was there before is as it was."
         )
         self.kept = kept
+
+
+def stays_below(name: str) -> bool:
+    """Whether a file's name, which another wrote, is one below the folder that it is said to be of."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def check_format(path: Path, found: Any, known: int, by: Any = None) -> None:

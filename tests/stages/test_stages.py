@@ -366,6 +366,7 @@ def test_a_stage_whose_params_or_sources_change_while_it_runs_fails(changed, tol
     (folder / changed).write_text(text.replace("rate: 0.02", "rate: 0.03") if changed.endswith("yaml") else text + "\n")
     said = process.communicate(timeout=60)[1]
     assert process.returncode == (2 if told else 0), said
+    assert bool(list(folder.glob(".basin/checkpoints/**/*.safetensors"))) == bool(told), "kept, for whoever takes the change back"
     if told:
         end = f"{told}: changed while backbone/long ran (got another than at its start). Nothing of it is recorded; run it again."
         assert said.splitlines()[-1].endswith(end)

@@ -281,7 +281,7 @@ def test_a_server_that_never_answers_holds_the_stage_for_a_bounded_time(folder):
 def test_a_temporary_workspace_of_dvc_writes_to_its_checkouts_mlflow(tmp_path, monkeypatch):
     """`dvc exp run --temp` and `--queue` delete it, and with it whatever database would be there."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (workspace := tmp_path / ".dvc/tmp/exps/tmpabc").mkdir(parents=True)
+    (workspace := tmp_path / ".dvc" / "tmp" / "exps" / "tmpabc").mkdir(parents=True)
     monkeypatch.chdir(workspace)
     from basin.tracking.journal import uri
 

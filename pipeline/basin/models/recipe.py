@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, PositiveInt, ValidationError
 
 from basin import files
-from basin.errors import Mistake
+from basin.errors import Mistake, said
 
 FORMAT = 1
 WEIGHTS, RECIPE, TWIN = "weights.safetensors", "recipe.json", "twin"
@@ -40,14 +40,12 @@ def read_recipe(folder: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path, error: Exception) -> Mistake:
+    got = said(error)
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    else:
-        said = " ".join(str(error).split())
-    got = f"{type(error).__name__}: {said}"[:160]
+        got = f"{type(error).__name__}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
     return Mistake(
-        f"{path}: damaged, or does not fit the file beside it (got {got}). Delete the folder and run `dvc checkout` or `dvc repro`."
+        f"{path}: damaged, or does not fit the file beside it (got {got[:160]}). Delete the folder and run `dvc checkout` or `dvc repro`."
     )
 
 

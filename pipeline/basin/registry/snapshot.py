@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from basin import files
 from basin.config import params
@@ -146,13 +146,7 @@ def _files(md5: str, cache: Path) -> dict[str, str]:
     if _md5(content) != md5.removesuffix(".dir"):
         return {}
     found = {one["relpath"]: one["md5"] for one in json.loads(content)}
-    return found if all(_stays_inside(name) for name in found) else {}
-
-
-def _stays_inside(name: str) -> bool:
-    """Whether a name of another's listing is one below the folder that it is of."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
+    return found if all(map(files.stays_below, found)) else {}
 
 
 def _md5(content: bytes) -> str:

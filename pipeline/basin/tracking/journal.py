@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from basin.tracking import system
 
 RUNS = Path(".basin/runs")
+EXPERIMENTS = Path(".dvc", "tmp", "exps")  # in a checkout: where DVC puts the workspaces of experiments
 PATIENCE = 30  # seconds that a stage waits at its end for the mirror, and that the mirror outlives a stage
 SQLITE = "sqlite:///"
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def kept(problem: object, journal: Path) -> str:
 def uri() -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the checkout: what MLflow itself takes there, as an absolute path.
 
-    `dvc exp run --temp` and `--queue` work in CHECKOUT/.dvc/tmp/exps/..., which DVC deletes: MLflow is that of the checkout.
+    `dvc exp run --temp` and `--queue` work below `EXPERIMENTS`, which DVC deletes: MLflow is that of the checkout.
     """
     where = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{checkout() / 'mlflow.db'}"
     return f"{SQLITE}{Path(where.removeprefix(SQLITE)).absolute()}" if where.startswith(SQLITE) else where
@@ -141,8 +142,7 @@ def uri() -> str:
 
 def checkout() -> Path:
     """The checkout that the person looks at: the working directory, or the one whose temporary workspace this is."""
-    root, inside, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
-    return Path(root) if inside else Path()
+    return next((above for above in Path.cwd().parents if Path.cwd().is_relative_to(above / EXPERIMENTS)), Path())
 
 
 def shown(where: str) -> str:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def _below(name: str) -> str:
-    if Path(name).is_absolute() or ".." in Path(name).parts:
+    if not files.stays_below(name):
         raise ValueError("leads out of the folder of the journals")
     return name
 
