@@ -22,8 +22,8 @@ seed: 0
 data: {kind: digits}
 threat: {norm: linf, eps: 0.15}
 backbone: {natural: {backbone: {kind: convnet}, training: {kind: natural}, schedule: {epochs: 1}}}
-suites: {quick: {attacks: {fgsm: {kind: fgsm}}}}
-attack: {models: [backbone/natural], suites: [quick], images: 10}
+suites: {short: {attacks: {fgsm: {kind: fgsm}}}}
+attack: {models: [backbone/natural], suites: [short], images: 10}
 """
 
 

@@ -28,8 +28,8 @@ seed: 3
 data: {kind: digits}
 threat: {norm: linf, eps: 0.2}
 backbone: {natural: {backbone: {kind: convnet}, training: {kind: natural}, schedule: {epochs: 1}}}
-suites: {quick: {attacks: {fgsm: {kind: fgsm}}}}
-attack: {models: [backbone/natural], suites: [quick], images: 10, batch: 16}
+suites: {short: {attacks: {fgsm: {kind: fgsm}}}}
+attack: {models: [backbone/natural], suites: [short], images: 10, batch: 16}
 """
 SHORT = {
     **dict.fromkeys(("PGD-20", "PGD-100"), {"kind": "pgd", "steps": 3}),

@@ -31,6 +31,7 @@ def evaluate(
     seed: int = 0,
     batch: int = 256,
     checkpoint: Path | None = None,
+    thorough: bool = False,
 ) -> "Result":
     """What is left of a model's accuracy under attack: the worst case, image by image, over a suite.
 
@@ -45,13 +46,15 @@ def evaluate(
         twin: the same model without its defence, where there is one; an adaptive suite attacks through it.
         seed: of everything that is drawn. batch: images attacked at once.
         checkpoint: a file to go on from where an interrupted call with the same arguments stopped.
+        thorough: no shortcut: every attack on every image that holds, every gradient in float32.
     Raises: Mistake, which says what to do, where model, images, labels or threat cannot be evaluated.
     """
     from basin.evaluation import outside, robustness
     from basin.threat.ball import ThreatModel
 
-    chosen = outside.suite(suite) if isinstance(suite, str) else suite
-    result = robustness.evaluate(model, twin, images, labels, ThreatModel.of(threat), chosen, (seed, "evaluate"), batch, checkpoint)
+    chosen, seeds = outside.suite(suite) if isinstance(suite, str) else suite, (seed, "evaluate")
+    ball = ThreatModel.of(threat)
+    result = robustness.evaluate(model, twin, images, labels, ball, chosen, seeds, batch, checkpoint, thorough=thorough)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return result

@@ -17,7 +17,18 @@ from basin.errors import EXIT_CODE, Mistake, did_you_mean, exit_on_mistake
 from basin.report import table
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN = (ROOT / "params/digits.yaml").read_text()  # as `basin use digits` gives it
+OWN = """\
+  own:
+    attacks:
+      fgsm: {kind: fgsm}
+      pgd: {kind: pgd, steps: 20, step: 0.1}
+      transfer:
+        kind: transfer
+        attacks:
+          - {kind: apgd, loss: ce, steps: 100}
+          - {kind: apgd, loss: dlr_targeted, steps: 100, targets: 9}
+"""
+RUN = (ROOT / "params/digits.yaml").read_text().replace("  standard: {}\n", f"  standard: {{}}\n{OWN}")  # `basin use digits`, and a suite
 
 
 @pytest.fixture
@@ -82,16 +93,32 @@ CASES = {
     ),
     "unknown key": (("seed: 0", "seed: 0\nsede: 1"), "sede: unknown key (got 1). Did you mean 'seed'?"),
     "unknown key of a kind": (
-        ("steps: 20, step: 0.1}", "stepps: 20, step: 0.1}"),
-        "suites.quick.attacks.pgd.stepps: unknown key (got 20). Did you mean 'steps'?",
+        ("pgd: {kind: pgd, steps: 20", "pgd: {kind: pgd, stepps: 20"),
+        "suites.own.attacks.pgd.stepps: unknown key (got 20). Did you mean 'steps'?",
+    ),
+    "a ready-made suite made otherwise": (
+        ("  standard: {}", "  standard: {masked: null}"),
+        "suites.standard: is a ready-made suite, to which a run adds its curve alone (got masked). Give yours another name.",
+    ),
+    "a suite of nothing": (
+        ("  standard: {}", "  standard: {}\n  mine: {}"),
+        "suites.mine: should hold attacks, or an adaptive table (got {}). Give one of them.",
+    ),
+    "a probe of another suite's attack": (
+        ("  own:\n", "  own:\n    probe: {square: 0.1}\n"),
+        "suites.own.probe: names no attack of this suite: square (got {'square': 0.1}). Name its attacks, or leave it out.",
+    ),
+    "a probe of all images": (
+        ("  own:\n", "  own:\n    probe: {pgd: 1}\n"),
+        "suites.own.probe.pgd: input should be less than 1 (got 1).",
     ),
     "unknown key of a kind inside a kind": (
         ("- {kind: apgd, loss: ce, steps: 100}", "- {kind: apgd, los: ce, steps: 100}"),
-        "suites.standard.attacks.transfer.attacks.0.los: unknown key (got 'ce'). Did you mean 'loss'?",
+        "suites.own.attacks.transfer.attacks.0.los: unknown key (got 'ce'). Did you mean 'loss'?",
     ),
     "a transfer on the twin, which has none": (
         ("- {kind: apgd, loss: ce, steps: 100}", "- {kind: transfer, attacks: [{kind: fgsm}]}"),
-        "suites.standard.attacks.transfer.attacks: should hold attacks on the twin, which has no twin of its own "
+        "suites.own.attacks.transfer.attacks: should hold attacks on the twin, which has no twin of its own "
         "(got [{'kind': 'transfer', 'attacks': [{'kind': 'fgsm'}]}, {'kind': 'apgd', 'loss': '). Take the transfer out.",
     ),
     "missing key": (
@@ -175,7 +202,7 @@ CASES = {
     ),
     "an attack named like what needs none": (
         ("      fgsm: {kind: fgsm}", "      clean: {kind: fgsm}"),
-        "suites.quick.attacks.clean: the name is that of images misread without an attack (got one of that name). Rename it.",
+        "suites.own.attacks.clean: the name is that of images misread without an attack (got one of that name). Rename it.",
     ),
     "two models of one alias": (
         (
@@ -213,7 +240,7 @@ CASES = {
     ),
     "a number as a key": (
         ("      fgsm: {kind: fgsm}", "      1: {kind: fgsm}"),
-        "suites.quick.attacks: a key is a line of text of 1 to 255 characters (got int 1). Rename it; a number stands in quotes.",
+        "suites.own.attacks: a key is a line of text of 1 to 255 characters (got int 1). Rename it; a number stands in quotes.",
     ),
     "a key of two lines": (
         ("seed: 0", 'seed: 0\n"a\\nb": 1'),
@@ -354,13 +381,13 @@ NO_NAMES = ("a.b", "a/b", "..", "a b", "'a", 'a"b', "-a", "a-b", "é", "a\u0663"
 
 
 @pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
-@pytest.mark.parametrize("key", ["backbone.", "head.", "adversarial.", "suites.", "suites.quick.attacks."])
+@pytest.mark.parametrize("key", ["backbone.", "head.", "adversarial.", "suites.", "suites.own.attacks."])
 def test_a_name_that_dvc_a_file_system_or_mlflow_does_not_take_is_refused(key, name):
-    raw = {"suites": {"quick": {"attacks": {}}}}
+    raw = {"suites": {"own": {"attacks": {"fgsm": {}}}}}
     table = raw
     for part in key.split(".")[:-1]:
         table = table.setdefault(part, {})
-    table[name] = {}
+    table[name] = {"attacks": {"fgsm": {}}}
     assert list(names.mistakes(raw)) == [
         f"{key}{name}: a name is made of letters (a to z), digits and underscores, 1 to 64 of them (got {name!r}). Rename it."
     ]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from small import SODEF, classifier, few, fit
 
 from basin.cli import app
+from basin.config import suite as ready_made
 from basin.config.splits import SplitSettings
 from basin.config.suite import Suite
 from basin.config.threat import asked
@@ -193,13 +194,13 @@ def test_the_number_that_the_literature_quotes(basin):
 
 @pytest.mark.parametrize("target", ["net.py:two", "net.py:three"])
 def test_few_classes_are_enough(target, basin, monkeypatch):
-    monkeypatch.setattr(outside, "SUITES", short(outside.SUITES))
+    monkeypatch.setattr(ready_made, "READY", short(ready_made.READY))
     code, said, found = basin(target, "few.npz", suite="adaptive")
     assert code == 0 and found["worst_case"] <= found["clean"], said
 
 
 def test_what_is_replaced_is_said_and_written(basin, monkeypatch):
-    monkeypatch.setattr(outside, "SUITES", short(outside.SUITES))
+    monkeypatch.setattr(ready_made, "READY", short(ready_made.READY))
     code, said, found = basin("net.py:two", "few.npz", suite="standard")
     words = "apgd (loss dlr_targeted, steps 2, targets 1) is run as apgd (loss margin_targeted, steps 2, targets 1)"
     assert code == 0 and found["replaced"] == {"apgd_dlr_targeted": words}
@@ -394,7 +395,7 @@ def test_an_unknown_attack_is_refused_with_the_nearest_name():
 @pytest.mark.parametrize(("target", "suite"), [("net.py:random", "adaptive"), ("models/sodef", "quick")])
 def test_the_same_evaluation_twice_is_the_same_image_by_image(target, suite, basin, monkeypatch, tmp_path):
     """A model of another's may draw from torch's global generator, which stands elsewhere each time."""
-    monkeypatch.setattr(outside, "SUITES", short(outside.SUITES))
+    monkeypatch.setattr(ready_made, "READY", short(ready_made.READY))
     answers, files = [], []
     for run in ("one", "two"):
         torch.rand(len(files) + 1)

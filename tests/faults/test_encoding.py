@@ -49,15 +49,15 @@ seed: 0
 data: {kind: digits}
 threat: {norm: linf, eps: 0.15}
 backbone: {natural: {backbone: {kind: convnet, channels: [2], hidden: 4}, training: {kind: natural}, schedule: {epochs: 1}}}
-suites: {quick: {attacks: {fgsm: {kind: fgsm}}}}
-attack: {models: [backbone/natural], suites: [quick], images: 10}
+suites: {short: {attacks: {fgsm: {kind: fgsm}}}}
+attack: {models: [backbone/natural], suites: [short], images: 10}
 """
 
 
 def test_a_run_under_a_locale_without_utf_8(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
     environment = {**os.environ, **PLAIN, "BASIN_TRACKING": "off"}
-    for stage in (["prepare"], ["backbone", "natural"], ["attack", "backbone/natural", "quick"], ["report"]):
+    for stage in (["prepare"], ["backbone", "natural"], ["attack", "backbone/natural", "short"], ["report"]):
         command = [sys.executable, "-m", f"stages.{stage[0]}", *stage[1:]]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()

@@ -251,8 +251,8 @@ def test_the_digits_run_splits_over_both_nodes_and_ends_with_the_digests_of_one_
     params["backbone"]["natural"]["schedule"]["epochs"] = params["adversarial"]["pgd"]["schedule"]["epochs"] = 2
     params["head"] = {"linear": {"from": "backbone/natural", "head": {"kind": "linear"}, "training": {"kind": "natural"}}}
     params["head"]["linear"]["schedule"] = {"classifier": {"epochs": 2, "batch": 128, "optimiser": "adam", "rate": 0.01}}
-    params["suites"] = {"quick": {"attacks": {"fgsm": {"kind": "fgsm"}}}}
-    params["attack"] |= {"models": ["backbone/natural", "head/linear"], "suites": ["quick"], "images": 50}
+    params["suites"] = {"short": {"attacks": {"fgsm": {"kind": "fgsm"}}}}
+    params["attack"] |= {"models": ["backbone/natural", "head/linear"], "suites": ["short"], "images": 50}
     YAML().dump(params, cluster.head / "params.yaml")
     cluster.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{cluster.home}/mlflow.db"
     (cluster.head / "dvc.lock").unlink(missing_ok=True)

@@ -47,8 +47,8 @@ head:
     training: {kind: natural}
     schedule: {classifier: {epochs: 1, batch: 32, optimiser: adam, rate: 0.01}}
 suites:
-  quick: {attacks: {fgsm: {kind: fgsm}}}
-attack: {models: [backbone/natural, head/ode], suites: [quick], images: 40}
+  short: {attacks: {fgsm: {kind: fgsm}}}
+attack: {models: [backbone/natural, head/ode], suites: [short], images: 40}
 """
 MODELS = ("backbone/natural", "head/ode")
 
@@ -81,8 +81,8 @@ def measure(settings: params.Config, model: str, held: int, n: int = 40) -> None
     )  # fmt: skip
     below = None if model.startswith("backbone") else "backbone/natural"
     kinds = {"backbone": "convnet", "head": model.split("/")[1].replace("natural", "linear"), "training": "natural", "from": below}
-    described = {"model": model, "suite": "quick", "data": about.name, "data_digest": about.digest, "seed": 0, "flags": [], **kinds}
-    outcomes.write(Path("outcomes") / model / "quick", found, ThreatModel.of(settings.threat), described)
+    described = {"model": model, "suite": "short", "data": about.name, "data_digest": about.digest, "seed": 0, "flags": [], **kinds}
+    outcomes.write(Path("outcomes") / model / "short", found, ThreatModel.of(settings.threat), described)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +180,7 @@ def test_a_run_is_registered_once(run):
     tags = versions()["2"]
     expected = {
         "model": "head/ode", "stage": "head", "backbone": "convnet", "head": "ode", "training": "natural",
-        "chain": "head/ode <- backbone/natural", "data": "digits", "threat": "linf-0.15", "suites": "quick",
+        "chain": "head/ode <- backbone/natural", "data": "digits", "threat": "linf-0.15", "suites": "short",
         "seed": "0", "device": "cpu", "dvc.md5": digests()["head/ode"],
         "worst_case": "0.5", "clean": "1", "twin": "0.25", "n": "40", "norm": "linf", "eps": "0.15", "schema": "1",
         "flags": "none", "unresolved": "none", "parents": "backbone/natural: version 1", "pipeline": receipt["pipeline"],
@@ -198,7 +198,7 @@ def test_a_run_is_registered_once(run):
 def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
     version = store().get_model_version(NAME, "2")
     model = store().get_logged_model(version.source.removeprefix("models:/"))
-    names = {"clean", "worst_case", "interval_low", "interval_high", "twin", "n", "robust.quick", "flags", "unresolved"}
+    names = {"clean", "worst_case", "interval_low", "interval_high", "twin", "n", "robust.short", "flags", "unresolved"}
     costs = {"latency_ms.1", "latency_ms.64", "parameters", "nfe"}
     assert {m.key: m.value for m in model.metrics} == store().get_run(version.run_id).data.metrics
     assert {m.key for m in model.metrics} == names | costs and json.loads(model.tags["mlflow.modelVersions"]) == [
@@ -320,7 +320,7 @@ def test_a_champion_that_faced_another_attack_is_not_replaced_by_one_that_did_no
     measure(registered, "backbone/natural", 39)
     registration.register_all(params.load(), digests())
     assert aliases()["champion"] == "2" and versions()["1"]["standing"] == "challenger"
-    assert versions()["1"]["reasons"] == "attacked by less than version 2 (head/ode): without attack fgsm of suite quick"
+    assert versions()["1"]["reasons"] == "attacked by less than version 2 (head/ode): without attack fgsm of suite short"
 
 
 def test_a_version_that_computes_something_else_gets_no_alias(run):
@@ -429,13 +429,13 @@ def test_the_page_of_a_run_has_what_was_left_on_the_way_and_the_flags(run, monke
     """Where attempts of an adaptive suite follow listed attacks: what these left, if the model is not random."""
     monkeypatch.setattr(methods.snapshot, "digests", lambda _: digests())
     for model, more in zip(MODELS, ({"flags": ["gradient-masked"]}, {"ensemble": {"clean": 1, "robust": 0.5, "interval": [0, 1]}})):
-        path = Path("outcomes", model, "quick", "summary.json")
+        path = Path("outcomes", model, "short", "summary.json")
         about = json.loads(path.read_text())
         path.write_text(json.dumps(about | more | {"attacks": {"fgsm": 0.35, "pgd": about["robust"]}}))
     asked = params.load()
-    suite = asked.suites["quick"].model_copy(update={"adaptive": Adaptive()})
-    table = list(methods.rows(asked.model_copy(update={"suites": {"quick": suite}})))
-    listed = [row["quick: listed"] and (row["quick: listed"].value, row["quick"].value) for row in table]
+    suite = asked.suites["short"].model_copy(update={"adaptive": Adaptive()})
+    table = list(methods.rows(asked.model_copy(update={"suites": {"short": suite}})))
+    listed = [row["short: listed"] and (row["short: listed"].value, row["short"].value) for row in table]
     assert [row["model"] for row in table] == ["head/ode", "backbone/natural"] and listed == [None, (0.35, 0.25)]
     assert [row["unresolved"] for row in methods.rows(asked)] == ["", "gradient-masked"], "without an adaptive suite"
     assert "| backbone/natural | 100.0 [91.2, 100.0] |  | 35.0 [22.1, 50.5] | 25.0 [14.2, 40.2] |" in methods.page(table)

@@ -33,8 +33,8 @@ backbone:
   masked: {ENTRY}
   robust: {ENTRY}
 suites:
-  quick: {{attacks: {{fgsm: {{kind: fgsm}}, pgd: {{kind: pgd, steps: 10, step: 0.25}}}}}}
-attack: {{models: [backbone/natural], suites: [quick], images: 100}}
+  short: {{attacks: {{fgsm: {{kind: fgsm}}, pgd: {{kind: pgd, steps: 10, step: 0.25}}}}}}
+attack: {{models: [backbone/natural], suites: [short], images: 100}}
 """
 
 
@@ -49,11 +49,11 @@ def attacked(settings: params.Config, name: str, model: Classifier) -> None:
     test, about, suite = (
         splits.load_split(Path("data/prepared"), "test"),
         load_about(Path("data/prepared")),
-        settings.suites["quick"],
+        settings.suites["short"],
     )
     found = robustness.evaluate(model, None, test.floats(), test.labels, settings.threat, suite, (0, name))
-    described = {"model": f"backbone/{name}", "suite": "quick", "data": about.name, "data_digest": about.digest, "seed": 0, "from": None}
-    outcomes.write(Path("outcomes/backbone") / name / "quick", found.outcomes, settings.threat, described | vars(found.diagnosis))
+    described = {"model": f"backbone/{name}", "suite": "short", "data": about.name, "data_digest": about.digest, "seed": 0, "from": None}
+    outcomes.write(Path("outcomes/backbone") / name / "short", found.outcomes, settings.threat, described | vars(found.diagnosis))
 
 
 def register(*names: str) -> dict[str, dict[str, str]]:
@@ -114,7 +114,7 @@ def test_a_masked_model_is_refused_and_a_better_one_becomes_champion(settings, t
 SECOND_PROJECT = f"""
 import csv, json, mlflow, numpy
 from safetensors.numpy import load_file
-where = mlflow.artifacts.download_artifacts("models:/{NAME}@champion") + "/outcomes/backbone/robust/quick/"
+where = mlflow.artifacts.download_artifacts("models:/{NAME}@champion") + "/outcomes/backbone/robust/short/"
 rows, points = list(csv.DictReader(open(where + "outcomes.csv"))), load_file(where + "adversarial.safetensors")
 model = mlflow.pyfunc.load_model("models:/{NAME}@champion")
 clean, adversarial = (model.predict(points[name]).argmax(1) for name in ("clean", "images"))

@@ -24,7 +24,7 @@ from basin.registry import checkout, lookup, registration, removal, snapshot, up
 DVC_YAML = {
     "prepare": [f"data/prepared/{name}" for name in ("train.safetensors", "validation.safetensors", "test.safetensors", "about.json")],
     **{model.replace("/", "-"): [f"models/{model}"] for model in MODELS},
-    **{model.replace("/", "-") + "-quick": [f"outcomes/{model}/quick"] for model in MODELS},
+    **{model.replace("/", "-") + "-short": [f"outcomes/{model}/short"] for model in MODELS},
 }
 
 

@@ -83,6 +83,7 @@ def evaluate(
         str | None,
         typer.Option(help="what images are brought to first: MEAN,.../STD,... a channel each | model: what the model names itself"),
     ] = None,
+    thorough: Annotated[bool, typer.Option(help="no shortcut: every attack on every image that holds, every gradient in float32")] = False,
     json_file: registry.Json = None,
     outcomes: Annotated[Path | None, typer.Option(help="a folder for the outcomes image by image, and the points found")] = None,
 ) -> None:
@@ -97,11 +98,14 @@ def evaluate(
     if outcomes:
         files.try_folder(outcomes)
     with registry.telling():
-        result = outside.run(target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise)
+        result = outside.run(
+            target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise, thorough
+        )
     registry.write(json_file, result)
     typer.echo(f"The model: {'; '.join(result['facts']) or 'a function of each image, with a gradient'}")
     for name, robust in result["attacks"].items():
-        typer.echo(f"{robust:7.1%}  after {name}")
+        given, spared = result["spared"].get(name, (0, 0))
+        typer.echo(f"{robust:7.1%}  after {name}" + f", given the {given} closest to falling, {spared} spared" * bool(spared))
     for name, words in result["replaced"].items():
         typer.echo(f"{name}: {words} (on {result['declared']['classes']} classes{', random' * result['declared']['randomised']})")
     low, high = result["interval"]

@@ -13,7 +13,7 @@ from basin.config.names import REGISTERED, STAGES
 from basin.config.schedule import Schedule
 from basin.config.settings import Settings
 from basin.config.splits import SplitSettings
-from basin.config.suite import Suite
+from basin.config.suite import READY, Suite, ready
 from basin.config.threat import Threat
 from basin.errors import Mistake, did_you_mean
 
@@ -81,6 +81,7 @@ class Attack(Settings):
     suites: list[str] = Field(min_length=1, description="a list of names under suites")
     images: int = Field(ge=1, description="how many test images, at least 1; all of them where there are fewer")
     batch: int = Field(256, ge=1, description="how many images are attacked at once, at least 1")
+    thorough: bool = Field(False, description="whether to do without shortcuts: every attack on every image that holds, in float32")
 
 
 class Gate(Settings):
@@ -119,6 +120,11 @@ class Config(Settings):
     suites: dict[str, Suite] = Field(min_length=1, description="a table of named suites of attacks")
     attack: Attack = Field(description="what is attacked")
     registry: Registry = Field(Registry(), description="how models are registered")
+
+    @field_validator("suites")
+    @classmethod
+    def _ready_made(cls, suites: dict[str, Suite]) -> dict[str, Suite]:
+        return {name: ready(name, suite) if name in READY else suite for name, suite in suites.items()}
 
     @field_validator("data")
     @classmethod

@@ -1,13 +1,16 @@
-"""Suites of attacks, as params.yaml has them."""
+"""Suites of attacks, as params.yaml has them, and the ready-made ones, which are the same suite wherever their name is said."""
 
 from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from basin.config.kinds import AttackChoice, Choice
-from basin.config.settings import Radius, Settings
+from basin.config.settings import Fractional, Radius, Settings
 from basin.config.solver import Solver
+
+Share = Annotated[Fractional, Field(gt=0, lt=1)]
 
 
 class Adaptive(Settings):
@@ -51,15 +54,47 @@ class Suite(Settings):
     """Attacks in the order in which they run; an image that one broke is not given to the next.
 
     With `adaptive`, an attack that has the name of an attempt takes its place, where the attempt is on the model as it is.
+    An attack under `probe` has to earn its images: it is given that share of those that hold, closest to falling first, and the next share
+    only where the last one lost an image.
     """
 
     attacks: dict[str, AttackChoice] = Field({}, description="a table of attacks, each a table with its kind")
+    probe: dict[str, Share] = Field({}, description="a table of shares of the images that hold, above 0 and below 1, by the attack's name")
     adaptive: Adaptive | None = Field(None, description="a table of how long the attacks that the model asks for last, or null for none")
     curve: Curve | None = Field(None, description="the robust-accuracy curve, or null for none")
     masked: Masked | None = Field(None, description="the naive-gradient column, or null for none")
 
-    @model_validator(mode="after")
-    def _not_empty(self) -> "Suite":
-        if not self.attacks and not self.adaptive:
-            raise PydanticCustomError("empty", "should hold attacks, or an adaptive table. Give one of them.")
-        return self
+    @field_validator("probe")
+    @classmethod
+    def _of_its_attacks(cls, probe: dict[str, float], others: Any) -> dict[str, float]:
+        if strange := sorted(probe.keys() - others.data.get("attacks", probe).keys()):
+            raise PydanticCustomError("unknown", f"names no attack of this suite: {strange[0]}. Name its attacks, or leave it out.")
+        return probe
+
+
+_PGD = {"kind": "pgd", "steps": 20, "step": 0.1}
+_NEAREST = {"kind": "apgd", "loss": "dlr_targeted", "order": "nearest", "targets": 3, "steps": 40}
+_MASKED = {"attack": _PGD, "solver": {"method": "dopri5", "tolerance": 0.001, "gradient": "adjoint"}}  # as the released SODEF code
+READY: dict[str, dict[str, Any]] = {
+    "quick": {"attacks": {"margin": {"kind": "margin"}, "apgd_nearest": _NEAREST}, "probe": {"apgd_nearest": 0.1}, "masked": _MASKED},
+    "standard": {
+        "attacks": {
+            "margin": {"kind": "margin"},
+            "pma": {"kind": "pma"},
+            "apgd_nearest": _NEAREST,
+            "a3": {"kind": "a3"},
+            "transfer": {"kind": "transfer", "attacks": [{"kind": "pma"}, _NEAREST]},
+            "square": {"kind": "square", "queries": 5000},
+        },
+        "probe": {"apgd_nearest": 0.25, "a3": 0.1, "transfer": 0.25, "square": 0.1},
+        "masked": _MASKED,
+    },
+    "adaptive": {"adaptive": {"steps": 100, "targets": 9, "queries": 5000}, "masked": _MASKED},
+    "autoattack": {"attacks": {"autoattack": {"kind": "autoattack"}}},
+}
+
+
+def ready(name: str, own: Suite | None = None) -> Suite:
+    """The ready-made suite of that name, with the curve that a run's `own` table adds to it."""
+    suite = Suite.model_validate(READY[name])
+    return suite.model_copy(update={"curve": own.curve}) if own else suite

@@ -2,7 +2,7 @@
 
 | the model | attempts |
 |---|---|
-| any | FGSM, PGD, PMA, Auto-PGD with two losses, FAB, Square; more steps and restarts until they take nothing more |
+| any | steps on the margin, PMA, Auto-PGD with two losses, A3, FAB, Square; more steps and restarts until they take nothing more |
 | has a twin | Auto-PGD on the twin, transferred |
 | solves an ODE | gradients of finer, coarser and adaptive solves of the same flow, and of a shortened one |
 | has layers with several gradients | each of them (BPDA and its like) |
@@ -13,7 +13,8 @@
 | has features | towards the features of an image of another class |
 | has no gradient | these alone: the twin, a surrogate that is taught its answers, and queries |
 
-Weak and cheap attempts go first: what they break costs the others nothing.
+Weak and cheap attempts go first: what they break costs the others nothing. What costs much has to earn its images (`Attempt.probe`), but
+where the gradient is in doubt.
 """
 
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ FEW = 3  # target classes, with a gradient that is not the model's own, or is av
 LONGER = 4  # times as many queries, where no gradient can be followed
 SHARES = (0.2, 0.5)  # of a flow's integration time
 SPSA_DELTA = 0.05  # wider than a quantiser's steps
+PROBES = 0.25, 0.1  # the shares of the images that hold on which what costs much, and what costs most, is tried first
 TOLERANCES = (1e-1, 1e-3, 1e-5)  # of an adaptive solve
 
 
@@ -41,33 +43,35 @@ def attempts(declared: Declaration, settings: Adaptive, model: nn.Module) -> dic
 
 
 def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[tuple[str, Attempt]]:
+    some, few = PROBES
     own = Way(draws=s.draws if declared.randomised else None, exact=declared.adjoint)
     if not declared.differentiable:
         yield from without_gradient(declared, s)
         return
-    yield "fgsm", Attempt(_attack("fgsm"), own)
-    yield "pgd", Attempt(_attack("pgd", steps=20, step=0.1), own)
+    yield "margin", Attempt(_attack("margin"), own)
     yield "pma", Attempt(_attack("pma", steps=s.steps), own)
-    yield "apgd_ce", Attempt(_apgd("ce", s.steps), own)
     if declared.twin:
-        both = [_apgd("ce", s.steps).tree(), _apgd("dlr_targeted", s.steps, s.targets).tree()]
-        yield "transfer", Attempt(_attack("transfer", attacks=both))
+        both = [_attack("pma", steps=s.steps).tree(), _apgd("dlr_targeted", s.steps, s.targets).tree()]
+        yield "transfer", Attempt(_attack("transfer", attacks=both), probe=some)
     for name, way in _ways(declared, own, model):
-        yield f"apgd_ce: {name}", Attempt(_apgd("ce", s.steps), way)
-        yield f"apgd_targeted: {name}", Attempt(_apgd("dlr_targeted", s.steps, FEW), way)
-    yield "features", Attempt(_attack("features"), own)
-    yield "apgd_targeted", Attempt(_apgd("dlr_targeted", s.steps, FEW if declared.randomised else s.targets), own)
+        yield f"apgd_ce: {name}", Attempt(_apgd("ce", s.steps), way, probe=some)
+        yield f"apgd_targeted: {name}", Attempt(_apgd("dlr_targeted", s.steps, FEW), way, probe=some)
+    yield "features", Attempt(_attack("features"), own, probe=some)
+    yield "apgd_nearest", Attempt(_attack("apgd", loss="dlr_targeted", steps=20, targets=5, order="nearest"), own, probe=some)
+    yield "a3", Attempt(_attack("a3"), own, probe=some)
+    yield "apgd_ce", Attempt(_apgd("ce", s.steps), own, probe=some)
+    yield "apgd_targeted", Attempt(_apgd("dlr_targeted", s.steps, FEW if declared.randomised else s.targets), own, probe=some)
     if declared.randomised:
         yield "pgd_eot", Attempt(_attack("pgd", steps=s.steps, step=0.1), own)
     else:
-        yield "fab", Attempt(_attack("fab", targets=s.targets), own)
+        yield "fab", Attempt(_attack("fab", targets=s.targets), own, probe=few)
     if declared.blind:
         yield from _blindly(declared, s, own)
     else:
-        yield "square", Attempt(_attack("square", queries=max(s.queries // _draws(declared, s), 1)), own)
+        yield "square", Attempt(_attack("square", queries=max(s.queries // _draws(declared, s), 1)), own, probe=few)
     for k in range(1, s.doublings + 1):
         longer = _attack("apgd", loss="ce", steps=s.steps * 2**k, restarts=2**k)
-        yield f"apgd_ce x{2**k}", Attempt(longer, own, doubling=k)
+        yield f"apgd_ce x{2**k}", Attempt(longer, own, doubling=k, probe=some)
 
 
 def without_gradient(declared: Declaration, s: Adaptive) -> Iterator[tuple[str, Attempt]]:

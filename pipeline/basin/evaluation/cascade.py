@@ -28,7 +28,7 @@ from basin.checkpoint import UNREADABLE
 from basin.errors import Mistake, said, short_of_memory
 from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
 from basin.evaluation.subject import device_of
-from basin.evaluation.ways import Attempt
+from basin.evaluation.ways import Attempt, Way
 from basin.randomness import drawing, generator, seed_for
 from basin.threat.ball import TOLERANCE, ThreatModel
 from basin.threat.target import Target
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 JUDGED = 20  # draws over which a candidate of a random model is judged, and the size of the ensembles that are reported
 RISING = 0.005  # of all images: a doubling of steps and restarts that takes less than this is the last
+FEWEST = 20  # images that an attack is probed on, where there are as many
+LOST = 0.5  # images; of a random model in shares of draws
 FRESH = 100  # draws over which its stored points are judged in the end
 
 
@@ -60,7 +62,8 @@ class Counted:
 class Evaluation:
     """A suite on a model. `classifier` is in evaluation mode, its parameters frozen; images are in [0, 1].
 
-    `randomised` says whether two passes over an image may differ; `seed` is (seed, name) of everything that is drawn.
+    `randomised` says whether two passes over an image may differ; `seed` is (seed, name) of everything that is drawn; `search` is a quicker
+    function in which gradients may be followed (basin/evaluation/search.py).
     """
 
     classifier: Module
@@ -70,6 +73,7 @@ class Evaluation:
     batch: int
     checkpoint: Path | None = None
     randomised: bool = False
+    search: Module | None = None
 
     def run(
         self,
@@ -121,11 +125,21 @@ class Evaluation:
         return has_twin and (hasattr(self.classifier, "features") or not getattr(module, "NEEDS_FEATURES", False))
 
     def _cascade(self, o: Outcomes, name: str, attempt: Attempt) -> None:
-        """One attack on the images that still hold."""
+        """One attack on the images that still hold, or on as many of them as it earns."""
         if attempt.doubling > 1 and o.last_taken < RISING:
             return
-        for candidates in self._candidates(o, o.alive, name, attempt, self.threat):
-            o.record(name, *candidates)
+        rows = o.closest if attempt.probe else o.alive
+        size = max(math.ceil(attempt.probe * len(rows)), FEWEST) if attempt.probe else len(rows)
+        given = 0
+        for k, part in enumerate(rows.split(size) if len(rows) else ()):
+            held = float(o.share[part].sum())
+            for candidates in self._candidates(o, part, name, attempt, self.threat, k):
+                o.record(name, *candidates)
+            given += len(part)
+            if held - float(o.share[part].sum()) < LOST:
+                break
+        if attempt.probe:
+            o.spared[name] = given, len(rows) - given
         o.after[name] = o.robust
 
     def _stored(self, o: Outcomes, name: str, points: Images) -> None:
@@ -169,16 +183,18 @@ class Evaluation:
         o.ensemble = torch.cat(ensembles)
 
     def _candidates(
-        self, o: Outcomes, rows: Tensor, name: str, attempt: Attempt, threat: ThreatModel
+        self, o: Outcomes, rows: Tensor, name: str, attempt: Attempt, threat: ThreatModel, part: int = 0
     ) -> Iterator[tuple[Tensor, Images, Logits, PerImage]]:
         """(rows, projected candidates, the reported function's logits there, the share of draws that read them rightly), in batches."""
         batches = rows.split(self.batch) if len(rows) else ()  # of no rows torch makes one batch
         bar = tqdm(batches, desc=name, unit="batch", leave=False, mininterval=2, delay=2, disable=None)
-        for b, chosen in enumerate(bar):
+        for b, chosen in enumerate(bar, start=part * -(-len(o) // self.batch)):  # a number of its own for each batch of each part
             clean, labels = o.images[chosen].to(self.device), o.labels[chosen].to(self.device)
-            counted = Counted(self.classifier)
+            counted, search = Counted(self.classifier), self.search if self.searches(attempt) else None
+            quick = Counted(search) if search else None
             single = counted.single if self.randomised and hasattr(self.classifier, "single") else None
-            target = Target(counted, threat, self.twin, getattr(self.classifier, "features", None), single)
+            features, judge = getattr(self.classifier, "features", None), counted if quick else None
+            target = Target(quick or counted, threat, self.twin, features, single, judge)
             with self.seeded(name, b):
                 with attempt.way.through(self.classifier):
                     draws = generator(*self.seed, name, b, device=self.device)
@@ -186,8 +202,13 @@ class Evaluation:
                 x = threat.project(x.detach(), clean)
                 assert bool((threat.distance(x, clean) <= threat.eps + TOLERANCE).all()), f"{name} left the ball"
                 logits, share = self.judge(x, o.labels[chosen])
-            o.passes += counted.passes + len(chosen) * (JUDGED if self.randomised else 1)
+            o.passes += counted.passes + (quick.passes if quick else 0) + len(chosen) * (JUDGED if self.randomised else 1)
             yield chosen, x.cpu(), logits, share
+
+    def searches(self, attempt: Attempt) -> bool:
+        """Whether the attempt follows the gradient of the quicker function: where it says that it may, and would follow the model's own."""
+        ready = self.search is not None and getattr(attempt.attack.module, "SEARCHES", False)
+        return ready and attempt.way == Way() and not attempt.precise
 
     def judge(self, x: Images, labels: Labels) -> tuple[Logits, PerImage]:
         """The reported function's logits, and the share of draws in which each image is read rightly."""

@@ -45,6 +45,7 @@ class Outcomes:
     after: dict[str, float] = field(default_factory=dict)  # attack -> robust accuracy after it
     curve: list[tuple[float, float]] = field(default_factory=list)
     under: dict[str, str] = field(default_factory=dict)  # "masked", "curve" -> the attack behind it, in words
+    spared: dict[str, tuple[int, int]] = field(default_factory=dict)  # attack that is probed -> images it was given, images it was not
     passes: int = 0
 
     @classmethod
@@ -69,6 +70,13 @@ class Outcomes:
         return mean(self.share)
 
     @property
+    def closest(self) -> Tensor:
+        """Rows that an attack can still take something from, closest to falling first: of the lowest share, then of the highest loss."""
+        rows = self.alive
+        rows = rows[self.loss[rows].argsort(descending=True, stable=True)]
+        return rows[self.share[rows].argsort(stable=True)]
+
+    @property
     def last_taken(self) -> float:
         """What the last attack took from the robust accuracy."""
         before, after = [mean(self.clean_share), *self.after.values()][-2:]
@@ -91,7 +99,7 @@ def mean(shares: Tensor) -> float:
 
 def pack(o: Outcomes, finished: int, planned: int) -> bytes:
     """A checkpoint after `finished` of `planned` steps."""
-    about = {"attack": o.attack, "after": o.after, "curve": o.curve, "under": o.under, "passes": o.passes}
+    about = {"attack": o.attack, "after": o.after, "curve": o.curve, "under": o.under, "spared": o.spared, "passes": o.passes}
     about |= {"finished": finished, "planned": planned}
     tensors = {name: value.contiguous() for name in TENSORS if (value := getattr(o, name)) is not None}
     return checkpoint.sealed(tensors, {"about": json.dumps(about)})
@@ -103,6 +111,7 @@ def unpack(path: Path, index: Labels, images: Images, labels: Labels) -> tuple[O
     tensors: dict[str, Any] = stored
     about: dict[str, Any] = json.loads(texts["about"])
     finished, _ = about.pop("finished"), about.pop("planned")
+    about["spared"] = {name: (given, spared) for name, (given, spared) in about["spared"].items()}
     about["curve"] = [(eps, robust) for eps, robust in about["curve"]]
     return Outcomes(index=index, images=images, labels=labels, **tensors, **about), finished
 
@@ -129,7 +138,7 @@ def measures(o: Outcomes) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "n": len(o), "clean": mean(o.clean_share), "robust": o.robust, "interval": interval(o.share),
         **classes.balance(*read), "uneven": classes.is_uneven(read[0]), "by_class": classes.by_class(*read),
-        "attacks": o.after, "masked": None, "curve": None, "ensemble": None, "passes": o.passes,
+        "attacks": o.after, "spared": o.spared, "masked": None, "curve": None, "ensemble": None, "passes": o.passes,
     }  # fmt: skip
     if o.masked is not None:
         numbers["masked"] = {"attack": o.under["masked"], "robust": mean(o.masked), "interval": interval(o.masked)}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from basin import checkpoint, files
 from basin.config import kinds
-from basin.config.suite import Suite
+from basin.config.suite import READY, Suite, ready
 from basin.config.threat import Threat
 from basin.data.splits import Positions, in_proportion, load_split
 from basin.errors import THEIRS, Mistake, did_you_mean, refusing, said
@@ -34,28 +34,12 @@ from basin.types import Images, Labels
 
 Models = tuple[nn.Module, nn.Module | None]  # and its undefended twin
 
-MASKED = {"attack": {"kind": "pgd", "steps": 20, "step": 0.1}, "solver": {"method": "dopri5", "tolerance": 0.001, "gradient": "adjoint"}}
-SUITES: dict[str, dict[str, Any]] = {
-    "quick": {"attacks": {"fgsm": {"kind": "fgsm"}, "pgd": {"kind": "pgd", "steps": 20, "step": 0.1}}, "masked": MASKED},
-    "standard": {
-        "attacks": {
-            "apgd_ce": {"kind": "apgd", "loss": "ce", "steps": 100},
-            "apgd_dlr_targeted": {"kind": "apgd", "loss": "dlr_targeted", "steps": 100, "targets": 9},
-            "fab": {"kind": "fab", "targets": 9},
-            "square": {"kind": "square", "queries": 5000},
-        },
-        "masked": MASKED,
-    },
-    "autoattack": {"attacks": {"autoattack": {"kind": "autoattack"}}},
-    "adaptive": {"adaptive": {"steps": 100, "targets": 9, "queries": 5000}, "masked": MASKED},
-}
-
 
 def suite(name: str) -> Suite:
     """The ready-made suite of that name. Raises Mistake on another name."""
-    if name not in SUITES:
-        raise Mistake(f"suite: no such suite (got {name!r}). {did_you_mean(name, SUITES)}")
-    return Suite.model_validate(SUITES[name])
+    if name not in READY:
+        raise Mistake(f"suite: no such suite (got {name!r}). {did_you_mean(name, READY)}")
+    return ready(name)
 
 
 def models(target: str, registered: Callable[[str], Models]) -> Models:
@@ -160,11 +144,13 @@ def run(
     outcomes_folder: Path | None = None,
     device: str = "auto",
     normalise: str | None = None,
+    thorough: bool = False,
 ) -> dict[str, Any]:
     """The JSON of `basin evaluate`; accuracies are fractions in [0, 1], `attacks` has the robust accuracy after each.
 
     Interrupted and called again, it goes on after the last finished attack. `outcomes_folder`: where each image's outcome is written;
-    `device`: auto (a GPU if there is one), cpu or cuda; `normalise`: what the images are brought to first (basin/evaluation/subject.py).
+    `device`: auto (a GPU if there is one), cpu or cuda; `normalise`: what the images are brought to first (basin/evaluation/subject.py);
+    `thorough`: no shortcut (docs/evaluation.md).
     """
     chosen, (x, y) = suite(name), images(data, number, seed)
     classifier, twin = models(target, registered)
@@ -173,13 +159,14 @@ def run(
     check(x, y)
     classifier = subject(classifier, x[:LOOKED_AT], normalisation(normalise, classifier))
     twin = None if twin is None else subject(_placed(twin, place), x[:LOOKED_AT])
-    asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
+    asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type, thorough]
     state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one is not None), *asked)
-    result = evaluate(classifier, twin, x, y, ball, chosen, (seed, "evaluate"), checkpoint=state)
+    result = evaluate(classifier, twin, x, y, ball, chosen, (seed, "evaluate"), checkpoint=state, thorough=thorough)
     numbers = measures(result.outcomes)
     answer = {
         "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "device": place.type, "n": numbers["n"],
         "clean": numbers["clean"], "worst_case": numbers["robust"], "interval": numbers["interval"], "attacks": numbers["attacks"],
+        "spared": numbers["spared"], "thorough": thorough,
         "masked": numbers["masked"], "ensemble": numbers["ensemble"], "flags": result.diagnosis.flags, "probes": result.diagnosis.probes,
         "facts": result.facts, "declared": vars(result.declared), "replaced": result.replaced, "passes": numbers["passes"],
     } | {name: numbers[name] for name in (*BALANCE, "uneven", "by_class")}  # fmt: skip

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from basin.config.kinds import choose
 from basin.config.suite import Adaptive, Suite, replaced
 from basin.errors import Mistake
 from basin.evaluation.adaptive import attempts, naive, without_gradient
@@ -14,6 +15,7 @@ from basin.evaluation.cascade import Evaluation
 from basin.evaluation.declaration import Declaration, declare, differs, drawn
 from basin.evaluation.diagnostics import Diagnosis, diagnose
 from basin.evaluation.outcomes import Outcomes, interval, mean
+from basin.evaluation.search import search
 from basin.evaluation.subject import device_of, subject
 from basin.evaluation.ways import Attempt, Way
 from basin.threat.ball import HIGH, LOW, ThreatModel
@@ -21,6 +23,9 @@ from basin.types import Images, Labels, Logits
 
 log = logging.getLogger(__name__)
 LOOKED_AT = 16  # images on which a model's declaration is measured
+QUICK = "gradients followed in bfloat16; float32 judges each point, and attacks last"
+PRECISE = "float32"  # the attack on what the quicker function leaves
+_PRECISE = Attempt(choose("attacks", {"kind": "margin"}), probe=0.25, precise=True)
 
 
 @dataclass
@@ -68,11 +73,13 @@ def evaluate(
     batch: int = 256,
     checkpoint: Path | None = None,
     classes: int | None = None,
+    thorough: bool = False,
 ) -> Result:
     """The outcome of every image under a suite. `model` is in evaluation mode and maps images in [0, 1] to logits [n, classes].
 
-    `classes`: how many the data have; None: up to the largest label. The `checkpoint` is the caller's to delete when the result is
-    kept. Raises Mistake where images, labels or model cannot be evaluated.
+    `classes`: how many the data have; None: up to the largest label. `thorough`: no shortcut, every attack on every image that holds,
+    every gradient the model's own. The `checkpoint` is the caller's to delete when the result is kept. Raises Mistake where images, labels
+    or model cannot be evaluated.
     """
     check(images, labels)
     model = subject(model, images[: min(LOOKED_AT, batch)])
@@ -82,29 +89,36 @@ def evaluate(
     twin = None if twin is None else subject(twin, sample)
     declared = declare(model, twin, sample)
     check_labels(labels, declared.classes)
-    asked = _asked(suite, declared, model)
+    quick = None if thorough or declared.randomised or declared.blind else search(model, sample, labels[: len(sample)].to(sample.device))
+    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised, quick)
+    asked = {name: attempt for name, attempt in _asked(suite, declared, model, thorough).items() if evaluation.can(attempt)}
     others = replaced({name: attempt.attack for name, attempt in asked.items()}, declared.classes, declared.randomised)
     if others:
         log.info("suite: %d classes%s: %s", declared.classes, ", random" * declared.randomised, "; ".join(dict.fromkeys(others.values())))
     tried = {name: _fitted(attempt, declared) for name, attempt in asked.items()}
+    if searched := any(map(evaluation.searches, tried.values())):
+        tried |= {PRECISE: _PRECISE}
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None
     curve = (_fitted(Attempt(suite.curve.attack), declared), list(suite.curve.radii)) if suite.curve else None
-    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
     outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
     if not declared.randomised and differs(first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
-    facts = [*getattr(model, "facts", ()), *declared.words()]
+    facts = [*getattr(model, "facts", ()), *declared.words(), *([QUICK] if searched else [])]
     return Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts, others)
 
 
-def _asked(suite: Suite, declared: Declaration, model: nn.Module) -> dict[str, Attempt]:
+def _asked(suite: Suite, declared: Declaration, model: nn.Module, thorough: bool) -> dict[str, Attempt]:
     """The suite's attacks, with those that it leaves to what the model is, and what a model without a gradient needs."""
-    tried = {name: Attempt(attack) for name, attack in suite.attacks.items()}
+    tried = {name: Attempt(attack, probe=suite.probe.get(name, 0.0)) for name, attack in suite.attacks.items()}
     if suite.adaptive:
         asked_for = attempts(declared, suite.adaptive, model)
-        return tried | {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
-    return tried if declared.differentiable else tried | dict(without_gradient(declared, Adaptive()))
+        tried |= {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
+    elif not declared.differentiable:
+        tried |= without_gradient(declared, Adaptive())
+    if thorough or declared.blind or not declared.differentiable:  # a gradient in doubt spares no image
+        tried = {name: replace(attempt, probe=0.0) for name, attempt in tried.items()}
+    return tried
 
 
 def _fitted(attempt: Attempt, declared: Declaration) -> Attempt:

@@ -82,11 +82,16 @@ class Attempt:
     """An attack and the way in which it sees the model.
 
     `doubling` counts from 1 in a series of ever longer attempts, which ends with the first that takes next to nothing.
+    `probe`: above 0, the attempt has to earn its images. It is given this share of those that hold, closest to falling first, and the next
+    share only where the last one lost an image. `precise`: it follows the model's own gradient, though there may be a quicker one
+    (basin/evaluation/search.py).
     """
 
     attack: Choice
     way: Way = Way()
     doubling: int = 0
+    probe: float = 0.0
+    precise: bool = False
 
     def __str__(self) -> str:
         return ", ".join(filter(None, [str(self.attack), str(self.way)]))

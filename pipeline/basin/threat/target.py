@@ -1,6 +1,7 @@
 """What an attack is given, and what attacks share: the gradient at an image, losses by image, the best point so far."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ class Target:
     """What an attack is given: the network, the ball, and where there are any the undefended twin and the backbone's features.
 
     `single` is one draw of a network that draws, which is what its robust accuracy is about; the network itself may average several.
+    `judge` is the reported function, where the network is a quicker one that comes close to it: it alone says what is broken.
     """
 
     network: Network
@@ -24,9 +26,14 @@ class Target:
     twin: Network | None = None
     features: Callable[[Images], Tensor] | None = None  # images -> [n, ...]
     single: Network | None = None
+    judge: Network | None = None
+
+    def incumbent(self, clean: Images) -> "Incumbent":
+        return Incumbent(clean, self.judge)
 
 
 PerImageLoss = Callable[[Tensor, Labels], PerImage]
+Step = tuple[Callable[[Tensor], PerImageLoss], float]  # what rises of these images, and the step's length as a share of the radius
 
 
 def cross_entropy_each(logits: Tensor, labels: Labels) -> PerImage:
@@ -37,6 +44,11 @@ def cross_entropy_each(logits: Tensor, labels: Labels) -> PerImage:
 def margin(z: Tensor, y: Labels) -> PerImage:
     """z_y - max_{i != y} z_i of each image, below 0 where it is misclassified."""
     return z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def probability_margin(z: Tensor, y: Labels) -> PerImage:
+    """p_y - max_{i != y} p_i of each image, p = softmax z; it saturates where the logits are large."""
+    return margin(z.softmax(1), y)
 
 
 def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:
@@ -83,10 +95,13 @@ def accumulate(mu: float, v: Tensor, g: Tensor) -> Tensor:
 
 
 class Incumbent:
-    """The best point so far for each image: one that is misclassified before one that is not, then the higher loss."""
+    """The best point so far for each image: one that is misclassified before one that is not, then the higher loss.
 
-    def __init__(self, clean: Images):
-        self.points = clean.clone()
+    With a `judge`, misclassified is what it misreads of what the logits offered misread; it is asked about nothing else.
+    """
+
+    def __init__(self, clean: Images, judge: Network | None = None):
+        self.points, self.judge = clean.clone(), judge
         self.loss = torch.full((len(clean),), -torch.inf, dtype=clean.dtype, device=clean.device)
         self.broken = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
 
@@ -95,6 +110,38 @@ class Incumbent:
         rows = torch.arange(len(self.points), device=x.device) if rows is None else rows
         loss = cross_entropy_each(logits, labels).detach()
         broken = logits.argmax(1) != labels
+        if self.judge is not None:
+            broken = self._judged(x, labels, broken & ~self.broken[rows])
         better = (broken & ~self.broken[rows]) | ((broken == self.broken[rows]) & (loss > self.loss[rows]))
         taken = rows[better]
         self.points[taken], self.loss[taken], self.broken[taken] = x.detach()[better], loss[better], broken[better]
+
+    @torch.no_grad()
+    def _judged(self, x: Images, labels: Labels, asked: Tensor) -> Tensor:
+        """Which of the points the judge misreads; those that are not asked about are not, and so replace none that is."""
+        broken, rows = torch.zeros_like(asked), asked.nonzero().flatten()
+        if len(rows):
+            broken[rows] = self.judge(x[rows]).argmax(1) != labels[rows]  # type: ignore[misc]
+        return broken
+
+
+def follow(target: Target, steps: Iterable[Step], x: Images, clean: Images, labels: Labels, best: Incumbent) -> None:
+    """Steepest steps from the points `x`, of the images that hold. Every point is offered to `best`, and images that are misread leave."""
+    rows = (~best.broken).nonzero().flatten()
+    x = x[rows]
+    for loss, eta in steps:
+        if not len(rows):
+            return
+        g, _, logits = gradient(target.network, x, labels[rows], loss(rows))
+        best.offer(x, logits, labels[rows], rows)
+        holds = ~best.broken[rows]
+        rows, x, g = rows[holds], x[holds], g[holds]
+        x = target.threat.project(x + eta * target.threat.eps * target.threat.steepest(g), clean[rows])
+    with torch.no_grad():
+        if len(rows):
+            best.offer(x, target.network(x), labels[rows], rows)
+
+
+def cooled(loss: PerImageLoss, steps: int, first: float) -> Iterator[Step]:
+    """eta_k = first (1 + cos(pi k / K)) / 2, k = 0 .. K - 1."""
+    return ((lambda rows: loss, first * (1 + math.cos(math.pi * k / steps)) / 2) for k in range(steps))

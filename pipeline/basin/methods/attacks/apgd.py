@@ -22,6 +22,7 @@ from basin.config.settings import Settings
 from basin.threat.target import Incumbent, Target, cross_entropy_each, gradient, margin
 from basin.types import Images, Labels, PerImage
 
+SEARCHES = True
 ALPHA, RHO = 0.75, 0.75
 CANDIDATES = 100  # target classes among which the nearest are looked for, likeliest first (MALT)
 
@@ -49,7 +50,7 @@ def fitted(params: Params, classes: int, randomised: bool = False) -> Params:
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     """The best point over restarts and target classes; an image that is broken is not attacked further."""
-    best = Incumbent(images)
+    best = target.incumbent(images)
     with torch.no_grad():
         logits = target.network(images)
     params = fitted(params, logits.shape[1])

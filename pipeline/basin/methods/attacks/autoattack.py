@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from basin.config.settings import Settings
 from basin.errors import Mistake
 from basin.threat import foreign
-from basin.threat.target import Incumbent, Target
+from basin.threat.target import Target
 from basin.types import Images, Labels, Network
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def fitted(params: Params, classes: int, randomised: bool = False) -> Params:
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     """The point that broke each image, judged again here, or else the clean image. Raises Mistake where no attack is left."""
-    network, best = foreign.sealed(target.network), Incumbent(images)
+    network, best = foreign.sealed(target.network), target.incumbent(images)
     logits = network(images)
     best.offer(images, logits, labels)
     if is_random := params.version != "rand" and differs(network, images):

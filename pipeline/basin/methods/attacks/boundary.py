@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate, normalize
 
 from basin.config.settings import Settings
 from basin.threat.ball import HIGH, LOW
-from basin.threat.target import Incumbent, Target
+from basin.threat.target import Target
 from basin.types import Images, Labels, PerImage
 
 BLACK_BOX = True
@@ -34,7 +34,7 @@ class Params(Settings):
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    threat, best = target.threat, Incumbent(images)
+    threat, best = target.threat, target.incumbent(images)
     x, found = _start(params, target, images, labels, generator)
     k, spent = 0, params.starts
     while spent < params.queries:

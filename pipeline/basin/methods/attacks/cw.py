@@ -15,7 +15,7 @@ from torch import Tensor
 
 from basin.config.settings import Settings
 from basin.threat.ball import HIGH, LOW
-from basin.threat.target import Incumbent, Target, gradient, margin
+from basin.threat.target import Target, gradient, margin
 from basin.types import Images, Labels, PerImage
 
 
@@ -28,7 +28,7 @@ class Params(Settings):
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    best, nearest = Incumbent(images), images.clone()
+    best, nearest = target.incumbent(images), images.clone()
     distance = torch.full((len(images),), torch.inf, device=images.device)
     c, low, high = distance.new_full(distance.shape, params.c), torch.zeros_like(distance), distance.clone()
     for _ in range(params.searches):

@@ -25,7 +25,7 @@ class Params(Settings):
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    threat, best = target.threat, Incumbent(images)
+    threat, best = target.threat, target.incumbent(images)
     x, v = images, torch.zeros_like(images)
     _offer(best, target, x, labels)
     for _ in range(params.steps):

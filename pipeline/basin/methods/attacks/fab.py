@@ -14,7 +14,7 @@ from pydantic import Field
 
 from basin.config.settings import Settings
 from basin.threat import foreign
-from basin.threat.target import Incumbent, Target
+from basin.threat.target import Target
 from basin.types import Images, Labels
 
 
@@ -28,7 +28,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     """The nearest point found where it breaks the image within the radius, else the clean image."""
     from pyautoattack.fab_pt import FABAttack_PT
 
-    threat, network, best = target.threat, foreign.sealed(target.network), Incumbent(images)
+    threat, network, best = target.threat, foreign.sealed(target.network), target.incumbent(images)
     logits = network(images)
     best.offer(images, logits, labels)
     rows = (~best.broken).nonzero().flatten()

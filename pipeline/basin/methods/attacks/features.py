@@ -13,7 +13,7 @@ from torch import Tensor
 
 from basin.config.settings import Settings
 from basin.errors import Mistake
-from basin.threat.target import Incumbent, Target, gradient
+from basin.threat.target import Target, gradient
 from basin.types import Images, Labels, Logits
 
 NEEDS_FEATURES = True
@@ -28,7 +28,7 @@ class Params(Settings):
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     if (features := target.features) is None:
         raise Mistake("attack features: it needs the features of the attacked model (got none). Attack a classifier with a backbone.")
-    best = Incumbent(images)
+    best = target.incumbent(images)
     with torch.no_grad():
         h, z = features(images).flatten(1), target.network(images)
     best.offer(images, z, labels)

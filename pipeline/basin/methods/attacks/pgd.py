@@ -40,7 +40,7 @@ def ascend(
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    best = Incumbent(images)
+    best = target.incumbent(images)
     for _ in range(params.restarts):
         x = ascend(params, target, images, labels, generator, best)
         with torch.no_grad():

@@ -6,16 +6,17 @@ p = softmax z. Two runs from random points, each in two halves: f is first -p_y 
 both runs then the margin max_{i != y} p_i - p_y. s is the sign in L-infinity, g / ||g|| in L2. An image that is misread is done.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from basin.config.settings import Settings
-from basin.threat.target import Incumbent, Target, gradient, margin
+from basin.threat.target import PerImageLoss, Step, Target, cooled, follow, probability_margin
 from basin.types import Images, Labels, PerImage
+
+SEARCHES = True
 
 
 class Params(Settings):
@@ -32,46 +33,15 @@ def other_class(z: Tensor, y: Labels) -> PerImage:
     return z.softmax(1).scatter(1, y[:, None], 0.0).amax(1)
 
 
-def probability_margin(z: Tensor, y: Labels) -> PerImage:
-    """max_{i != y} p_i - p_y."""
-    return -margin(z.softmax(1), y)
-
-
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    best = Incumbent(images)
+    best = target.incumbent(images)
     with torch.no_grad():
         best.offer(images, target.network(images), labels)
     for first in (true_class, other_class):
-        _run(params.steps, first, target, images, labels, generator, best)
+        follow(target, _schedule(params.steps, first), target.threat.random_point(images, generator), images, labels, best)
     return best.points
 
 
-def _run(
-    steps: int,
-    first: Callable[[Tensor, Labels], PerImage],
-    target: Target,
-    clean: Images,
-    labels: Labels,
-    draws: torch.Generator,
-    best: Incumbent,
-) -> None:
-    """One run on the images that hold; every iterate is offered to `best`, and those that are misread leave."""
-    threat, rows = target.threat, (~best.broken).nonzero().flatten()
-    x = threat.random_point(clean, draws)[rows]
-    for loss, eta in _schedule(steps, first):
-        if not len(rows):
-            return
-        g, _, logits = gradient(target.network, x, labels[rows], loss)
-        best.offer(x, logits, labels[rows], rows)
-        holds = ~best.broken[rows]
-        rows, x, g = rows[holds], x[holds], g[holds]
-        x = threat.project(x + eta * threat.eps * threat.steepest(g), clean[rows])
-    with torch.no_grad():
-        if len(rows):
-            best.offer(x, target.network(x), labels[rows], rows)
-
-
-def _schedule(steps: int, first: Callable[[Tensor, Labels], PerImage]) -> Iterator[tuple[Callable[[Tensor, Labels], PerImage], float]]:
-    """(loss, step length as a share of the radius) of every step."""
-    for loss, K in ((first, steps // 2), (probability_margin, steps - steps // 2)):
-        yield from ((loss, 1 + math.cos(math.pi * k / K)) for k in range(K))
+def _schedule(steps: int, first: PerImageLoss) -> Iterator[Step]:
+    yield from cooled(first, steps // 2, 2.0)
+    yield from cooled(lambda z, y: -probability_margin(z, y), steps - steps // 2, 2.0)

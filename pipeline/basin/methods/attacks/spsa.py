@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from basin.config.settings import Settings
-from basin.threat.target import Incumbent, Target, margin
+from basin.threat.target import Target, margin
 from basin.types import Images, Labels
 
 BLACK_BOX = True
@@ -30,7 +30,7 @@ class Params(Settings):
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    threat, best = target.threat, Incumbent(images)
+    threat, best = target.threat, target.incumbent(images)
     alpha = params.rate * (threat.eps / threat.distance(torch.ones_like(images), torch.zeros_like(images))).view(-1, 1, 1, 1)
     x, m, s = images.clone(), torch.zeros_like(images), torch.zeros_like(images)
     with torch.no_grad():

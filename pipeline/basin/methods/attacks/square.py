@@ -33,7 +33,7 @@ class Params(Settings):
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    threat, best = target.threat, Incumbent(images)
+    threat, best = target.threat, target.incumbent(images)
     start, propose = {"linf": (_stripes, _repaint), "l2": (_tiles, _gather)}[threat.norm]
     x = threat.project(images + threat.eps * start(images, generator), images)
     margins = _ask(target, x, labels, best, torch.arange(len(images), device=images.device))

@@ -17,7 +17,7 @@ from torch.nn.functional import adaptive_avg_pool2d, mse_loss
 
 from basin.config.settings import Settings
 from basin.randomness import construct
-from basin.threat.target import Incumbent, Target, gradient, margin
+from basin.threat.target import Target, gradient, margin
 from basin.types import Images, Labels, Logits
 
 BLACK_BOX = True
@@ -48,7 +48,7 @@ class Surrogate(nn.Module):
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
-    threat, best = target.threat, Incumbent(images)
+    threat, best = target.threat, target.incumbent(images)
     asked: list[tuple[Images, Logits]] = []
 
     def ask(x: Images, rows: Tensor) -> None:

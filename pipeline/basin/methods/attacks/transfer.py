@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from basin.config.kinds import AttackChoice, Choice
 from basin.config.settings import Settings
-from basin.threat.target import Incumbent, Target
+from basin.threat.target import Target
 from basin.types import Images, Labels
 
 BLACK_BOX = True
@@ -37,7 +37,7 @@ def fitted(params: Params, classes: int, randomised: bool = False) -> Params:
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     assert target.twin is not None, "given only to a model that has a twin (NEEDS_TWIN)"
     source = Target(target.twin, target.threat, features=getattr(target.twin, "features", None))
-    best = Incumbent(images)
+    best = target.incumbent(images)
     for attack in params.attacks:
         x = attack.module.perturb(attack.params, source, images, labels, generator)
         with torch.no_grad():

@@ -1,0 +1,193 @@
+"""What saves passes may not save a verdict: images have to be earned, a quicker function searches and never judges."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from small import BALL, Linear, classifier, few, fit, two_of_five
+from torch import nn
+
+from basin.config.kinds import choose
+from basin.config.suite import READY, Suite, ready
+from basin.evaluation import robustness, search
+from basin.evaluation.cascade import FEWEST, Evaluation
+from basin.evaluation.outcomes import pack, unpack
+from basin.evaluation.ways import Attempt
+from basin.randomness import generator
+from basin.threat.ball import ThreatModel
+from basin.threat.target import Target, gradient
+
+STEP = choose("attacks", {"kind": "fgsm"})  # exact on what is linear
+N = 200
+
+
+@pytest.fixture
+def linear():
+    """Images of a linear model whose margins are spread over twice the radius, the easy ones anywhere among them."""
+    model = two_of_five().eval()
+    along = (torch.rand(N, 1, generator=torch.Generator().manual_seed(1)) - 0.5) * 0.4 * (model.W[0] - model.W[1]).sign()
+    x = (0.5 + along).view(N, 1, 4, 4)
+    return model, x, model(x).argmax(1)
+
+
+def run(linear, checkpoint=None, **attempts: Attempt):
+    model, x, y = linear
+    return Evaluation(model, None, BALL, (0, "shortcuts"), 64, checkpoint).run(torch.arange(N), x, y, attempts)
+
+
+# Earned images ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_probed_ends_with_the_first_part_that_loses_nothing(linear):
+    """Closest to falling first, so nothing that would fall is spared; the images that are sure to hold are not asked about."""
+    whole, probed = run(linear, step=Attempt(STEP)), run(linear, step=Attempt(STEP, probe=0.1))
+    assert torch.equal(whole.share, probed.share)
+    given, spared = probed.spared["step"]
+    assert given + spared == len(whole.alive) + (whole.share == 0).sum() == N
+    lost = int((probed.share == 0).sum())
+    assert lost <= given <= lost + 2 * FEWEST < N and probed.passes < whole.passes
+
+
+def test_a_probe_that_finds_nothing_costs_its_part_alone(linear):
+    first = run(linear, step=Attempt(STEP))
+    both = run(linear, step=Attempt(STEP), again=Attempt(STEP, probe=0.1))
+    held = len(first.alive)
+    assert both.spared == {"again": (FEWEST, held - FEWEST)} and both.after["again"] == both.after["step"]
+    assert both.passes - first.passes == FEWEST * (first.passes - N) // N
+
+
+def test_few_images_are_one_part(linear):
+    model, x, y = linear
+    found = Evaluation(model, None, BALL, (0, "few"), 64).run(torch.arange(8), x[:8], y[:8], {"step": Attempt(STEP, probe=0.1)})
+    assert found.spared == {"step": (8, 0)}
+
+
+def test_what_was_spared_is_in_a_checkpoint(linear, tmp_path):
+    _, x, y = linear
+    found = run(linear, step=Attempt(STEP, probe=0.1))
+    (path := tmp_path / "checkpoint.safetensors").write_bytes(pack(found, 1, 1))
+    assert {name: tuple(counts) for name, counts in unpack(path, torch.arange(N), x, y)[0].spared.items()} == found.spared
+
+
+class Flat(Linear):
+    """Logits whose derivative is zero and whose value is the linear model's: the gradient is in doubt."""
+
+    def forward(self, x):
+        return super().forward(x).detach() + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["standard", "adaptive"])
+def test_a_gradient_in_doubt_spares_no_image(name, linear):
+    model, x, y = linear
+    flat = Flat(model.W, model.b).eval()
+    asked = ready(name)
+    if asked.adaptive:
+        few = asked.adaptive.model_copy(update={"steps": 2, "queries": 20, "doublings": 0, "targets": 1})
+        asked = asked.model_copy(update={"adaptive": few})
+    result = robustness.evaluate(flat, None, x[:40], y[:40], BALL, asked, (0, "doubt"))
+    assert result.declared.blind and result.outcomes.spared == {}
+    assert result.worst_case == 0 or result.attacks["square"] < result.clean
+
+
+def test_thorough_spares_no_image_and_ends_where_the_shortcuts_do(linear):
+    model, x, y = linear
+    attacks = {"margin": {"kind": "margin"}, "square": {"kind": "square", "queries": 20}}
+    suite = Suite.model_validate({"attacks": attacks, "probe": {"square": 0.1}})
+    results = [robustness.evaluate(model, None, x, y, BALL, suite, (0, "x"), thorough=thorough) for thorough in (False, True)]
+    assert [list(one.outcomes.spared) for one in results] == [["square"], []]
+    assert torch.equal(*(one.outcomes.share for one in results))
+
+
+def test_the_ready_made_suites_probe_attacks_of_their_own():
+    for name in READY:
+        assert ready(name).probe.keys() <= ready(name).attacks.keys()
+
+
+# The quicker function ---------------------------------------------------------------------------------------------------------------------
+
+
+class Shifted(nn.Module):
+    """A model's logits with one class raised: it calls broken what the model reads rightly, and the other way round."""
+
+    def __init__(self, model: nn.Module, by: float):
+        super().__init__()
+        self.model, self.by = model, by
+
+    def forward(self, x):
+        z = self.model(x)
+        return z + self.by * (torch.arange(z.shape[1]) == 1)
+
+
+@pytest.mark.parametrize("kind", ["margin", "pma", "a3", "apgd"])
+@pytest.mark.parametrize("by", [-0.3, 0.3])
+def test_an_image_leaves_on_the_judges_word_alone(kind, by, linear):
+    """Of a linear model it is known which images fall; a search that errs by half of the radius's worth finds them all, and no other."""
+    model, x, y = linear
+    attack = choose("attacks", {"kind": kind})
+    points = attack.module.perturb(attack.params, Target(Shifted(model, by), BALL, judge=model), x, y, generator(0, "judge"))
+    clear = (model.margin(x, y) / BALL.eps - 1).abs() > 0.02
+    held = model(BALL.project(points, x)).argmax(1) == y
+    assert torch.equal(held[clear], (model.margin(x, y) > BALL.eps)[clear])
+
+
+def test_the_judge_is_asked_about_what_the_search_calls_broken_and_nothing_twice(linear):
+    model, x, y = linear
+    asked = []
+
+    def judge(points):
+        asked.append(len(points))
+        return model(points)
+
+    target = Target(model, BALL, judge=judge)
+    best = target.incumbent(x)
+    g, _, _ = gradient(model, x, y)
+    fallen = BALL.project(x + BALL.eps * g.sign(), x)
+    for _ in range(2):
+        best.offer(fallen, model(fallen), y)
+    assert asked == [int((model(fallen).argmax(1) != y).sum())] == [int(best.broken.sum())]
+
+
+def layers(model: nn.Module) -> Iterator[torch.Tensor]:
+    yield from (tensor.clone() for tensor in model.state_dict().values())
+
+
+def test_the_search_is_a_copy_that_agrees_with_the_model(trained, digits):
+    x, y = few(digits["test"], 16)
+    before = list(layers(trained))
+    quick = search.Search(trained)
+    z = quick(x)
+    assert z.dtype == torch.float32 and all(torch.equal(*pair) for pair in zip(before, layers(trained)))
+    assert not torch.equal(z, trained(x)) and (z - trained(x)).abs().max() < 0.05 * trained(x).abs().max()
+    assert search.agreement(trained, quick, x, y) >= search.AGREES
+
+
+def test_it_is_used_where_the_processor_has_it_and_it_agrees(trained, digits, monkeypatch):
+    x, y = few(digits["test"], 16)
+    monkeypatch.setattr(search, "has_bfloat16", lambda device: False)
+    assert search.search(trained, x, y) is None
+    monkeypatch.setattr(search, "has_bfloat16", lambda device: True)
+    assert isinstance(search.search(trained, x, y), search.Search)
+    assert search.search(two_of_five(), x, y) is None  # nothing in it that would be quicker
+    monkeypatch.setattr(search, "agreement", lambda *_: 0.9)
+    assert search.search(trained, x, y) is None
+
+
+def test_what_it_leaves_is_attacked_in_float32_last_and_that_is_said(digits, monkeypatch):
+    monkeypatch.setattr(search, "has_bfloat16", lambda device: True)
+    model = fit(classifier(), digits["train"], kind="pgd", steps=2).eval().requires_grad_(False)
+    x, y = few(digits["test"], 60)
+    results = [robustness.evaluate(model, None, x, y, BALL, ready("quick"), (0, "x"), thorough=thorough) for thorough in (False, True)]
+    assert [list(one.attacks) for one in results] == [["margin", "apgd_nearest", robustness.PRECISE], ["margin", "apgd_nearest"]]
+    assert [robustness.QUICK in one.facts for one in results] == [True, False]
+    assert abs(results[0].worst_case - results[1].worst_case) <= 2 / len(x)
+    o = results[0].outcomes
+    with torch.no_grad():
+        assert torch.equal((model(o.points).argmax(1) == y).float(), o.share)
+
+
+def test_autoattack_stays_as_its_authors_have_it(digits, monkeypatch):
+    monkeypatch.setattr(search, "has_bfloat16", lambda device: True)
+    model = fit(classifier(), digits["train"]).eval().requires_grad_(False)
+    alone = Suite.model_validate({"attacks": {"aa": {"kind": "autoattack", "version": "custom", "attacks": ["apgd-ce"]}}})
+    result = robustness.evaluate(model, None, *few(digits["test"], 8), ThreatModel(norm="linf", eps=0.02), alone, (0, "x"))
+    assert list(result.attacks) == ["aa"] and robustness.QUICK not in result.facts
