@@ -1,6 +1,7 @@
 """`make chaos`: a run of real stages, killed outright at random moments until it is done, ends as one that was left alone.
 
 CHAOS_KILLS="50 10 10" is how many SIGKILLs hit the run's own processes, Prefect's worker and MLflow's server; CHAOS_SEED draws the moments.
+Each of the three ends within two minutes a kill and twenty more.
 """
 
 import os
@@ -36,6 +37,7 @@ CLI = [sys.executable, "-c", "from basin.cli.app import main; main()"]
 RUN, WORKER, SERVER = map(int, os.environ.get("CHAOS_KILLS", "50 10 10").split())
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 PATIENCE = 300.0  # seconds for one stage, on a busy machine
+BOUND = 120.0  # seconds a kill, and ten such more
 RESUMED = re.compile("resuming at phase|goes on after")
 WORDS = {"guard": "guard.py", "stage": "-m stages.", "dvc": "-m dvc repro"}  # in the command lines of the run's processes, the first found
 PARAMS = """
@@ -160,6 +162,10 @@ def kill(process: subprocess.Popen, draw: random.Random, members: dict[str, list
     return victim
 
 
+def bounded(began: float, kills: int) -> None:
+    assert time.monotonic() - began < BOUND * (10 + kills), "too slow: make chaos is to end"
+
+
 def until_begun(checkout: Checkout, process: subprocess.Popen, after: int, passed: set[str]) -> str | None:
     """The last stage that is begun and not passed over; None where the run ends before."""
     deadline = time.monotonic() + PATIENCE
@@ -220,6 +226,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(whole, tmp_path, 
         checkout, mine = Checkout(tmp_path / f"round-{rounds}"), Counter[str]()
         rounds += 1
         while True:
+            bounded(began, RUN)
             after = checkout.said.stat().st_size if checkout.said.exists() else 0
             process = checkout.start()
             full = {stage for stage in taken if mine[stage] >= quota}
@@ -277,6 +284,8 @@ def killed_servers(checkout: Checkout, port: int, draw: random.Random, taken: di
     for _ in range(3 * len(taken)):
         full = {stage for stage in taken if mine[stage] >= (4 if stage == "register" else 1)}
         with mlflow(checkout.place.parent, port):
+            if process.poll():  # register has to reach the server: it says so and is asked again
+                after, process = checkout.said.stat().st_size, checkout.start()
             if hits.total() < most and (stage := until_begun(checkout, process, after, full)):
                 mine[stage] += 1
                 time.sleep(draw.uniform(0, taken[stage]))
@@ -285,14 +294,13 @@ def killed_servers(checkout: Checkout, port: int, draw: random.Random, taken: di
             elif process.wait(PATIENCE) == 0:
                 checkout.deliver()
                 return hits
-        if process.poll():  # register has to reach the server: it says so and is asked again
-            after, process = checkout.said.stat().st_size, checkout.start()
     pytest.fail(checkout.said.read_text(encoding="utf-8")[-3000:])
 
 
 def test_a_run_whose_mlflow_server_is_killed_ends_as_one_left_alone(whole, tmp_path, capsys):
     draw, began, hits, rounds = random.Random(SEED), time.monotonic(), Counter[str](), 0
     while hits.total() < SERVER:
+        bounded(began, SERVER)
         place, port, rounds = tmp_path / f"round-{rounds}", server.free_port(), rounds + 1
         place.mkdir()
         checkout = Checkout(place / "run", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
@@ -317,6 +325,7 @@ def test_a_run_whose_worker_is_killed_ends_as_one_left_alone(whole, tmp_path, ca
                 shutil.rmtree(path) if (path := checkout.place / left).is_dir() else path.unlink(missing_ok=True)
             state, runs = partial(here.state, here.run(workers=2)), runs + 1
             while killed < WORKER:
+                bounded(began, WORKER)
                 until(lambda state=state: state() in ("Running", "Completed"), PATIENCE)
                 if state() == "Completed":
                     break
