@@ -1,7 +1,7 @@
 """`make chaos`: a run of real stages, killed outright at random moments until it is done, ends as one that was left alone.
 
 CHAOS_KILLS="50 10 10" is how many SIGKILLs hit the run's own processes, Prefect's worker and MLflow's server; CHAOS_SEED draws the moments.
-Each of the three ends within two minutes a kill and twenty more.
+Each of the three gives up after two minutes a kill and twenty more; its last run has five minutes a stage.
 """
 
 import os
@@ -72,6 +72,14 @@ attack: {models: [backbone/natural, head/sodef], suites: [tiny], images: 100, ba
 registry: {name: null}
 """
 RESUMING = ["backbone@natural", "adversarial@pgd", "head@sodef", "attack@backbone/natural-tiny", "attack@head/sodef-tiny", "exchange"]
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    yield
+    while STARTED:
+        STARTED.pop().kill()  # its guard ends the rest
 
 
 class Checkout:
@@ -92,7 +100,8 @@ class Checkout:
 
     def start(self) -> subprocess.Popen:
         with self.said.open("ab") as log:
-            return subprocess.Popen([*CLI, "repro"], cwd=self.place, env=self.env, stdout=log, stderr=log, start_new_session=True)
+            STARTED.append(subprocess.Popen([*CLI, "repro"], cwd=self.place, env=self.env, stdout=log, stderr=log, start_new_session=True))
+        return STARTED[-1]
 
     def begun(self, after: int) -> list[str]:
         """The stages that were begun since the log had `after` characters."""
@@ -232,7 +241,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(whole, tmp_path, 
             full = {stage for stage in taken if mine[stage] >= quota}
             stage = until_begun(checkout, process, after, full) if hits.total() < RUN else None
             if stage is None:
-                process.wait(PATIENCE)
+                process.wait(PATIENCE * len(taken))
                 break
             members = None
             if stage in RESUMING and stage not in checkout.resumed():  # as soon as there is a checkpoint: its use has to be seen
@@ -291,7 +300,7 @@ def killed_servers(checkout: Checkout, port: int, draw: random.Random, taken: di
                 time.sleep(draw.uniform(0, taken[stage]))
                 if process.poll() is None:
                     hits[checkout.begun(after)[-1]] += 1
-            elif process.wait(PATIENCE) == 0:
+            elif process.wait(PATIENCE * len(taken)) == 0:
                 checkout.deliver()
                 return hits
     pytest.fail(checkout.said.read_text(encoding="utf-8")[-3000:])
@@ -335,7 +344,7 @@ def test_a_run_whose_worker_is_killed_ends_as_one_left_alone(whole, tmp_path, ca
                     psutil.wait_procs([worker], 30)
                     until(here.worker, 120)
                     killed += 1
-            until(lambda state=state: state() == "Completed", 2 * PATIENCE)
+            until(lambda state=state: state() == "Completed", PATIENCE * len(whole.taken))
             assert checkout.made() == whole.made
     finally:
         here.end()
