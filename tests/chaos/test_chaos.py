@@ -280,6 +280,7 @@ def mlflow(place: Path, port: int) -> Iterator[None]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        until(lambda: not answers(port), 30)  # its child is gone as well
 
 
 def answers(port: int) -> bool:
