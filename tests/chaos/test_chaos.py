@@ -1,6 +1,7 @@
 """`make chaos`: a run of real stages, killed outright at random moments until it is done, ends as one that was left alone.
 
 CHAOS_KILLS="50 10 10" is how many SIGKILLs hit the run's own processes, Prefect's worker and MLflow's server; CHAOS_SEED draws the moments.
+Each of the three gives up after two minutes a kill and twenty more; its last run has five minutes a stage.
 """
 
 import os
@@ -8,21 +9,27 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 from ruamel.yaml import YAML
 from test_flow_serving import Served, until
 
+from basin import environment
 from basin.flow import server
+from basin.tracking import lease
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +37,9 @@ CLI = [sys.executable, "-c", "from basin.cli.app import main; main()"]
 RUN, WORKER, SERVER = map(int, os.environ.get("CHAOS_KILLS", "50 10 10").split())
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 PATIENCE = 300.0  # seconds for one stage, on a busy machine
+BOUND = 120.0  # seconds a kill, and ten such more
 RESUMED = re.compile("resuming at phase|goes on after")
+WORDS = {"guard": "guard.py", "stage": "-m stages.", "dvc": "-m dvc repro"}  # in the command lines of the run's processes, the first found
 PARAMS = """
 seed: 0
 device: cpu
@@ -63,6 +72,14 @@ attack: {models: [backbone/natural, head/sodef], suites: [tiny], images: 100, ba
 registry: {name: null}
 """
 RESUMING = ["backbone@natural", "adversarial@pgd", "head@sodef", "attack@backbone/natural-tiny", "attack@head/sodef-tiny", "exchange"]
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    yield
+    while STARTED:
+        STARTED.pop().kill()  # its guard ends the rest
 
 
 class Checkout:
@@ -83,7 +100,8 @@ class Checkout:
 
     def start(self) -> subprocess.Popen:
         with self.said.open("ab") as log:
-            return subprocess.Popen([*CLI, "repro"], cwd=self.place, env=self.env, stdout=log, stderr=log, start_new_session=True)
+            STARTED.append(subprocess.Popen([*CLI, "repro"], cwd=self.place, env=self.env, stdout=log, stderr=log, start_new_session=True))
+        return STARTED[-1]
 
     def begun(self, after: int) -> list[str]:
         """The stages that were begun since the log had `after` characters."""
@@ -98,6 +116,12 @@ class Checkout:
         stages = YAML(typ="safe").load(self.place / "dvc.lock")["stages"]
         outs = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
         return outs | {"table": (self.place / "report/table.csv").read_text(encoding="utf-8")}
+
+    def deliver(self) -> None:
+        """What could not be told to MLflow during the run; all of it arrives."""
+        command = [sys.executable, "-m", "basin.tracking.mirror"]
+        assert subprocess.run(command, cwd=self.place, env=self.env, check=False).returncode == 0
+        until(lambda: not list(self.place.glob(".basin/runs/**/*.jsonl")), 60)  # mirrors outlive their stages for a while
 
     def resumed(self) -> set[str]:
         """The stages that said they went on from a checkpoint."""
@@ -117,17 +141,9 @@ def family(process: subprocess.Popen) -> dict[str, list[psutil.Process]]:
             words = " ".join(one.cmdline())
         except psutil.Error:
             continue
-        kind = (
-            "basin"
-            if one is top
-            else "stage"
-            if "-m stages." in words
-            else "dvc"
-            if "-m dvc repro" in words and "guard.py" not in words
-            else ""
-        )
+        kind = "basin" if one is top else next((kind for kind, word in WORDS.items() if word in words), "")
         found["all"].append(one)
-        if kind:
+        if kind and (kind != "guard" or one.ppid() == top.pid):  # a killed witness of the guard stops nothing
             found.setdefault(kind, []).append(one)
     return found
 
@@ -155,22 +171,49 @@ def kill(process: subprocess.Popen, draw: random.Random, members: dict[str, list
     return victim
 
 
+def bounded(began: float, kills: int) -> None:
+    assert time.monotonic() - began < BOUND * (10 + kills), "too slow: make chaos is to end"
+
+
 def until_begun(checkout: Checkout, process: subprocess.Popen, after: int, passed: set[str]) -> str | None:
-    """The first stage that is begun and not passed over; None where the run ends before."""
+    """The last stage that is begun and not passed over; None where the run ends before."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         ended = process.poll() is not None
         if waiting := [stage for stage in checkout.begun(after) if stage not in passed]:
-            return waiting[0]
+            return waiting[-1]
         if ended:
             return None
         time.sleep(0.01)
     pytest.fail(checkout.said.read_text(encoding="utf-8")[-2000:])
 
 
+def remembered(database: Path) -> dict[str, Any]:
+    """What MLflow has of a run: how often each stage ended well, and the models of the versions with their aliases. Nothing is RUNNING."""
+    store = MlflowClient(f"sqlite:///{database}")
+    runs = store.search_runs([experiment.experiment_id for experiment in store.search_experiments()])
+    assert not [run.info.run_name for run in runs if run.info.status == "RUNNING"]
+    (model,) = (model for model in store.search_registered_models() if model.name != lease.NAME)
+    found = {version.version: (version.tags["model"], version.tags["dvc.md5"]) for version in store.search_model_versions()}
+    return {
+        "runs": Counter(run.info.run_name for run in runs if run.info.status == "FINISHED"),
+        "versions": sorted(found.values()),
+        "aliases": {alias: found[int(version)] for alias, version in model.aliases.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What an undisturbed run makes and leaves in MLflow; the seconds that each stage took of it, and the seconds in all."""
+
+    made: dict[str, str]
+    remembered: dict[str, Any]
+    taken: dict[str, float]
+    seconds: float
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dict[str, float], float]:
-    """What an undisturbed run makes, the seconds that each stage took of it, and the seconds in all."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     checkout, began = Checkout(tmp_path_factory.mktemp("whole")), time.monotonic()
     process, starts = checkout.start(), {}
     while process.poll() is None:
@@ -180,23 +223,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], dic
     assert process.returncode == 0, checkout.said.read_text(encoding="utf-8")[-3000:]
     ends = [*list(starts.values())[1:], time.monotonic()]
     taken = {stage: end - start for (stage, start), end in zip(starts.items(), ends, strict=True)}
-    return checkout.made(), taken, time.monotonic() - began
+    checkout.deliver()
+    return Whole(checkout.made(), remembered(checkout.place / "mlflow.db"), taken, time.monotonic() - began)
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_left_alone(whole, tmp_path, capsys):
-    made, taken, _ = whole
+    taken = whole.taken
     draw, began, hits, victims, rounds = random.Random(SEED), time.monotonic(), Counter[str](), Counter[str](), 0
     quota = -(-RUN // len(taken))
     while hits.total() < RUN:
         checkout, mine = Checkout(tmp_path / f"round-{rounds}"), Counter[str]()
         rounds += 1
         while True:
+            bounded(began, RUN)
             after = checkout.said.stat().st_size if checkout.said.exists() else 0
             process = checkout.start()
             full = {stage for stage in taken if mine[stage] >= quota}
             stage = until_begun(checkout, process, after, full) if hits.total() < RUN else None
             if stage is None:
-                process.wait(PATIENCE)
+                process.wait(PATIENCE * len(taken))
                 break
             members = None
             if stage in RESUMING and stage not in checkout.resumed():  # as soon as there is a checkpoint: its use has to be seen
@@ -209,8 +254,12 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(whole, tmp_path, 
                 mine[stage] += 1
         said = checkout.said.read_text(encoding="utf-8")
         assert process.returncode == 0, said[-3000:]
-        assert checkout.made() == made
+        assert checkout.made() == whole.made
         assert "To mend it" not in said
+        checkout.deliver()
+        left = remembered(checkout.place / "mlflow.db")
+        left["runs"] = Counter(set(left["runs"]))  # a stage that is killed after its last word ends well twice
+        assert left == whole.remembered
         assert RUN < len(taken) or rounds > 1 or checkout.resumed() == set(RESUMING)
     with capsys.disabled():
         seconds = time.monotonic() - began
@@ -218,50 +267,62 @@ def test_a_run_killed_at_random_moments_ends_as_one_left_alone(whole, tmp_path, 
 
 
 @contextmanager
-def mlflow(place: Path, port: int) -> Iterator[subprocess.Popen]:
-    """A server on the loopback address, killed outright at the end of the block."""
+def mlflow(place: Path, port: int) -> Iterator[None]:
+    """A server on the loopback address that has begun to answer, killed outright at the end of the block."""
     where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", f"sqlite:///{place}/server.db"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | {
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"
-    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")} | environment.SILENT | environment.SAFE
     with (place / "server.log").open("ab") as log:
         command = [sys.executable, "-m", "mlflow", "server", *where, "--artifacts-destination", str(place / "files")]
         process = subprocess.Popen(command, cwd=place, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        yield process
+        until(lambda: answers(port), 120)
+        yield
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        until(lambda: not answers(port), 30)  # its child is gone as well
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def killed_servers(checkout: Checkout, port: int, draw: random.Random, taken: dict[str, float], most: int) -> Counter[str]:
+    """Run to the end; a server is killed in each stage, several in `register`, `most` in all. The stages in which that was."""
+    process, after, mine, hits = checkout.start(), 0, Counter[str](), Counter[str]()
+    for _ in range(3 * len(taken)):
+        full = {stage for stage in taken if mine[stage] >= (4 if stage == "register" else 1)}
+        with mlflow(checkout.place.parent, port):
+            if process.poll():  # register has to reach the server: it says so and is asked again
+                after, process = checkout.said.stat().st_size, checkout.start()
+            if hits.total() < most and (stage := until_begun(checkout, process, after, full)):
+                mine[stage] += 1
+                time.sleep(draw.uniform(0, taken[stage]))
+                if process.poll() is None:
+                    hits[checkout.begun(after)[-1]] += 1
+            elif process.wait(PATIENCE * len(taken)) == 0:
+                checkout.deliver()
+                return hits
+    pytest.fail(checkout.said.read_text(encoding="utf-8")[-3000:])
 
 
 def test_a_run_whose_mlflow_server_is_killed_ends_as_one_left_alone(whole, tmp_path, capsys):
-    made, _, wall = whole
-    draw, began, port, killed = random.Random(SEED), time.monotonic(), server.free_port(), 0
-    checkout = Checkout(tmp_path / "run", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
-    process = checkout.start()
-    while killed < SERVER:
-        with mlflow(tmp_path, port):
-            time.sleep(draw.uniform(3, 2 * wall / SERVER + 3))  # a start takes some seconds of it
-            killed += 1
-        if process.poll() is not None:
-            process = checkout.start()
-    process.wait(PATIENCE)
-    with mlflow(tmp_path, port):
-        for _ in range(3):  # register has to reach the server: it says so and is asked again
-            if (process := checkout.start()).wait(PATIENCE) == 0:
-                break
-        deliver = [sys.executable, "-m", "basin.tracking.mirror"]
-        assert subprocess.run(deliver, cwd=checkout.place, env=checkout.env, check=False).returncode == 0
-    said = checkout.said.read_text(encoding="utf-8")
-    assert process.returncode == 0, said[-3000:]
-    assert checkout.made() == made
-    assert "To mend it" not in said[-2000:] and not list(checkout.place.glob(".basin/runs/**/*.jsonl"))
+    draw, began, hits, rounds = random.Random(SEED), time.monotonic(), Counter[str](), 0
+    while hits.total() < SERVER:
+        bounded(began, SERVER)
+        place, port, rounds = tmp_path / f"round-{rounds}", server.free_port(), rounds + 1
+        place.mkdir()
+        checkout = Checkout(place / "run", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
+        hits += killed_servers(checkout, port, draw, whole.taken, SERVER - hits.total())
+        assert checkout.made() == whole.made
+        assert remembered(place / "server.db") == whole.remembered
     with capsys.disabled():
-        print(f"\nseed {SEED}: MLflow's server killed {killed} times, {time.monotonic() - began:.0f} s; runs and models are all there")
+        seconds = time.monotonic() - began
+        print(f"\nseed {SEED}: MLflow's server killed {hits.total()} times in {rounds} runs, {seconds:.0f} s; in {dict(hits)}")
 
 
 def test_a_run_whose_worker_is_killed_ends_as_one_left_alone(whole, tmp_path, capsys):
-    made, _, wall = whole
     draw, began, killed, runs = random.Random(SEED), time.monotonic(), 0, 0
     checkout = Checkout(tmp_path / "run")
     here = Served(tmp_path / "prefect", checkout.place, extra={name: checkout.env[name] for name in ("PYTHONPATH", "CUDA_VISIBLE_DEVICES")})
@@ -274,17 +335,18 @@ def test_a_run_whose_worker_is_killed_ends_as_one_left_alone(whole, tmp_path, ca
                 shutil.rmtree(path) if (path := checkout.place / left).is_dir() else path.unlink(missing_ok=True)
             state, runs = partial(here.state, here.run(workers=2)), runs + 1
             while killed < WORKER:
+                bounded(began, WORKER)
                 until(lambda state=state: state() in ("Running", "Completed"), PATIENCE)
                 if state() == "Completed":
                     break
-                time.sleep(draw.uniform(0, wall / 2))
+                time.sleep(draw.uniform(0, whole.seconds / 4))
                 if state() == "Running":
                     (worker := until(here.worker, 60)).kill()
                     psutil.wait_procs([worker], 30)
                     until(here.worker, 120)
                     killed += 1
-            until(lambda state=state: state() == "Completed", 2 * PATIENCE)
-            assert checkout.made() == made
+            until(lambda state=state: state() == "Completed", PATIENCE * len(whole.taken))
+            assert checkout.made() == whole.made
     finally:
         here.end()
     with capsys.disabled():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,32 @@ def test_worker_killed_ten_times_server_twice(served: Callable[..., Served]):
     # No slot is lost: neither ours nor any of the server's.
     assert slots.take(0, [], here.place / ".basin", cpus=2, workers=2) is not None
     assert not any(limit["active_slots"] for limit in here.call("v2/concurrency_limits/filter", {}))
+
+
+def test_two_workspaces_serve_one_pool_and_a_second_serve_in_one_says_why_not(served: Callable[..., Served], project):
+    here = served(LONG)
+    second = subprocess.run([*CLI, "serve"], cwd=here.place, env=here.env, capture_output=True, text=True, timeout=60, check=False)
+    pid = here.processes["serve"].pid
+    assert (second.returncode, second.stderr) == (
+        2,
+        f"error: .basin/serve.lock: another basin serve is at work in this workspace (PID {pid}). "
+        f"Wait for it to end, or stop it with: kill {pid}.\n",
+    )
+    (place := project(LONG, "other") / "steps.py").write_text(STEPS)
+    there = Served(here.home, place.parent, extra={"PREFECT_API_URL": here.url})
+    try:
+        there.start("serve")
+        runs = [here.run(), here.run()]
+        until(lambda: notes(here.place) and notes(there.place), 120)  # a run each
+        until(there.worker, 60).kill()
+        until(lambda: all(here.state(run) == "Completed" for run in runs), 240)
+    finally:
+        there.end()
+    states = Counter(state for run in runs for state in here.history(run))
+    assert states["Crashed"] == states["AwaitingRetry"] == 1, "both look after the pool, and one of them starts the run again"
+    assert [line[2] for line in notes(here.place)] == ["start", "end"]
+    assert len((here.place / "steps").read_text().splitlines()) == 40
+    assert len((there.place / "steps").read_text().splitlines()) <= 41, "the step that was killed is done twice, no other"
 
 
 def test_a_run_whose_machine_died_is_marked_crashed_within_two_minutes(served: Callable[..., Served]):

@@ -88,6 +88,20 @@ def test_a_killed_parent_takes_the_command_along(command: list[str], tmp_path: P
     wait_for(lambda: not any(map(alive, pids)), seconds=5)
 
 
+def test_a_killed_guard_takes_the_command_along_and_the_locks_are_held_until_then(command: list[str], tmp_path: Path):
+    from basin.repro.slots import try_lock
+
+    lock = try_lock(tmp_path / "lock")
+    assert lock is not None
+    process = Guards().start(command, keep=[lock.fileno()])
+    lock.close()
+    pids = wait_for(lambda: family(tmp_path))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    wait_for(lambda: try_lock(tmp_path / "lock"), seconds=guard.GRACE / 2)
+    assert not any(map(alive, pids))
+
+
 def test_what_a_killed_command_leaves_behind_is_ended(command: list[str], tmp_path: Path):
     process = Guards().start(command)
     pids = wait_for(lambda: family(tmp_path))

@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from basin.tracking import journal
+from basin.tracking import journal, mirror
 
 ROOT = Path(__file__).parents[2]
 STAGE = """
@@ -134,6 +135,20 @@ def test_a_killed_stage_is_seen_killed_and_its_retry_continues_the_run(folder, b
     assert start(folder).wait() == 0
     (found,) = runs()
     assert found.info.status == "FINISHED"
+
+
+def test_what_is_left_of_a_killed_attempt_leaves_the_end_of_the_next_one(folder):
+    stage = start(folder, then="run.tags({'note': 'first'}); print('trained', flush=True); time.sleep(60)")
+    assert stage.stdout.readline() == "trained\n"
+    assert until(lambda: (folder / "mlflow.db").exists() and len(runs()) == 1 and "note" in runs()[0].data.tags)
+    for one in (*psutil.Process(stage.pid).children(), stage):  # its mirror too
+        one.kill()
+    stage.communicate()
+    assert start(folder, then="run.tags({'note': 'second'})").wait() == 0
+    assert list(Path(".basin/runs").rglob("*.jsonl"))
+    assert mirror.deliver_all() and not list(Path(".basin/runs").rglob("*.jsonl"))
+    (found,) = runs()
+    assert (found.info.status, found.data.tags["note"]) == ("FINISHED", "second")
 
 
 def test_other_params_are_another_run(folder):

@@ -7,7 +7,8 @@ successor (prefect #17593, dvc #9805). So a command runs as
 
 The guard ends the group (SIGTERM, `GRACE` seconds for a last checkpoint, SIGKILL) when it is told to, when its parent is gone however it
 died, and when the command has ended but left something behind. It looks for its parent five times a second instead of asking the kernel
-for PR_SET_PDEATHSIG: that one exists on Linux only, and it fires at the death of the parent's *thread*.
+for PR_SET_PDEATHSIG: that one exists on Linux only, and it fires at the death of the parent's *thread*. A guard that is killed itself has
+a witness, a fork in another session, which ends the group in its place and holds the locks until then.
 
 This file runs as a program too, by path and isolated (`python -I .../guard.py PARENT COMMAND...`), so it imports nothing of ours.
 POSIX only.
@@ -21,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -97,8 +99,27 @@ def _adopt_descendants() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def _witness() -> tuple[int, int]:
+    """A fork that ends the group whose number is written to it, once nobody can write any more; its PID and where to write.
+
+    For no other process has the pipe's writing end: it closes with the guard, however that dies.
+    """
+    reading, writing = os.pipe()
+    if pid := os.fork():
+        os.close(reading)
+        return pid, writing
+    os.setsid()
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        group = pipe.read()
+    if group:
+        _end_group(int(group))
+    os._exit(0)
+
+
 def guard(parent: int, command: Sequence[str]) -> int:
     """Run the command until it ends, until SIGTERM, or until the process `parent` is gone; the exit code."""
+    witness, to_witness = _witness()
     told = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -112,6 +133,7 @@ def guard(parent: int, command: Sequence[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror}\n")
         return 127
+    os.write(to_witness, b"%d" % child.pid)
     code = None
     while code is None and not told.is_set() and os.getppid() == parent:
         try:
@@ -119,6 +141,9 @@ def guard(parent: int, command: Sequence[str]) -> int:
         except subprocess.TimeoutExpired:
             continue
     _end_group(child.pid)
+    os.close(to_witness)
+    with suppress(ChildProcessError):  # it was killed, and collected
+        os.waitpid(witness, 0)  # it holds the locks
     return STOPPED if code is None else code if code >= 0 else 128 - code
 
 

@@ -29,7 +29,6 @@ PLACES = {  # where MLflow's tables keep absolute places of files
 }
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; a server that accepts and never answers would otherwise hold a call for two minutes
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # 30 s of pauses in all; MLflow's own seven make four minutes
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }

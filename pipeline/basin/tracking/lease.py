@@ -1,6 +1,7 @@
 """A lock on an MLflow server, which has none: a registered model of a fixed name, which only one process can create.
 
-Its holder renews a tag. Who waits and sees no renewal for `STALE` seconds, by its own clock, takes the holder for killed and the lock away.
+Its holder renews a tag. Who waits and sees no renewal for `STALE` seconds, by its own clock, takes the holder for killed and the lock away;
+who has waited for `PATIENCE` seconds in all gives up.
 """
 
 import logging
@@ -13,14 +14,17 @@ from contextlib import contextmanager, suppress
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from basin.errors import Absent
+
 NAME = "basin-is-registering"
-LOOK, RENEWAL, STALE = 0.5, 5.0, 60.0  # seconds
+LOOK, RENEWAL, STALE, PATIENCE = 0.5, 5.0, 60.0, 3600.0  # seconds
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def held(store: MlflowClient) -> Iterator[None]:
-    """Keep every other process that asks from the same server. Raises MlflowException where the server does not answer."""
+    """Keep every other process that asks from the same server. Raises MlflowException where the server does not answer, Absent where others
+    register for too long."""
     _take(store)
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(store, ended), daemon=True)
@@ -35,23 +39,31 @@ def held(store: MlflowClient) -> Iterator[None]:
 
 
 def _take(store: MlflowClient) -> None:
-    seen, since, told = "", time.monotonic(), False
-    while not _created(store):
-        if (renewed := _renewed(store)) != seen:
+    mine, seen, told = uuid.uuid4().hex, "", False
+    began = since = time.monotonic()
+    while not _created(store, mine):
+        if (renewed := _renewed(store)) == mine:  # made, and the answer was lost
+            return
+        if time.monotonic() - began > PATIENCE:
+            raise Absent(
+                f"registry: other processes register on this server without end (got {PATIENCE:.0f} s of waiting). "
+                f"End the one that hangs; its lock goes {STALE:.0f} s later. Then try again."
+            )
+        if renewed != seen:
             seen, since = renewed, time.monotonic()
         elif time.monotonic() - since > STALE:
             log.warning("registry: the process that was registering on this server is gone; its lock is taken away")
             with suppress(MlflowException):  # another was first
                 store.delete_registered_model(NAME)
         if not told:
-            log.info("registry: another process registers on this server; waiting for it to end")
+            log.info("registry: another process registers on this server; waiting for it to end, or %.0f s if it was killed", STALE)
             told = True
         time.sleep(LOOK)
 
 
-def _created(store: MlflowClient) -> bool:
+def _created(store: MlflowClient, mine: str) -> bool:
     try:
-        store.create_registered_model(NAME, {"renewed": uuid.uuid4().hex}, "Only while a process registers: a lock.")
+        store.create_registered_model(NAME, {"renewed": mine}, "Only while a process registers: a lock.")
     except MlflowException as error:
         # The second: it was there, and gone when MLflow looked at what it is.
         if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):

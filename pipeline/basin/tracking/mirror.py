@@ -119,18 +119,21 @@ class Delivery:
         self.run_id = ""
         self.name, self.known, self.resume = journal.name, journal.with_suffix(".run"), Path()
         self.sent: dict[str, str] = {}  # file -> digest of what has been uploaded
+        self.overtaken = False  # by a later attempt, which has ended the run: its last words stay
 
     def send(self, lines: list[Line], ended: bool) -> None:
         if not self.run_id and lines:
-            self._begin(lines[0])
+            self._begin(lines[0], lines[-1])
+        if self.overtaken:
+            lines = [line | {"tags": {}} for line in lines]
         self._batches(lines)
         for line in lines:
             if path := line.get("artifact"):
                 self._artifact(Path(path))
-        if ended and self.run_id:
+        if ended and self.run_id and not self.overtaken:
             self._end(lines[-1] if lines else {})
 
-    def _begin(self, first: Line) -> None:
+    def _begin(self, first: Line, last: Line) -> None:
         """Continue the run of an earlier attempt at the same stage, else make one with its params."""
         from basin.tracking.client import client, experiment_id
 
@@ -141,7 +144,9 @@ class Delivery:
         for place in (self.known, self.resume):
             files.write(place, json.dumps({"uri": uri(), "run_id": run_id, "sent": self.sent}).encode())
         self.run_id = run_id
-        self.store.update_run(self.run_id, "RUNNING")
+        self.overtaken = (self.store.get_run(run_id).info.end_time or 0) > last["time"]
+        if not self.overtaken:
+            self.store.update_run(self.run_id, "RUNNING")
         self._params(start["params"])
         self._dataset(start["experiment"], first["tags"].get("data_digest", ""))
 
