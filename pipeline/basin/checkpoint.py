@@ -21,8 +21,8 @@ Groups = dict[str, dict[str, Tensor]]
 
 
 def folder() -> Path:
-    """Where states are kept: BASIN_CHECKPOINTS, which outlives a temporary workspace, else the workspace's own place."""
-    return Path(os.environ.get("BASIN_CHECKPOINTS", ".basin/checkpoints"))
+    """Where states are kept: BASIN_CHECKPOINTS, else the checkout's own place, which outlives the workspace of an experiment."""
+    return Path(os.environ.get("BASIN_CHECKPOINTS") or files.checkout() / ".basin/checkpoints")
 
 
 def place(name: str, *asked: Any) -> Path:

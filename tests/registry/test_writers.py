@@ -31,8 +31,7 @@ def work(folder: Path, number: int, together) -> None:
     os.chdir(folder / str(number))
     settings = params.load()
     together.wait()
-    # The first is its own, the second it shares with a neighbour. What one checkout drops and another of the same bytes needs, gc takes.
-    for seed in (number, 100 + number // 2):
+    for seed in (number // 2, 100 + number // 3):  # both are shared with a neighbour, but not with the same one
         retrain(settings, "head/ode", seed=100 + seed, held=20)
         lock()
         receipt = registration.register_all(settings, digests())
@@ -61,7 +60,7 @@ def many(folder: Path, processes: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [4, int(os.environ.get("WRITERS", "20"))])
+@pytest.mark.parametrize("processes", [int(os.environ.get("WRITERS", "20"))])
 def test_many_checkouts_on_one_server_lose_nothing(processes, workspace, tmp_path, capsys):  # noqa: F811
     for number in range(processes):
         shutil.copytree(workspace, tmp_path / str(number))
@@ -73,8 +72,8 @@ def test_many_checkouts_on_one_server_lose_nothing(processes, workspace, tmp_pat
     with process(command, answers(f"{url}/health"), tmp_path / "server.log", env=SILENT, cwd=tmp_path):
         code = f"import test_writers as t; t.many(t.Path({str(tmp_path)!r}), {processes})"
         paths = os.pathsep.join(map(str, (ROOT, ROOT / "pipeline", ROOT / "tests", ROOT / "tests/registry")))
-        env = SILENT | {"PYTHONPATH": paths, "MLFLOW_TRACKING_URI": url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+        env = SILENT | {"PYTHONPATH": paths, "MLFLOW_TRACKING_URI": url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=900)
         assert done.returncode == 0, done.stderr[-4000:]
         store = MlflowClient(url)
         found = {version.version: version for version in store.search_model_versions(f"name = '{NAME}'")}

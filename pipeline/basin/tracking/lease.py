@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 NAME = "basin-is-registering"
-LOOK, RENEWAL, STALE = 0.5, 5.0, 60.0  # seconds
+LOOK, LONGEST_LOOK, RENEWAL, STALE = 0.5, 4.0, 5.0, 60.0  # seconds
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ def held(store: MlflowClient) -> Iterator[None]:
 
 
 def _take(store: MlflowClient) -> None:
-    seen, since, told = "", time.monotonic(), False
+    seen, since, told, look = "", time.monotonic(), False, LOOK
     while not _created(store):
         if (renewed := _renewed(store)) != seen:
             seen, since = renewed, time.monotonic()
@@ -46,7 +46,8 @@ def _take(store: MlflowClient) -> None:
         if not told:
             log.info("registry: another process registers on this server; waiting for it to end")
             told = True
-        time.sleep(LOOK)
+        time.sleep(look)
+        look = min(1.5 * look, LONGEST_LOOK)  # many that wait must not keep the server busy
 
 
 def _created(store: MlflowClient) -> bool:
