@@ -1,5 +1,6 @@
 """Writing files whole, what is said where they cannot be written, by which version they were, and which folder outlives an experiment."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -68,6 +69,21 @@ def write(path: Path, content: bytes | str) -> None:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise Unwritten(path, error, content if isinstance(content, str) else "") from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others that ask from a folder, which is made. Raises Unwritten where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise Unwritten(folder, error) from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _no_link(path: str, flags: int) -> int:
