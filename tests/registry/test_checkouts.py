@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from test_registry import NAME, aliases, store
 from test_registry_upkeep import bytes_of, commit, do, made, other_place, run
+from test_servers import SILENT
 from typer.testing import CliRunner
 
 from basin.cli.app import app
@@ -51,19 +52,19 @@ STAGES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def dvc(*arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "pipeline"))), "CUDA_VISIBLE_DEVICES": ""}
+def dvc(*arguments: str) -> str:
+    environment = {**SILENT, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "pipeline"))), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-P", "-m", "dvc", *arguments], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
     """Real stages, run once and committed; DVC's cache lies beside it, for all checkouts."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("BASIN_TRACKING", raising=False)
-    (folder := tmp_path / "project").mkdir()
-    monkeypatch.chdir(folder)
+    (folder := tmp_path_factory.mktemp("one") / "project").mkdir()
+    before = Path.cwd()
+    os.chdir(folder)
     stages = {name: stage | {"cmd": f"{sys.executable} -m stages.{stage['cmd']}"} for name, stage in STAGES.items()}
     Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
     Path("params.yaml").write_text(PARAMS)
@@ -73,10 +74,20 @@ def project(tmp_path, monkeypatch):
     do("git", "config", "user.email", "e@example.org")
     dvc("init", "-q")
     dvc("config", "core.analytics", "false")
-    dvc("cache", "dir", str(tmp_path / "cache"))
+    dvc("cache", "dir", str(folder.parent / "cache"))
     dvc("repro", "-q")
     commit("the run")
+    os.chdir(before)
     return folder
+
+
+@pytest.fixture
+def elsewhere(project, monkeypatch) -> Path:
+    """Beside it."""
+    for name in ("MLFLOW_TRACKING_URI", "BASIN_TRACKING"):
+        monkeypatch.delenv(name, raising=False)
+    other_place(project, monkeypatch)
+    return project.parent
 
 
 def basin(*words: str, code: int = 0) -> str:
@@ -92,12 +103,12 @@ def held(checkout: Path) -> dict[str, Any]:
     return {"rows": rows} | {name: hashlib.sha256(content).hexdigest() for name, content in bytes_of(checkout / "mlartifacts").items()}
 
 
-def test_gc_in_one_checkout_takes_nothing_from_another(project, tmp_path, monkeypatch):
+def test_gc_in_one_checkout_takes_nothing_from_another(project, elsewhere, monkeypatch):
     """The original, a copy, a moved copy, two clones and a git worktree, one cache of DVC for all."""
-    places = {name: tmp_path / name for name in ("project", "copy", "moved", "clone", "second clone", "worktree")}
+    places = {name: elsewhere / name for name in ("project", "copy", "moved", "clone", "second clone", "worktree")}
     shutil.copytree(project, places["copy"], symlinks=True)
-    shutil.copytree(project, tmp_path / "before", symlinks=True)
-    (tmp_path / "before").rename(places["moved"])
+    shutil.copytree(project, elsewhere / "before", symlinks=True)
+    (elsewhere / "before").rename(places["moved"])
     for name in ("clone", "second clone"):
         do("git", "clone", "-q", str(project), str(places[name]))
     do("git", "worktree", "add", "-q", "--detach", str(places["worktree"]))
@@ -106,31 +117,33 @@ def test_gc_in_one_checkout_takes_nothing_from_another(project, tmp_path, monkey
         if name in ("clone", "second clone", "worktree"):
             dvc("checkout", "-q")
             registration.register_all(*run())
-        assert upkeep.verify(*run()) == [] and made("nobody's") == 2
+        assert upkeep.verify(*run()) == [] and made("nobody") == 2
     for place in places.values():
         other_place(place, monkeypatch)
         others = {other: held(other) for other in places.values() if other != place}
-        cache, own = bytes_of(tmp_path / "cache"), held(place)
+        cache, own = bytes_of(elsewhere / "cache"), held(place)
         assert "1 versions removed." in basin("gc", "--yes") and len(held(place)) < len(own)
         assert upkeep.verify(*run()) == [] and {other: held(other) for other in others} == others
-        assert bytes_of(tmp_path / "cache") == cache
+        assert bytes_of(elsewhere / "cache") == cache
 
 
-def test_experiments_are_in_the_mlflow_of_their_checkout(project):
+def test_experiments_are_in_the_mlflow_of_their_checkout(project, elsewhere, monkeypatch):
     """Runs, versions and what the registry remembers; DVC deletes the workspace in which they were made."""
+    project = shutil.copytree(project, elsewhere / "laboratory", symlinks=True)
+    other_place(project, monkeypatch)
     dvc("exp", "run", "-q", "--temp", "--name", "temporary", "-S", "backbone.natural.schedule.epochs=2")
     dvc("exp", "run", "-q", "--queue", "--name", "queued", "-S", "backbone.natural.schedule.epochs=3")
-    dvc("exp", "run", "-q", "--run-all")
+    said = dvc("exp", "run", "--run-all")
     found = {int(version.version): version.tags["dvc.md5"] for version in store().search_model_versions(f"name = '{NAME}'")}
-    assert sorted(found) == [1, 2, 3] and len(set(found.values())) == 3
+    assert sorted(found) == [1, 2, 3] and len(set(found.values())) == 3, said
     trained = store().search_runs(["1"], "tags.stage = 'backbone/natural'")
     assert sorted(one.data.params["schedule.epochs"] for one in trained) == ["1", "2", "3"]
     assert {one.info.status for one in trained} == {"FINISHED"} and all(str(project) in one.info.artifact_uri for one in trained)
     assert aliases()["natural"] == "1", "an experiment moves no name of the checkout's own models"
     assert {md5 for _, _, md5 in snapshot.promised()} == set(found.values()) and upkeep.verify(*run()) == []
     assert not list((project / ".basin/checkpoints").rglob("*.safetensors")) and not list((project / ".basin/runs").rglob("*.*"))
-    assert made("nobody's") == 4
-    assert basin("gc", "--yes").splitlines() == [f"{NAME}/4  head/ode  nobody's", "1 versions removed."], "DVC has the experiments"
+    assert made("nobody") == 4
+    assert basin("gc", "--yes").splitlines() == [f"{NAME}/4  head/ode  nobody", "1 versions removed."], "DVC has the experiments"
     before = held(project)
     dvc("exp", "branch", "-q", "queued", "kept")
     dvc("exp", "apply", "-q", "temporary")

@@ -156,7 +156,8 @@ def gc(
         typer.echo(f"{len(found)} versions that nothing needs.")
     elif yes or typer.confirm(f"Remove these {len(found)} versions?"):
         removal.remove(found)
-        typer.echo(f"{len(found)} versions removed.")
+        stay = sum(bool(one["needed_by"]) for one in found)
+        typer.echo(f"{len(found) - stay} versions removed." + (f" {stay} given up, which other checkouts need." if stay else ""))
 
 
 @registry_app.command()

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 NAME = "basin-is-registering"
-LOOK, LONGEST_LOOK, RENEWAL, STALE = 0.5, 4.0, 5.0, 60.0  # seconds
+LOOK, LONGEST_LOOK, RENEWAL, STALE = 0.5, 8.0, 5.0, 60.0  # seconds
 log = logging.getLogger(__name__)
 
 
@@ -36,8 +36,8 @@ def held(store: MlflowClient) -> Iterator[None]:
 
 def _take(store: MlflowClient) -> None:
     seen, since, told, look = "", time.monotonic(), False, LOOK
-    while not _created(store):
-        if (renewed := _renewed(store)) != seen:
+    while (renewed := _renewed(store)) or not _created(store):  # who waits only asks, which costs the server little
+        if renewed != seen:
             seen, since = renewed, time.monotonic()
         elif time.monotonic() - since > STALE:
             log.warning("registry: the process that was registering on this server is gone; its lock is taken away")
