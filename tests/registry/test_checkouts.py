@@ -105,12 +105,13 @@ def held(checkout: Path) -> dict[str, Any]:
 
 def test_gc_in_one_checkout_takes_nothing_from_another(project, elsewhere, monkeypatch):
     """The original, a copy, a moved copy, two clones and a git worktree, one cache of DVC for all."""
-    places = {name: elsewhere / name for name in ("project", "copy", "moved", "clone", "second clone", "worktree")}
-    shutil.copytree(project, places["copy"], symlinks=True)
-    shutil.copytree(project, elsewhere / "before", symlinks=True)
+    places = {name: elsewhere / name for name in ("original", "copy", "moved", "clone", "second clone", "worktree")}
+    for name in ("original", "copy", "before"):
+        shutil.copytree(project, elsewhere / name, symlinks=True)
     (elsewhere / "before").rename(places["moved"])
+    other_place(places["original"], monkeypatch)
     for name in ("clone", "second clone"):
-        do("git", "clone", "-q", str(project), str(places[name]))
+        do("git", "clone", "-q", ".", str(places[name]))
     do("git", "worktree", "add", "-q", "--detach", str(places["worktree"]))
     for name, place in places.items():
         other_place(place, monkeypatch)

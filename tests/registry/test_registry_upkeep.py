@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking._tracking_service import utils
 from test_registry import MODELS, NAME, PARAMS, aliases, retrain, store, workspace  # noqa: F401
 
@@ -320,13 +322,16 @@ def test_the_commands_answer_in_words_and_in_json(project):
 
 def made(md5: str) -> int:
     """A version with nothing in it, or the one that is there; this checkout needs it."""
-    there = versions.find(store(), NAME, md5, "head/ode")
-    if not there:
-        model = store().create_logged_model(client.experiment_id(store(), "digits"))
-        files.write(Path(model.artifact_location.removeprefix("file://"), "MLmodel"), "{}")
-        there = store().create_model_version(NAME, model.model_uri, tags={"dvc.md5": md5, "model": "head/ode"}, model_id=model.model_id)
-    needs.claim(store(), NAME, int(there.version))
-    return int(there.version)
+    with client.current() as mlflow:
+        there = versions.find(mlflow, NAME, md5, "head/ode") or _made(mlflow, md5)
+        needs.claim(mlflow, NAME, int(there.version))
+        return int(there.version)
+
+
+def _made(mlflow: MlflowClient, md5: str) -> ModelVersion:
+    model = mlflow.create_logged_model(client.experiment_id(mlflow, "digits"))
+    files.write(Path(model.artifact_location.removeprefix("file://"), "MLmodel"), "{}")
+    return mlflow.create_model_version(NAME, model.model_uri, tags={"dvc.md5": md5, "model": "head/ode"}, model_id=model.model_id)
 
 
 def test_a_version_goes_with_the_last_checkout_that_needs_it(workspace, tmp_path, monkeypatch):  # noqa: F811
