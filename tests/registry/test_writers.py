@@ -85,7 +85,7 @@ def test_many_checkouts_on_one_server_lose_nothing(processes, workspace, tmp_pat
         code = f"import test_writers as t; t.many(t.Path({str(tmp_path)!r}), {processes})"
         paths = os.pathsep.join(map(str, (ROOT, ROOT / "pipeline", ROOT / "tests", ROOT / "tests/registry")))
         env = SILENT | {"PYTHONPATH": paths, "MLFLOW_TRACKING_URI": url, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=900)
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=1800)
         assert done.returncode == 0, done.stderr[-4000:]
         store = MlflowClient(url)
         found = {version.version: version for version in store.search_model_versions(f"name = '{NAME}'")}
