@@ -105,17 +105,17 @@ def held(checkout: Path) -> dict[str, Any]:
 
 def test_gc_in_one_checkout_takes_nothing_from_another(project, elsewhere, monkeypatch):
     """The original, a copy, a moved copy, two clones and a git worktree, one cache of DVC for all."""
-    places = {name: elsewhere / name for name in ("original", "copy", "moved", "clone", "second clone", "worktree")}
+    places = {name: elsewhere / name for name in ("original", "copy", "moved", "clone", "another", "worktree")}
     for name in ("original", "copy", "before"):
         shutil.copytree(project, elsewhere / name, symlinks=True)
     (elsewhere / "before").rename(places["moved"])
     other_place(places["original"], monkeypatch)
-    for name in ("clone", "second clone"):
+    for name in ("clone", "another"):
         do("git", "clone", "-q", ".", str(places[name]))
     do("git", "worktree", "add", "-q", "--detach", str(places["worktree"]))
     for name, place in places.items():
         other_place(place, monkeypatch)
-        if name in ("clone", "second clone", "worktree"):
+        if name in ("clone", "another", "worktree"):
             dvc("checkout", "-q")
             registration.register_all(*run())
         assert upkeep.verify(*run()) == [] and made("nobody") == 2
