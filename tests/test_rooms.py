@@ -71,6 +71,17 @@ def test_what_a_module_does_not_need_is_not_loaded(module):
     assert done.stdout == "[]\n"
 
 
+def test_nothing_is_decided_by_a_clock_that_can_be_set():
+    """Locks, leases and patience go by the monotonic clock; these four uses are of the other, and what they write decides nothing."""
+    names = r"time\.time\b|time_ns|datetime.now|st_mtime|st_ctime|getmtime|localtime|gmtime|utcnow"
+    read = {str(path.relative_to(BASIN)): re.findall(names, path.read_text(encoding="utf-8")) for path in sorted(BASIN.rglob("*.py"))}
+    assert {path: found for path, found in read.items() if found} == {
+        "flow/progress.py": ["st_mtime"],  # which checkpoint a progress bar shows
+        "registry/versions.py": ["time.time"],  # a number is newer than those before it (test_registry.py)
+        "tracking/journal.py": ["time.time", "time_ns"],  # times that MLflow shows; the name of a journal
+    }
+
+
 def test_every_run_is_checked_without_what_computes(tmp_path):
     code = "import sys; from basin.config import params; [params.load(one) for one in sys.argv[1:]]; print('torch' in sys.modules)"
     runs = [str(path) for path in sorted((ROOT / "params").glob("*.yaml"))]

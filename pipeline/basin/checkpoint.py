@@ -21,8 +21,8 @@ Groups = dict[str, dict[str, Tensor]]
 
 
 def folder() -> Path:
-    """Where states are kept: BASIN_CHECKPOINTS, which outlives a temporary workspace, else the workspace's own place."""
-    return Path(os.environ.get("BASIN_CHECKPOINTS", ".basin/checkpoints"))
+    """Where states are kept: BASIN_CHECKPOINTS, else the checkout's own place, which outlives the workspace of an experiment."""
+    return Path(os.environ.get("BASIN_CHECKPOINTS") or files.checkout() / ".basin/checkpoints")
 
 
 def place(name: str, *asked: Any) -> Path:
@@ -33,9 +33,11 @@ def place(name: str, *asked: Any) -> Path:
 
 
 def write(path: Path, groups: Groups, progress: dict[str, Any]) -> None:
-    """Group names hold no slash."""
+    """Group names hold no slash. Experiments that are at the same computation at once write one after the other."""
     tensors = {f"{group}/{name}": tensor.cpu() for group, named in groups.items() for name, tensor in named.items()}
-    files.write(path, sealed(tensors, {"progress": json.dumps(progress), "groups": json.dumps([*groups])}))
+    content = sealed(tensors, {"progress": json.dumps(progress), "groups": json.dumps([*groups])})
+    with files.alone(path.parent):
+        files.write(path, content)
 
 
 def read(path: Path) -> tuple[Groups, dict[str, Any]]:

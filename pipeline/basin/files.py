@@ -1,5 +1,6 @@
-"""Writing files whole, what is said where they cannot be written, and by which version they were."""
+"""Writing files whole, what is said where they cannot be written, by which version they were, and which folder outlives an experiment."""
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from basin.errors import Mistake
 
 VERSION = "0.1.0"  # of Basin, as in pyproject.toml; files that are read years later carry it
+EXPERIMENTS = Path(".dvc", "tmp", "exps")  # in a checkout: where DVC puts the workspaces of experiments
 IN_PLACE = (Path("/dev"), Path("/proc"))  # what is there is no file to be replaced: /dev/stdout
 
 
@@ -23,6 +25,14 @@ class Unwritten(Mistake):
             "Make room there, or give a place that you may write to; what was there before is as it was."
         )
         self.kept = kept
+
+
+def checkout() -> Path:
+    """The checkout that the person looks at: the working directory, or the one whose temporary workspace this is.
+
+    `dvc exp run --temp` and `--queue` work below `EXPERIMENTS`, which DVC deletes: what is to outlive them belongs here.
+    """
+    return next((above for above in Path.cwd().parents if Path.cwd().is_relative_to(above / EXPERIMENTS)), Path())
 
 
 def stays_below(name: str) -> bool:
@@ -59,6 +69,21 @@ def write(path: Path, content: bytes | str) -> None:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise Unwritten(path, error, content if isinstance(content, str) else "") from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep others that ask from a folder, which is made. Raises Unwritten where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise Unwritten(folder, error) from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _no_link(path: str, flags: int) -> int:

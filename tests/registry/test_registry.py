@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,18 @@ def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
     assert {m.key: m.value for m in model.metrics}["nfe"] == 8, "two steps of RK4"
     assert "| **robust, worst case of all** | **50.0%** | 35.2% to 64.8% | 40 |" in version.description
     assert version.description.startswith("head/ode: 50.0% robust, 100.0% clean\n")
+
+
+def test_the_newest_number_counts_after_the_clock_was_set_back(registered, monkeypatch):
+    """It was a year ahead when the first was written."""
+    from basin.registry import versions as written
+
+    version, one = store().get_model_version(NAME, "2"), candidates.read(registered, digests())[1]
+    real = time.time
+    for ahead, number in ((366 * 86400, 0.5), (-3600, 0.25), (0, 0.125)):
+        monkeypatch.setattr(written.time, "time", lambda ahead=ahead: real() + ahead)
+        written.record(store(), version, one, {"clean": number})
+        assert written.metrics(store(), version)["clean"] == store().get_run(version.run_id).data.metrics["clean"] == number
 
 
 def test_the_card_has_the_mean_over_the_classes_where_they_differ_in_size(run):

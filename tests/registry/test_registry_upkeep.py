@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import platform
 import re
 import shutil
 import sqlite3
@@ -14,12 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking._tracking_service import utils
 from test_registry import MODELS, NAME, PARAMS, aliases, retrain, store, workspace  # noqa: F401
 
+from basin import files
 from basin.config import params
 from basin.errors import Mistake
-from basin.registry import checkout, lookup, registration, removal, snapshot, upkeep, versions
+from basin.registry import checkout, lookup, needs, registration, removal, snapshot, upkeep, versions
+from basin.tracking import client
 
 DVC_YAML = {
     "prepare": [f"data/prepared/{name}" for name in ("train.safetensors", "validation.safetensors", "test.safetensors", "about.json")],
@@ -195,6 +200,25 @@ def test_what_dvcs_cache_lost_is_one_line_and_no_failure(project, caplog):
     assert told == (
         f"registry: of 1 earlier run(s) the outputs are not in DVC's cache (commit {commit}). Fetch them, then sync again: dvc fetch -A."
     )
+    caplog.clear()
+    assert upkeep.verify(*run()) == [], "what cannot be fetched is no failure"
+    assert [record.message for record in caplog.records if record.name == "basin.registry.upkeep"] == [
+        f"registry: 1 version(s) of earlier runs are gone, and so are their outputs in DVC's cache (dvc.md5 {lost}). "
+        "Fetch them, then sync: dvc fetch -A; basin registry sync."
+    ]
+
+
+def test_runs_come_in_their_order_whatever_the_clock_was(tmp_path, monkeypatch):
+    """The first of two was committed on a machine whose clock was a year ahead, and a tag names it."""
+    monkeypatch.chdir(tmp_path)
+    do("git", "init", "-q")
+    for number, year in enumerate((2031, 2030)):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", f"{year}-01-01T00:00:00Z")
+        for name in ("params.yaml", "dvc.lock"):
+            Path(name).write_text(f"run: {number}\n")
+        commit(f"run {number}")
+        do("git", "tag", f"run{number}")
+    assert [one.params for one in snapshot.committed()] == ["run: 0\n", "run: 1\n"]
 
 
 def test_what_was_changed_by_hand_is_found_and_mended(project):
@@ -294,3 +318,53 @@ def test_the_commands_answer_in_words_and_in_json(project):
         with pytest.raises(Mistake) as caught:
             CliRunner().invoke(app, list(words), catch_exceptions=False)
         assert message in str(caught.value)
+
+
+def made(md5: str) -> int:
+    """A version with nothing in it, or the one that is there; this checkout needs it."""
+    with client.current() as mlflow:
+        there = versions.find(mlflow, NAME, md5, "head/ode") or _made(mlflow, md5)
+        needs.claim(mlflow, NAME, int(there.version))
+        return int(there.version)
+
+
+def _made(mlflow: MlflowClient, md5: str) -> ModelVersion:
+    model = mlflow.create_logged_model(client.experiment_id(mlflow, "digits"))
+    files.write(Path(model.artifact_location.removeprefix("file://"), "MLmodel"), "{}")
+    return mlflow.create_model_version(NAME, model.model_uri, tags={"dvc.md5": md5, "model": "head/ode"}, model_id=model.model_id)
+
+
+def test_a_version_goes_with_the_last_checkout_that_needs_it(workspace, tmp_path, monkeypatch):  # noqa: F811
+    """Three checkouts on one MLflow, the database of the first; the third is a copy of the second, its `.basin` too."""
+
+    def enter(checkout: str) -> None:
+        (tmp_path / checkout).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / checkout)
+        Path("params.yaml").write_text(PARAMS)
+
+    def gc() -> dict[int, list[str]]:
+        found = removal.gc(params.load())
+        removal.remove(found)
+        return {one["version"]: one["needed_by"] for one in found}
+
+    enter("a")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/a/mlflow.db")
+    shutil.copy(workspace / "mlflow.db", "mlflow.db")
+    client.client().create_registered_model(NAME)
+    assert [made("equal"), made("of a alone"), made("of a and the copy")] == [1, 2, 3]
+    enter("b")
+    assert [made("equal"), made("of b alone")] == [1, 4]
+    shutil.copytree(tmp_path / "b", tmp_path / "copy")
+    b = f"{platform.node()}:{tmp_path}/b"
+    enter("copy")
+    assert gc() == {}, "it has needed nothing yet"
+    assert made("of a and the copy") == 3
+    enter("a")
+    assert gc() == {1: [b], 2: [], 3: [f"{platform.node()}:{tmp_path}/copy"]}
+    assert [int(version.version) for version in versions.search(store(), NAME, {})] == [4, 3, 1], "all of them with their files"
+    assert removal.removed() == {"equal", "of a alone", "of a and the copy"} and gc() == {}
+    (tmp_path / "b").rename(tmp_path / "moved")
+    enter("moved")
+    assert gc() == {1: [], 4: []}
+    enter("copy")
+    assert gc() == {3: []} and versions.search(store(), NAME, {}) == []

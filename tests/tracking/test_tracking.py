@@ -303,3 +303,31 @@ def test_a_temporary_workspace_of_dvc_writes_to_its_checkouts_mlflow(tmp_path, m
     assert uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(tmp_path)
     assert uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_a_journal_without_its_first_line_is_said_and_put_aside(folder, caplog):
+    from basin.tracking.mirror import deliver_all
+
+    for name, first in (("lost", ""), ("damaged", '{"time": 1, "start": {"experi\n')):
+        (runs_of := folder / ".basin/runs/head").mkdir(parents=True, exist_ok=True)
+        (runs_of / f"{name}.jsonl").write_text(f'{first}{{"time": 2, "metrics": {{"loss": 0.5}}}}\n{{"time": 3, "end": "FINISHED"}}\n')
+    assert not deliver_all(), "once"
+    told = [record.message for record in caplog.records if "first line" in record.message]
+    assert told == [
+        f".basin/runs/head/{name}.jsonl: its first line, which says whose run it is, is missing or damaged. "
+        f"What is left is kept in {name}.headless."
+        for name in ("damaged", "lost")
+    ]
+    assert deliver_all() and sorted(path.name for path in runs_of.iterdir()) == ["damaged.headless", "lost.headless"] and runs() == []
+
+
+def test_a_clock_that_jumps_while_a_stage_runs(folder, monkeypatch):
+    """A year forward, then back to before it began: the run arrives with its numbers."""
+    real = time.time
+    clock = iter([0, 366 * 86400, *[-3600] * 20])
+    monkeypatch.setattr(journal.time, "time", lambda: real() + next(clock))
+    with journal.run("head/sodef", {"epochs": 3}, {}, experiment="digits") as run:
+        run.metrics({"loss": 0.5}, step=1)
+        run.metrics({"loss": 0.25}, step=2)
+    (found,) = runs()
+    assert found.info.status == "FINISHED" and told(found)["loss"] == 0.25 and list((folder / ".basin/runs").rglob("*.*")) == []

@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -408,3 +409,18 @@ def test_what_is_not_finite_leaves_the_mean_and_the_best_as_they_were(schedule, 
     assert progress["epoch"] == 1 and groups["best"].keys() == groups["model"].keys()
     assert all(tensor.isfinite().all() for group in groups.values() for tensor in group.values())
     assert int(groups["mean"]["count"]) == (3 if "average" in schedule else 0)
+
+
+def test_two_experiments_write_one_checkpoint(tmp_path):
+    """They share the place of equal computations: each write is whole, and none fails because of another."""
+    place = tmp_path / "backbone" / "one.safetensors"
+
+    def write(number: int) -> None:
+        checkpoint.write(place, {"model": {"w": torch.full((1000,), float(number))}}, {"epoch": number})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(400)))
+    groups, progress = checkpoint.read(place)
+    assert set(groups["model"]["w"].tolist()) == {float(progress["epoch"])} and [path.name for path in place.parent.iterdir()] == [
+        place.name
+    ]

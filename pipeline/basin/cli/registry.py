@@ -142,7 +142,7 @@ def gc(
 ) -> None:
     """List the versions that no alias, no dvc.lock of a commit and no report needs, ask, and remove them with their files.
 
-    A champion has an alias and is never removed.
+    A champion has an alias and is never removed; of several checkouts on one MLflow the last one that needs a version removes it.
     """
     from basin.config import params
     from basin.registry import removal
@@ -150,12 +150,14 @@ def gc(
     found = removal.gc(params.load())
     write(json_file, found)
     for one in found:
-        typer.echo(f"{one['name']}/{one['version']}  {one['model']}  {one['dvc.md5']}")
+        stays = f"  stays for {', '.join(one['needed_by'])}" if one["needed_by"] else ""
+        typer.echo(f"{one['name']}/{one['version']}  {one['model']}  {one['dvc.md5']}{stays}")
     if not found or dry_run:
         typer.echo(f"{len(found)} versions that nothing needs.")
     elif yes or typer.confirm(f"Remove these {len(found)} versions?"):
         removal.remove(found)
-        typer.echo(f"{len(found)} versions removed.")
+        stay = sum(bool(one["needed_by"]) for one in found)
+        typer.echo(f"{len(found) - stay} versions removed." + (f" {stay} given up, which other checkouts need." if stay else ""))
 
 
 @registry_app.command()

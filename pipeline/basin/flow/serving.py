@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -37,7 +36,7 @@ POOL = "basin"
 NOTES = Path(".basin/flow_runs")  # a file a run that was started here, named by its id
 WORKSPACE = "BASIN_WORKSPACE"
 LOOK = 5.0  # seconds between two looks for crashed runs
-OBJECTION = timedelta(seconds=2 * LOOK)  # for the machine on which it is alive
+OBJECTION = 2 * LOOK  # seconds for the machine on which it is alive
 ATTEMPTS = 25  # how often a run may crash before it is left so
 UNANSWERED = (httpx.TransportError, PrefectHTTPStatusError)
 log = logging.getLogger(__name__)
@@ -88,9 +87,10 @@ def _worker(pool: str, guards: Guards) -> subprocess.Popen:
 
 def _look_after(worker: subprocess.Popen, client: SyncPrefectClient, pool: str) -> int:
     """Until the worker ends; its exit code."""
+    seen: dict[UUID, float] = {}
     while True:
         try:
-            revive(client, pool)
+            revive(client, pool, seen)
         except UNANSWERED as error:
             log.debug("Crashed runs cannot be looked for: %s", error)
         try:
@@ -99,8 +99,10 @@ def _look_after(worker: subprocess.Popen, client: SyncPrefectClient, pool: str) 
             continue
 
 
-def revive(client: SyncPrefectClient, pool: str) -> None:
+def revive(client: SyncPrefectClient, pool: str, seen: dict[UUID, float]) -> None:
     """Start the crashed runs of the pool again, but those that are alive: while the server was away it missed their heartbeats.
+
+    `seen`: when each crash was first seen here, by a clock that nobody sets.
 
     Not a rule that the server keeps: after a start of its own it holds back, for up to 15 minutes, events of runs whose earlier ones it
     does not remember (prefect 3.8.8, server/events/ordering/memory.py).
@@ -111,7 +113,7 @@ def revive(client: SyncPrefectClient, pool: str) -> None:
         assert run.state is not None
         if _is_alive(NOTES / str(run.id)):
             client.set_flow_run_state(run.id, Running(message="Its process is alive"), force=True)
-        elif datetime.now(UTC) - run.state.timestamp < OBJECTION:
+        elif time.monotonic() - seen.setdefault(run.state.id, time.monotonic()) < OBJECTION:
             continue
         elif sum(state.is_crashed() for state in client.read_flow_run_states(run.id)) < ATTEMPTS:
             _start_again(client, run)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from mlflow import MlflowClient
 
+from basin import files
 from basin.config.params import Config, Gate
 from basin.data.splits import load_split
 from basin.errors import Mistake
 from basin.models import artifact
-from basin.registry import candidates, contents, making, promotion, runs, serving, snapshot, versions
+from basin.registry import candidates, contents, making, needs, promotion, runs, serving, snapshot, versions
 from basin.registry.candidates import Candidate
 from basin.registry.gate import Decision
 from basin.registry.opening import aliases, opened
@@ -44,7 +45,7 @@ def register_all(
         for one in run:
             _link(store, name, one, current[one.model], candidates.pipeline(run))
         checks = Checks(store, name, images, {current[one.model]: one.folder for one in run})
-        for one in run:
+        for one in run if files.checkout() == Path() else ():  # an experiment leaves the names of the checkout's own models
             checks.point(config.alias(one.model), current[one.model])
         decide(store, name, config.registry.gate, checks)
     if root == Path():
@@ -66,11 +67,13 @@ def _version(store: MlflowClient, name: str, one: Candidate, images: np.ndarray,
 
 
 def _link(store: MlflowClient, name: str, one: Candidate, version: int, pipeline: str) -> None:
-    """Tags that say where a version belongs: the pipeline run, and the versions that it was built from, the nearest first."""
+    """Tags that say where a version belongs: the pipeline run, the versions that it was built from, the nearest first; who needs them."""
     found = {model: versions.find(store, name, md5, model) for model, md5 in one.parents.items()}
     parents = ", ".join(f"{model}: version {parent.version}" if parent else f"{model}: no version" for model, parent in found.items())
     for key, value in {"pipeline": pipeline, "parents": parents or "none"}.items():
         store.set_model_version_tag(name, str(version), key, value)
+    for number in (version, *(int(parent.version) for parent in found.values() if parent)):
+        needs.claim(store, name, number)
     linked = store.get_model_version(name, str(version))
     with versions.files(store, linked, contents.MANIFEST) as folder:
         store.update_model_version(name, str(version), versions.card_on_pages(store, linked, contents.card_of(folder)))

@@ -21,7 +21,7 @@ from basin.repro import graph
 from basin.repro.lock import digest, stages
 from basin.tracking import journal
 
-KEPT, ABOUT = Path(".basin/registry"), "about.json"
+KEPT, ABOUT = Path(".basin/registry"), "about.json"  # in the checkout
 PARAMS, LOCK = "params.yaml", "dvc.lock"
 OWN = re.compile(r"^  register:\n(?:    .*\n)*", re.MULTILINE)  # the entry of the stage that writes here, which ends after it has written
 
@@ -48,6 +48,10 @@ class Snapshot:
     def restore(self, folder: Path, settings: Config) -> bool:
         """Bring what registration reads from DVC's cache into the opened folder. False where any of it is not there."""
         return all(fetch(md5, folder / path, graph.cache()) for path, md5 in self.outs(settings).items())
+
+    def is_cached(self, settings: Config) -> bool:
+        """Whether it could."""
+        return all(cached(md5, graph.cache()) for md5 in self.outs(settings).values())
 
     def outs(self, settings: Config) -> dict[str, str]:
         """path -> DVC's digest, of the outputs that registration reads; '' where the run never wrote one."""
@@ -91,13 +95,18 @@ def git(*arguments: str) -> str:
         return ""
 
 
+def memory() -> Path:
+    """The folder of what this checkout remembers, of its experiments too."""
+    return files.checkout() / KEPT
+
+
 def keep(run: Snapshot, name: str, models: Mapping[str, str]) -> None:
     """Remember a run that was registered: as `name`, its models with DVC's digests."""
-    known = sorted(KEPT.glob("*-*"))
+    known = sorted(memory().glob("*-*"))
     if not run.lock or any(folder.name.endswith(run.digest) for folder in known):
         return
     number = int(known[-1].name.partition("-")[0]) + 1 if known else 1
-    folder = KEPT / f"{number:05d}-{run.digest}"
+    folder = memory() / f"{number:05d}-{run.digest}"
     about = json.dumps({"at": dict(run.at), "name": name, "models": dict(models)}, indent=1)
     for file, text in ((PARAMS, run.params), (LOCK, run.lock), (ABOUT, about)):
         files.write(folder / file, text)
@@ -105,18 +114,18 @@ def keep(run: Snapshot, name: str, models: Mapping[str, str]) -> None:
 
 def kept() -> Iterator[Snapshot]:
     """The runs that were registered from this workspace, oldest first; one that was cut short while it was written is passed over."""
-    yield from (of(about.parent, json.loads(about.read_text(encoding="utf-8"))["at"]) for about in sorted(KEPT.glob(f"*/{ABOUT}")))
+    yield from (of(about.parent, json.loads(about.read_text(encoding="utf-8"))["at"]) for about in sorted(memory().glob(f"*/{ABOUT}")))
 
 
 def promised() -> Iterator[tuple[str, str, str]]:
     """Registered model, model and DVC's digest, of everything in the runs that were kept."""
-    for about in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(KEPT.glob(f"*/{ABOUT}"))):
+    for about in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(memory().glob(f"*/{ABOUT}"))):
         yield from ((about["name"], model, md5) for model, md5 in about["models"].items())
 
 
 def committed() -> Iterator[Snapshot]:
-    """The runs of every commit, of any branch or tag, in which dvc.lock changed, oldest first."""
-    for commit in git("log", "--all", "--reverse", "--format=%H", "--", LOCK).split():
+    """The runs of every commit, of any branch or tag, in which dvc.lock changed, oldest first; whatever the clock was."""
+    for commit in git("log", "--all", "--date-order", "--reverse", "--format=%H", "--", LOCK).split():
         params, lock = git("show", f"{commit}:./{PARAMS}"), git("show", f"{commit}:./{LOCK}")
         if params and lock:
             yield Snapshot(params, OWN.sub("", lock), {"commit": commit, "dirty": "false", "changed": "none"})

@@ -89,10 +89,29 @@ def _changed(store: MlflowClient, version: ModelVersion, files: bool) -> list[st
 
 
 def _of_earlier(store: MlflowClient, current: set[str]) -> Iterator[str]:
-    """Versions of earlier runs that are gone, each once."""
-    for name, model, md5 in dict.fromkeys(snapshot.promised()):
-        if md5 not in current | removed() and versions.find(store, name, md5, model) is None:
+    """Versions of earlier runs that are gone and can be brought back, each once; those that cannot are one line of the log."""
+    known = [one for one in dict.fromkeys(snapshot.promised()) if one[2] not in current | removed()]
+    gone = [(name, model, md5) for name, model, md5 in known if versions.find(store, name, md5, model) is None]
+    within_reach = {md5 for run in _earlier() for md5 in _cached(run)} if gone else set()
+    for name, model, md5 in gone:
+        if md5 in within_reach:
             yield f"{model}: {name} lacks the version of an earlier run (dvc.md5 {md5})"
+    if lost := sorted({md5 for _, _, md5 in gone} - within_reach):
+        log.warning(
+            "registry: %d version(s) of earlier runs are gone, and so are their outputs in DVC's cache (dvc.md5 %s). "
+            "Fetch them, then sync: dvc fetch -A; basin registry sync.", len(lost), ", ".join(lost[:3]),
+        )  # fmt: skip
+
+
+def _cached(run: snapshot.Snapshot) -> set[str | None]:
+    """DVC's digests of the models of a run that DVC's cache has whole."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            settings, known = run.open(Path(folder))
+        except Mistake:  # of other versions of Basin: `sync` says so
+            return set()
+        settings = _without(settings, {model for model, md5 in known.items() if md5 in removed()})
+        return {known[model] for model in settings.attack.models} if run.is_cached(settings) else set()
 
 
 def _missing(store: MlflowClient, config: Config, digests: Digests) -> list[tuple[str, str]]:

@@ -69,7 +69,12 @@ def pages(store: MlflowClient, asked: str) -> Iterator[ModelVersion]:
 
 def _intact(store: MlflowClient, version: ModelVersion) -> bool:
     """Local files can be deleted under a database that remembers them; a server looks after its own."""
-    place = urlparse(store.get_model_version_download_uri(version.name, version.version))
+    try:
+        place = urlparse(store.get_model_version_download_uri(version.name, version.version))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False  # `basin gc` of another took it since it was found
     return place.scheme not in ("", "file") or Path(unquote(place.path), "MLmodel").exists()
 
 
@@ -132,9 +137,11 @@ def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidat
 
 def record(store: MlflowClient, version: ModelVersion, one: Candidate, values: Mapping[str, float]) -> None:
     """Numbers on the run and on the model, with the data that they were measured on."""
-    now, run_id, model_id = round(time.time() * 1000), str(version.run_id), logged(store, version).model_id
+    run_id, model = str(version.run_id), logged(store, version)
+    # The newest of a number is what counts: no older than those that are there, whatever the clock was set to since.
+    now = max([round(time.time() * 1000), *(one.timestamp + 1 for one in model.metrics or [])])
     data = {"dataset_name": runs.dataset(one, "test").name, "dataset_digest": runs.dataset(one, "test").digest}
-    store.log_batch(run_id, [Metric(key, value, now, 0, model_id=model_id, run_id=run_id, **data) for key, value in values.items()])
+    store.log_batch(run_id, [Metric(key, value, now, 0, model_id=model.model_id, run_id=run_id, **data) for key, value in values.items()])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
-from basin import environment
+from basin import environment, files
 from basin.tracking import lease
 from basin.tracking.journal import SQLITE, uri
 
@@ -70,6 +70,12 @@ def current() -> Iterator[MlflowClient]:
 def local_database() -> Path | None:
     """The SQLite file, or None where MLflow is a server or another database."""
     return Path(uri().removeprefix(SQLITE)) if uri().startswith(SQLITE) else None
+
+
+def is_shared() -> bool:
+    """Whether other checkouts may write there too: everywhere but in the database that lies in this one."""
+    database = local_database()
+    return database is None or database.parent.resolve() != files.checkout().resolve()
 
 
 def is_shared_database(where: str) -> bool:

@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from basin.files import checkout
 from basin.tracking import system
 
 RUNS = Path(".basin/runs")
-EXPERIMENTS = Path(".dvc", "tmp", "exps")  # in a checkout: where DVC puts the workspaces of experiments
 PATIENCE = 30  # seconds that a stage waits at its end for the mirror, and that the mirror outlives a stage
 SQLITE = "sqlite:///"
 log = logging.getLogger(__name__)
@@ -132,17 +132,9 @@ def kept(problem: object, journal: Path) -> str:
 
 
 def uri() -> str:
-    """MLFLOW_TRACKING_URI, else mlflow.db in the checkout: what MLflow itself takes there, as an absolute path.
-
-    `dvc exp run --temp` and `--queue` work below `EXPERIMENTS`, which DVC deletes: MLflow is that of the checkout.
-    """
+    """MLFLOW_TRACKING_URI, else mlflow.db in the checkout: what MLflow itself takes there, as an absolute path."""
     where = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{checkout() / 'mlflow.db'}"
     return f"{SQLITE}{Path(where.removeprefix(SQLITE)).absolute()}" if where.startswith(SQLITE) else where
-
-
-def checkout() -> Path:
-    """The checkout that the person looks at: the working directory, or the one whose temporary workspace this is."""
-    return next((above for above in Path.cwd().parents if Path.cwd().is_relative_to(above / EXPERIMENTS)), Path())
 
 
 def shown(where: str) -> str:

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from basin.errors import Absent
 
 NAME = "basin-is-registering"
-LOOK, RENEWAL, STALE, PATIENCE = 0.5, 5.0, 60.0, 3600.0  # seconds
+LOOK, LONGEST_LOOK, RENEWAL, STALE, PATIENCE = 0.5, 8.0, 5.0, 60.0, 3600.0  # seconds
 log = logging.getLogger(__name__)
 
 
@@ -39,10 +39,10 @@ def held(store: MlflowClient) -> Iterator[None]:
 
 
 def _take(store: MlflowClient) -> None:
-    mine, seen, told = uuid.uuid4().hex, "", False
+    mine, seen, told, look = uuid.uuid4().hex, "", False, LOOK
     began = since = time.monotonic()
-    while not _created(store, mine):
-        if (renewed := _renewed(store)) == mine:  # made, and the answer was lost
+    while (renewed := _renewed(store)) or not _created(store, mine):  # who waits only asks, which costs the server little
+        if renewed == mine:  # made, and the answer was lost
             return
         if time.monotonic() - began > PATIENCE:
             raise Absent(
@@ -58,7 +58,8 @@ def _take(store: MlflowClient) -> None:
         if not told:
             log.info("registry: another process registers on this server; waiting for it to end, or %.0f s if it was killed", STALE)
             told = True
-        time.sleep(LOOK)
+        time.sleep(look)
+        look = min(1.5 * look, LONGEST_LOOK)  # many that wait must not keep the server busy
 
 
 def _created(store: MlflowClient, mine: str) -> bool:

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import AfterValidator, BaseModel, Field
 
 from basin import files
-from basin.tracking.journal import PATIENCE, RUNS, cause, checkout, kept, uri
+from basin.files import checkout
+from basin.tracking.journal import PATIENCE, RUNS, cause, kept, uri
 
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
@@ -75,7 +76,10 @@ def mirror(journal: Path, stage: int | None = None) -> bool:
             ended = ended or any("end" in line for line in waiting)
             if ended and stage:
                 signal.alarm(PATIENCE)
-            if ended or (waiting and time.monotonic() >= again):
+            headless = bool(waiting) and not delivery.run_id and "start" not in waiting[0]
+            if ended and headless:
+                return _put_aside(journal)
+            if ended or (waiting and not headless and time.monotonic() >= again):
                 try:
                     delivery.send(waiting, ended)
                     waiting = []
@@ -91,6 +95,14 @@ def mirror(journal: Path, stage: int | None = None) -> bool:
             journal.unlink()
             delivery.known.unlink(missing_ok=True)
         return not waiting
+
+
+def _put_aside(journal: Path) -> bool:
+    """Nothing can be made of a journal that does not say whose it is, today or later."""
+    aside = journal.rename(journal.with_suffix(".headless"))
+    journal.with_suffix(".run").unlink(missing_ok=True)
+    log.warning("%s: its first line, which says whose run it is, is missing or damaged. What is left is kept in %s.", journal, aside.name)
+    return False
 
 
 def _complete_lines(file: TextIO) -> Iterator[Line]:
@@ -148,7 +160,7 @@ class Delivery:
         if not self.overtaken:
             self.store.update_run(self.run_id, "RUNNING")
         self._params(start["params"])
-        self._dataset(start["experiment"], first["tags"].get("data_digest", ""))
+        self._dataset(start["experiment"], first.get("tags", {}).get("data_digest", ""))
 
     def _make(self, experiment: str, first: Line) -> str:
         tags = {JOURNAL: self.name}
