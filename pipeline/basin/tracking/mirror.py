@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TextIO
 from pydantic import AfterValidator, BaseModel, Field
 
 from basin import files
-from basin.tracking.journal import PATIENCE, RUNS, cause, checkout, kept, uri
+from basin.tracking.journal import PATIENCE, RUNS, cause, checkout, kept, shown, uri
 
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
@@ -139,7 +139,7 @@ class Delivery:
         experiment = experiment_id(self.store, start["experiment"])
         run_id = self._earlier(self.known) or self._earlier(self.resume) or self._made(experiment) or self._make(experiment, first)
         for place in (self.known, self.resume):
-            files.write(place, json.dumps({"uri": uri(), "run_id": run_id, "sent": self.sent}).encode())
+            files.write(place, json.dumps({"uri": shown(uri()), "run_id": run_id, "sent": self.sent}).encode())
         self.run_id = run_id
         self.store.update_run(self.run_id, "RUNNING")
         self._params(start["params"])
@@ -158,7 +158,7 @@ class Delivery:
         """The run that an earlier delivery or a killed attempt left, where MLflow still has it."""
         from mlflow.exceptions import MlflowException
 
-        if not place.exists() or (left := json.loads(place.read_text(encoding="utf-8")))["uri"] != uri():
+        if not place.exists() or (left := json.loads(place.read_text(encoding="utf-8")))["uri"] != shown(uri()):
             return None
         try:
             found = self.store.get_run(left["run_id"])
@@ -209,7 +209,7 @@ class Delivery:
                 below = one.parent.relative_to(path.parent).as_posix()
                 self.store.log_artifact(self.run_id, str(one), None if below == "." else below)
                 self.sent[str(one)] = digest
-                files.write(self.known, json.dumps({"uri": uri(), "run_id": self.run_id, "sent": self.sent}).encode())
+                files.write(self.known, json.dumps({"uri": shown(uri()), "run_id": self.run_id, "sent": self.sent}).encode())
 
     def _end(self, last: Line) -> None:
         """A journal without a last word is that of a stage that was killed."""
