@@ -97,7 +97,7 @@ def _split(images: Path, labels: Path) -> Split:
 def _idx(path: Path, axes: int) -> np.ndarray:
     """An IDX file of bytes, [n, h, w] or [n]."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read(MOST)
     except (OSError, EOFError, zlib.error) as error:
         raise Mistake(f"{path}: damaged (got {error}). Fetch the file again.") from error
