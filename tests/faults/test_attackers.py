@@ -16,10 +16,12 @@ from basin.data.about import load_about
 from basin.data.splits import load_split
 from basin.errors import Mistake
 from basin.evaluation import outcomes, outside
+from basin.flow import pages
 from basin.models import artifact
 from basin.models.recipe import read_recipe
-from basin.registry import card, lookup, snapshot
+from basin.registry import lookup, snapshot
 from basin.report import outcomes as reading
+from basin.report import wording
 from basin.tracking import mirror
 
 SCRIPT = "<script>alert(1)</script>"
@@ -149,5 +151,6 @@ def test_a_journal_writes_nothing_outside_of_its_folder(resume, tmp_path, caplog
         ("T-shirt/top", "T-shirt/top"),
     ],
 )
-def test_a_class_name_is_words_on_the_card(name, words):
-    assert card.plain(name) == words
+def test_a_class_name_is_words_on_the_card_and_on_prefects_pages(name, words):
+    assert wording.plain(name) == words
+    assert pages.markdown(["stage", "why"], [["prepare", name]]) == f"| stage | why |\n| --- | --- |\n| prepare | {words} |"

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,43 @@ def test_a_full_disk_leaves_the_outcomes_that_were_there(place):
     code, _, err = basin(place, *words, full=True)
     assert code == 2 and re.fullmatch(r"error: \S+: cannot be written \(got File too large\)\. Make room there, .+", err.splitlines()[-1])
     assert "Traceback" not in err and {path.name: path.read_bytes() for path in (place / "out").iterdir()} == kept
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of its own with room for 200 kB."""
+    (disk := tmp_path / "disk").mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, encoding="utf-8", check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_is_full_keeps_what_was_there_and_takes_nothing_half(small_disk):
+    artifact.save(small_disk / "model", classifier(seed=1).eval())
+    kept = {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()}
+    (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize - 8192))
+    with pytest.raises(Mistake) as mistake:
+        artifact.save(small_disk / "model", classifier(seed=2).eval())
+    where = small_disk / ".model.unfinished/weights.safetensors"
+    assert str(mistake.value) == f"{where}: cannot be written (got No space left on device). {ADVICE}"
+    (small_disk / "filler").unlink()
+    assert {path: path.read_bytes() for path in small_disk.rglob("*") if path.is_file()} == kept
+    assert artifact.load(small_disk / "model")
+
+
+@pytest.mark.slow
+def test_an_evaluation_whose_disk_is_full_ends_in_a_sentence_and_goes_on_when_there_is_room(place, small_disk):
+    words = (*EVALUATE, "--outcomes", small_disk / "out")
+    (small_disk / "filler").write_bytes(bytes(120_000))
+    code, _, err = basin(place, *words)
+    written = small_disk / "out/adversarial.safetensors"
+    assert (code, err.splitlines()[-1]) == (2, f"error: {written}: cannot be written (got No space left on device). {ADVICE}")
+    assert "Traceback" not in err
+    subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
+    code, _, err = basin(place, *words)
+    assert code == 0 and "evaluate: goes on after 2 of 2 steps" in err and written.stat().st_size > 200_000
 
 
 def train(place: Path) -> tuple[int, str]:

@@ -114,6 +114,26 @@ def write_idx(root: Path, gzipped: bool = True, n: int = 40, **replaced: bytes) 
     return arrays
 
 
+def test_an_idx_file_is_not_unpacked_beyond_what_it_can_be(tmp_path):
+    write_idx(tmp_path)
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(bytes(3 << 26), 1))
+    assert f"{path}: not a whole IDX file of 3 axes (got magic 0x0, axes [0, 0, 0], {1 << 26} bytes)" in message(
+        fashion_mnist.read, fashion_mnist.Params(folder=str(tmp_path))
+    )
+
+
+def test_an_archive_of_more_than_there_is_memory_for_is_not_unpacked(tmp_path):
+    """What its directory says is enough: nothing is read."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"")
+        archive.infolist()[0].file_size = 1 << 50
+    text = message(lambda: npz.read(npz.Params(file=str(path))))
+    assert text.startswith(f"{path}: unpacks to more than this machine's memory (got {1 << 50:,} of ")
+    assert text.endswith(" bytes). Write fewer images into it.")
+
+
 @pytest.mark.parametrize("gzipped", [True, False])
 @pytest.mark.parametrize("place", fashion_mnist.PLACES)
 def test_fashion_mnist_is_read_plain_or_gzipped_from_where_tools_put_it(tmp_path, gzipped, place):

@@ -87,13 +87,51 @@ def test_missing_files_name_the_command(folder):
     assert refused(folder) == f"{folder}/recipe.json: not found. Run the stage that makes it: dvc repro."
 
 
-ADVICE = "Delete the folder and run `dvc checkout` or `dvc repro`."
+ADVICE = "Delete the folder and run `dvc checkout` or `dvc repro`; a registered version is mended by `basin registry sync`."
+
+
+def first_recipe(folder):
+    """As the first ones were, which did not know their weights."""
+    recipe = json.loads((folder / "recipe.json").read_text())
+    del recipe["weights"]
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+
+
+def flipped(content: bytes, at: int, bit: int = 0) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("at", [5, 60, -1, -1000])
+@pytest.mark.parametrize("name", ["weights.safetensors", "twin/weights.safetensors"])
+def test_a_flipped_bit_of_the_weights_is_refused(model, folder, tmp_path, name, at):
+    artifact.save(tmp_path / "whole", model, folder)
+    path = tmp_path / "whole" / name
+    before = path.read_bytes()
+    path.write_bytes(flipped(before, at % len(before)))
+    with pytest.raises(Mistake) as mistake:
+        artifact.load_twin(tmp_path / "whole") if "twin" in name else artifact.load(tmp_path / "whole")
+    was, got = recipe.digest(before)[:12], recipe.weights_digest(path.parent)[:12]
+    assert str(mistake.value) == f"{path}: not the weights of the recipe beside it (got SHA-256 {got} for {was}). {ADVICE}"
+    path.write_bytes(before)
+    assert artifact.load(tmp_path / "whole") and artifact.load_twin(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused(model, folder, value):
+    with torch.no_grad():
+        list(model.backbone.parameters())[0].view(-1)[3] = value
+    artifact.save(folder, model)
+    name = "backbone." + next(name for name, _ in model.backbone.named_parameters())
+    path = folder / "weights.safetensors"
+    assert refused(folder) == f"{path}: holds weights that are not finite (got some in {name}). Train the model anew, at a lower rate."
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-10], lambda b: b"", lambda b: b[:50], lambda b: b"\xff" * len(b)])
 def test_damaged_weights_are_named(folder, damage):
     path = folder / "weights.safetensors"
     path.write_bytes(damage(path.read_bytes()))
+    assert refused(folder).startswith(f"{path}: not the weights of the recipe beside it (got SHA-256 ")
+    first_recipe(folder)
     said = refused(folder)
     assert said.startswith(f"{path}: damaged, or does not fit the file beside it (got SafetensorError: ") and said.endswith(f"). {ADVICE}")
 
@@ -102,6 +140,7 @@ def test_weights_of_another_model_are_refused(folder, tmp_path):
     path = folder / "weights.safetensors"
     other = classifier(CONVNET | {"hidden": 40})
     path.write_bytes(save(other.state_dict()))
+    first_recipe(folder)
     assert refused(folder).startswith(f"{path}: damaged, or does not fit the file beside it (got RuntimeError: Error(s) in loading")
 
 
@@ -110,6 +149,7 @@ def test_weights_that_lack_one_are_refused(folder):
     tensors = load_file(path)
     del tensors["head.V"]
     path.write_bytes(save(tensors))
+    first_recipe(folder)
     assert 'Missing key(s) in state_dict: "head.V"' in refused(folder)
 
 
@@ -163,4 +203,5 @@ def test_a_kind_that_is_gone_is_named(folder):
 def test_pickled_weights_are_not_opened(folder, model):
     """Loading a model runs no code of the file's."""
     torch.save(model.state_dict(), folder / "weights.safetensors")
+    first_recipe(folder)
     assert "SafetensorError" in refused(folder)

@@ -345,6 +345,9 @@ def test_a_version_that_computes_something_else_gets_no_alias(run):
     (weights,) = [path for path in Path(spoilt).rglob("weights.safetensors") if path.parent.name != "twin"]
     artifact.save(Path("other"), build(run, "head/ode", seed=7))
     shutil.copyfile("other/weights.safetensors", weights)
+    with pytest.raises(Mistake, match=r"weights.safetensors: not the weights of the recipe beside it .+ by `basin registry sync`"):
+        registration.register_all(run, digests())
+    shutil.copytree("other", weights.parent, dirs_exist_ok=True)
     message = r"models:/digits-linf-0.15/2: loaded back, it does not give the logits of models/head/ode \(got a largest difference of"
     with pytest.raises(Mistake, match=message):
         registration.register_all(run, digests())

@@ -23,7 +23,7 @@ from test_registry import MODELS, NAME, PARAMS, aliases, retrain, store, workspa
 from basin import files
 from basin.config import params
 from basin.errors import Mistake
-from basin.registry import checkout, lookup, needs, registration, removal, snapshot, upkeep, versions
+from basin.registry import checkout, contents, lookup, needs, registration, removal, snapshot, upkeep, versions
 from basin.tracking import client
 
 DVC_YAML = {
@@ -92,9 +92,12 @@ def state() -> dict[str, Any]:
     for version in store().search_model_versions(f"name = '{NAME}'"):
         numbers = {key: value for key, value in versions.metrics(store(), version).items() if not key.startswith("latency")}
         with versions.files(store(), version) as folder:
-            files = {path: (folder / path).read_bytes() for path in ("card.md", "card.html", "examples.png", "manifest.json")}
+            files = {path: (folder / path).read_bytes() for path in ("card.md", "card.html", "examples.png")}
+            files["manifest"] = json.loads((folder / "manifest.json").read_text())
+            assert files["manifest"]["files"].pop("MLmodel") == contents.digest((folder / "MLmodel").read_bytes())
         described = re.sub("m-[0-9a-f]{32}", "MODEL", version.description)
-        found[int(version.version)] = {"tags": version.tags, "metrics": numbers, "description": described, "files": files}
+        tags = {key: value for key, value in version.tags.items() if key != "seal"}  # MLmodel, which it seals, has ids and a time
+        found[int(version.version)] = {"tags": tags, "metrics": numbers, "description": described, "files": files}
     return {"versions": found, "aliases": aliases()}
 
 
@@ -242,6 +245,30 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
     assert upkeep.sync(*run()) == []
     store().delete_model_version(NAME, "4")
     assert state() == before
+
+
+MLFLOWS = ["MLmodel", "conda.yaml", "input_example.json", "pyfunc.py", "python_env.yaml", "requirements.txt", "serving_input_example.json"]
+OURS = ["artifacts/ode/weights.safetensors", "artifacts/ode/twin/weights.safetensors", "code/basin/registry/serving.py", "run/dvc.lock"]
+
+
+def test_a_flipped_bit_of_any_file_of_a_version_is_found_refused_and_mended(project):
+    """Those that MLflow wrote, of which two say what code runs, as well."""
+    before = state()
+    with versions.files(store(), store().get_model_version(NAME, "2")) as folder:
+        assert {*MLFLOWS, *OURS} <= before["versions"][2]["files"]["manifest"]["files"].keys() | {"MLmodel"}
+        for name in (*MLFLOWS, *OURS):
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+            assert upkeep.verify(*run()) == [f"{NAME}/2: changed by hand: file {name}"]
+            if not name.startswith("code/"):
+                with pytest.raises(Mistake) as mistake:
+                    lookup.load(f"{NAME}/2")
+                assert str(mistake.value) == f"{NAME}/2: changed since it was registered (got {name}). Try basin registry sync."
+            (folder / name).write_bytes(content)
+        assert lookup.load(f"{NAME}/2")
+        for name in (*MLFLOWS, *OURS):
+            (folder / name).write_bytes((folder / name).read_bytes()[:-1] + b"#")
+    assert upkeep.sync(*run()) == [] and upkeep.verify(*run()) == [] and state() == before
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import PARAMS
 
 MakeProject = Callable[[str], Path]
 
@@ -115,3 +116,29 @@ def test_a_second_serve_says_why_not(project: MakeProject):
         f"error: .basin/serve.lock: another basin serve is at work in this workspace (PID {os.getpid()}). "
         f"Wait for it to end, or stop it with: kill {os.getpid()}.\n"
     )
+
+
+def test_what_dvc_would_miss_in_params_is_said_with_what_to_add(tmp_path: Path):
+    """All that Basin has a default for; with those lines added DVC reads graph and params."""
+    root = Path(__file__).parents[2]
+    shutil.copytree(root / "stages", tmp_path / "stages")
+    (tmp_path / "pipeline").symlink_to(root / "pipeline")
+    shutil.copy(root / "dvc.yaml", tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n", encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+
+    def do(*words: str) -> tuple[int, str]:
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    why = "DVC asks for it, also where its default will do (got nothing)"
+    lines = {"adversarial": "{}", "device": '"auto"', "head": "{}", "registry": "{}", "threads": "1"}
+    said = [f"error: params.yaml: {key}: {why}. Add `{key}: {line}`." for key, line in lines.items()]
+    said.insert(1, f"error: params.yaml: attack: batch: {why}. Add `batch: 256`.")
+    assert do(*CLI, "check") == (2, "\n".join(said) + "\n") == do(*CLI, "repro")
+    whole = PARAMS.replace("images: 10", "images: 10, batch: 256") + "".join(f"{key}: {line}\n" for key, line in lines.items())
+    (tmp_path / "params.yaml").write_text(whole, encoding="utf-8")
+    assert do(*CLI, "check") == (0, "")
+    assert do(sys.executable, "-P", "-m", "dvc", "repro", "--dry", "prepare")[0] == 0

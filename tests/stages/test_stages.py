@@ -318,8 +318,8 @@ def test_damaged_weights_end_an_attack_as_a_person_sees_it(copy):
     process = start(copy, "attack", "backbone/natural", "tiny")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert err.startswith("error: models/backbone/natural/weights.safetensors: damaged, or does not fit the file beside it (got Safetensor")
-    assert err.endswith("Delete the folder and run `dvc checkout` or `dvc repro`.\n") and len(err.splitlines()) == 1
+    assert err.startswith("error: models/backbone/natural/weights.safetensors: not the weights of the recipe beside it (got SHA-256 ")
+    assert err.endswith("mended by `basin registry sync`.\n") and len(err.splitlines()) == 1
 
 
 def test_a_damaged_recipe_ends_a_head(copy):

@@ -37,10 +37,11 @@ def use(name: Annotated[str, typer.Argument(help="a run under params/, without .
 @app.command()
 def check() -> None:
     """Read params.yaml and report every mistake in it."""
-    from basin.config import params, suite
+    from basin.config import suite
     from basin.data.about import load_about
+    from basin.repro import graph
 
-    config = params.load()
+    config = graph.check()
     typer.echo("params.yaml: no mistakes")
     if (PREPARED / "about.json").exists():
         classes = len(load_about(PREPARED).classes)

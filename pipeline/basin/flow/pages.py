@@ -15,6 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import State
 
 from basin.config import params
+from basin.report.wording import plain
 from basin.repro import lock
 from basin.repro.graph import Stage
 from basin.tracking import journal
@@ -39,9 +40,9 @@ def key(name: str) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    """A table in Markdown; what stands in a cell is words: a stage's last words may name classes of any spelling."""
+    lines = [map(plain, columns), ["---"] * len(columns), *(map(plain, map(str, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def tag() -> None:
@@ -63,7 +64,7 @@ def mark(tags: Sequence[str]) -> None:
 @optional()
 def outputs(stage: Stage) -> None:
     """What a stage wrote, with DVC's digests."""
-    rows = [[f"`{out}`", f"`{lock.digest(out)}`"] for out in stage.outs]
+    rows = [[out, lock.digest(out)] for out in stage.outs]
     create_markdown_artifact(markdown(["output", "DVC's digest"], rows), key=key(stage.name), description=f"What {stage.name} wrote")
 
 

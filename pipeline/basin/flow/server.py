@@ -83,8 +83,9 @@ def show(mlflow_port: int, prefect_port: int) -> None:
     for port in (mlflow_port, prefect_port):
         _check_free(port)
     guards = Guards()
-    place = ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1", "--backend-store-uri", journal.uri()]
-    pages = guards.start([sys.executable, "-m", "mlflow", "server", *place])
+    place = ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
+    database = {"MLFLOW_BACKEND_STORE_URI": journal.uri()}  # no argument: it may hold a password, and everybody sees those
+    pages = guards.start([sys.executable, "-m", "mlflow", "server", *place], {**os.environ, **database})
     try:
         prefect = start(os.environ.get("PREFECT_HOME", ".basin/prefect"), prefect_port)
         sys.stderr.write(f"MLflow: http://127.0.0.1:{mlflow_port}   Prefect: {prefect.removesuffix('/api')}   Ctrl-C ends both.\n")

@@ -1,7 +1,7 @@
 """A model as two files: `weights.safetensors` and `recipe.json`. `load` rebuilds the classifier from them alone.
 
 The recipe carries a digest of every source file that defines the function, so that the artefact, and with it every result that
-depends on it, changes when the function does, even where the weights stay the same.
+depends on it, changes when the function does, even where the weights stay the same; and the digest of the weights, so that no others load.
 """
 
 import ast
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as unpacked
 from safetensors.torch import save as packed
 from torch import nn
 
@@ -23,7 +23,7 @@ from basin import files
 from basin.config import kinds
 from basin.errors import Mistake
 from basin.models.classifier import Classifier, Normalise
-from basin.models.recipe import FORMAT, RECIPE, TWIN, WEIGHTS, damaged, read_recipe
+from basin.models.recipe import AGAIN, FORMAT, RECIPE, TWIN, WEIGHTS, damaged, digest, read_recipe
 
 # What building from a recipe ends with whose values do not go together.
 UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -50,10 +50,11 @@ def build_part(family: str, choice: dict[str, Any], **size: Any) -> Any:
 
 def save(folder: Path, classifier: Classifier, twin: Path | None = None) -> None:
     """Write weights, recipe and, for a defence built `from` a model, that model under `twin/` (its own twin left out)."""
-    recipe = {"format": FORMAT, **classifier.recipe, "basin": files.VERSION, "sources": sources(classifier), "versions": versions()}
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
+    weights = packed({name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()})
+    written = {"weights": digest(weights), "basin": files.VERSION, "sources": sources(classifier), "versions": versions()}
+    recipe = {"format": FORMAT, **classifier.recipe, **written}
     with files.whole(folder) as new:
-        files.write(new / WEIGHTS, packed(weights))
+        files.write(new / WEIGHTS, weights)
         files.write(new / RECIPE, json.dumps(recipe, indent=1, sort_keys=True) + "\n")
         if twin is not None:
             for name in (WEIGHTS, RECIPE):
@@ -63,17 +64,21 @@ def save(folder: Path, classifier: Classifier, twin: Path | None = None) -> None
 def load(folder: Path | str, device: torch.device | str = "cpu") -> Classifier:
     """The classifier of a model folder, in evaluation mode; its logits equal those of the saved one bit for bit.
 
-    Raises Mistake where a file is missing, damaged, or does not fit the other.
+    Raises Mistake where a file is missing, damaged, or does not fit the other, or a weight is not finite.
     """
     folder = Path(folder)
     recipe = read_recipe(folder)
-    weights = _weights(folder / WEIGHTS)
+    weights = _weights(folder / WEIGHTS, recipe.get("weights"))
     with _fitting(folder / RECIPE, UNUSABLE), torch.device("meta"):  # what does not fit is found before anything is allocated
         shapes = build(recipe)
     with _fitting(folder / WEIGHTS, (RuntimeError,)):
         shapes.load_state_dict(weights, assign=True)
     classifier = build(recipe)
     classifier.load_state_dict(weights)
+    if broken := [name for name, tensor in classifier.state_dict().items() if not tensor.isfinite().all()]:
+        raise Mistake(
+            f"{folder / WEIGHTS}: holds weights that are not finite (got some in {broken[0]}). Train the model anew, at a lower rate."
+        )
     return classifier.eval().to(device)
 
 
@@ -85,9 +90,12 @@ def _fitting(path: Path, errors: tuple[type[Exception], ...]) -> Iterator[None]:
         raise damaged(path, error) from None
 
 
-def _weights(path: Path) -> dict[str, torch.Tensor]:
+def _weights(path: Path, wanted: str | None) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
+        content = path.read_bytes()
+        if wanted not in (None, found := digest(content)):
+            raise Mistake(f"{path}: not the weights of the recipe beside it (got SHA-256 {found[:12]} for {wanted[:12]}). {AGAIN}")
+        return unpacked(content)
     except FileNotFoundError:
         raise Mistake(f"{path}: not found. Run the stage that makes it: dvc repro.") from None
     except (SafetensorError, OSError) as error:

@@ -13,6 +13,8 @@ from basin.errors import Mistake, said
 FORMAT = 1
 WEIGHTS, RECIPE, TWIN = "weights.safetensors", "recipe.json", "twin"
 
+AGAIN = "Delete the folder and run `dvc checkout` or `dvc repro`; a registered version is mended by `basin registry sync`."
+
 
 class Recipe(BaseModel, strict=True, extra="ignore"):
     """What every recipe has; a stage adds its own."""
@@ -23,6 +25,7 @@ class Recipe(BaseModel, strict=True, extra="ignore"):
     classifier: dict[str, Any]
     sources: dict[str, str]
     versions: dict[str, str]
+    weights: str | None = None  # SHA-256 of the weights file; the first recipes had none
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -44,11 +47,13 @@ def damaged(path: Path, error: Exception) -> Mistake:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         got = f"{type(error).__name__}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return Mistake(
-        f"{path}: damaged, or does not fit the file beside it (got {got[:160]}). Delete the folder and run `dvc checkout` or `dvc repro`."
-    )
+    return Mistake(f"{path}: damaged, or does not fit the file beside it (got {got[:160]}). {AGAIN}")
 
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 of a model's weights file."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return digest((folder / WEIGHTS).read_bytes())
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

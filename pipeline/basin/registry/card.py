@@ -19,6 +19,7 @@ from basin.report.page import page
 from basin.report.pictures import choose, class_name, shrunk
 from basin.report.table import tabulate
 from basin.report.tidy import read_history
+from basin.report.wording import plain
 
 PICTURE = "examples.png"
 ON_SERVER = "ajax-api/2.0/mlflow/logged-models/{}/artifacts/files?artifact_file_path=" + PICTURE  # where MLflow's pages find it
@@ -102,11 +103,6 @@ def _pictures(one: Candidate) -> Iterator[str]:
         fate = "holds" if outcome.robust[i] >= 0.5 else f"is read as {plain(class_name(outcome, outcome.adversarial[i]))}"
         yield f"image {outcome.image[i]}, a {plain(class_name(outcome, outcome.label[i]))}, {fate};"
     yield "plots: `card.html`."
-
-
-def plain(text: str) -> str:
-    """A name of another's as words in Markdown: no HTML, no link, no line of its own."""
-    return re.sub(r"([\\`*_\[\]<>|!#&])", r"\\\1", " ".join(text.split()))
 
 
 def chosen(one: Candidate) -> list[int]:

@@ -3,7 +3,7 @@
 card.md  card.html  examples.png                     the model card
 outcomes/STAGE/NAME/SUITE/  exchanged/STAGE/NAME/    every image's outcome and stored point
 run/params.yaml  run/dvc.lock  run/protocol.json     the run that it belongs to; how it was attacked
-manifest.json                                        tags, metrics, and the SHA-256 of every file, those of the model and the code too
+manifest.json                                        tags, metrics, and the SHA-256 of every file: the model's, the code's and MLflow's too
 """
 
 import hashlib
@@ -22,8 +22,11 @@ MANIFEST, PROTOCOL = "manifest.json", "run/protocol.json"
 PACKAGE = Path(__file__).parent.parent
 
 
-def write(folder: Path, one: Candidate, tags: Mapping[str, str]) -> str:
-    """Fill an empty folder with a version's files. Returns the manifest's digest, the tag `seal`."""
+def write(folder: Path, one: Candidate, tags: Mapping[str, str], of_mlflow: Mapping[str, str]) -> str:
+    """Fill an empty folder with a version's files. `of_mlflow`: digests of those that MLflow wrote: MLmodel, the code that it runs.
+
+    Returns the manifest's digest, the tag `seal`.
+    """
     for outcome in one.outcomes.values():
         shutil.copytree(outcome.folder, folder / outcome.folder.relative_to(one.root))
     run = snapshot.of(one.root, {})
@@ -31,14 +34,14 @@ def write(folder: Path, one: Candidate, tags: Mapping[str, str]) -> str:
     files.write(folder / "run" / snapshot.LOCK, run.lock)
     files.write(folder / PROTOCOL, json.dumps(one.protocol, indent=1, sort_keys=True) + "\n")
     card.write(folder, one)
-    written = hashes(folder) | hashes(one.folder, f"artifacts/{one.folder.name}/") | hashes(PACKAGE, f"code/{PACKAGE.name}/")
+    below = hashes(one.folder, f"artifacts/{one.folder.name}/") | hashes(PACKAGE, f"code/{PACKAGE.name}/")
     content = {
         "format": FORMAT,
         "basin": files.VERSION,
         "tags": dict(tags),
         "metrics": one.metrics,
         "description": card.text(one),
-        "files": written,
+        "files": {**of_mlflow, **hashes(folder), **below},
     }
     text = json.dumps(content, indent=1, sort_keys=True) + "\n"
     files.write(folder / MANIFEST, text)

@@ -1,6 +1,8 @@
 """Finding versions, reading what stands in them, and taking a model out."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,8 @@ def load_with_twin(target: str) -> tuple["basin.models.classifier.Classifier", A
 
     with opened(NOTHING) as store, versions.same_path():
         version = find_one(store, target)
-        model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}").unwrap_python_model()
+        with _unchanged(store, version) if "seal" in version.tags else nullcontext(f"models:/{version.name}/{version.version}") as where:
+            model = mlflow.pyfunc.load_model(str(where)).unwrap_python_model()
         return model.classifier, getattr(model, "twin", None)  # of versions that were registered before this was kept
 
 
@@ -133,6 +136,15 @@ def _judged(version: ModelVersion, store: MlflowClient) -> Registered:
     return Registered(store, version)
 
 
+@contextmanager
+def _unchanged(store: MlflowClient, version: ModelVersion) -> Iterator[Path]:
+    """A folder with a version's files. Raises Mistake where one, the code aside, is not the one that was registered."""
+    with versions.files(store, version) as folder:
+        if damaged := [name for name in contents.changed_files(folder, version.tags["seal"]) if not name.startswith("code/")]:
+            raise Mistake(f"{version.name}/{version.version}: changed since it was registered (got {damaged[0]}). Try basin registry sync.")
+        yield folder
+
+
 def pull(target: str, folder: Path) -> dict[str, str]:
     """Write a version's model folder (weights, recipe, twin) to `folder`; file -> SHA-256.
 
@@ -142,10 +154,6 @@ def pull(target: str, folder: Path) -> dict[str, str]:
         raise Mistake(f"{folder}: is there already (got a folder that would be overwritten). Give another --to, or move it away.")
     with opened(NOTHING) as store:
         version = _judged(find_one(store, target), store).version
-        with versions.files(store, version) as files:
-            if damaged := [name for name in contents.changed_files(files, version.tags["seal"]) if not name.startswith("code/")]:
-                raise Mistake(
-                    f"{version.name}/{version.version}: changed since it was registered (got {damaged[0]}). Try basin registry sync."
-                )
+        with _unchanged(store, version) as files:
             shutil.copytree(files / "artifacts" / version.tags["model"].split("/")[1], folder)
     return contents.hashes(folder)

@@ -61,7 +61,9 @@ def _version(store: MlflowClient, name: str, one: Candidate, images: np.ndarray,
         if promotion.keeps(store, version, one):
             log.info("registry: version %s of %s keeps its numbers: this run attacked %s by less", version.version, name, one.model)
         else:
-            versions.refresh(store, name, version, one, at, whole=found is not None and "seal" not in found.tags)
+            if found:  # the manifest is to hold digests of what is there, and nobody else may have written that
+                making.log_files(versions.logged(store, found).model_id, None, one, images)
+            versions.refresh(store, name, version, one, at)
             runs.inputs(store, str(version.run_id), one)
     return int(version.version)
 

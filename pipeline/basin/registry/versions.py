@@ -1,7 +1,6 @@
 """Versions of a registered model: one a model folder, known by DVC's digest of it."""
 
 import logging
-import shutil
 import sys
 import tempfile
 import time
@@ -15,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 
 from basin.registry import card, contents, runs
 from basin.registry.candidates import Candidate
@@ -113,26 +113,31 @@ def is_current(version: ModelVersion, one: Candidate) -> bool:
     return {**one.tags, "measured": one.measured}.items() <= version.tags.items()
 
 
-def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidate, at: Mapping[str, str], whole: bool) -> None:
+def refresh(store: MlflowClient, name: str, version: ModelVersion, one: Candidate, at: Mapping[str, str]) -> None:
     """Numbers, files and tags of a version, written anew. Tag `seal` comes last: what a kill leaves undone, `verify` finds.
 
-    `at`: tags of the commit; `whole`: the files of the model and the code as well.
+    `at`: tags of the commit.
     """
     model_id, tags = logged(store, version).model_id, {**one.tags, **at, "measured": one.measured}
     if "seal" in version.tags:
         store.delete_model_version_tag(name, version.version, "seal")
     record(store, version, one, one.metrics)
     with tempfile.TemporaryDirectory() as folder:
-        seal = contents.write(Path(folder), one, tags)
+        seal = contents.write(Path(folder), one, tags, _of_mlflow(store, version))
         store.log_model_artifacts(model_id, folder)
-    if whole:
-        store.log_model_artifacts(model_id, str(one.folder), f"artifacts/{one.folder.name}")
-        with tempfile.TemporaryDirectory() as folder:
-            shutil.copytree(contents.PACKAGE, Path(folder, contents.PACKAGE.name), ignore=shutil.ignore_patterns("__pycache__"))
-            store.log_model_artifacts(model_id, folder, "code")
     for key, value in {**tags, "seal": seal}.items():
         if version.tags.get(key) != value or key == "seal":
             store.set_model_version_tag(name, version.version, key, value)
+
+
+def _of_mlflow(store: MlflowClient, version: ModelVersion) -> dict[str, str]:
+    """Path -> SHA-256 of the files of MLflow's own beside a version's; what it notes when a version is loaded comes and goes."""
+    found = (one.path for one in store.list_logged_model_artifacts(logged(store, version).model_id) if not one.is_dir)
+    digests = {}
+    for path in set(found) - {REGISTERED_MODEL_META_FILE_NAME, contents.MANIFEST}:
+        with files(store, version, path) as folder:
+            digests[path] = contents.digest((folder / path).read_bytes())
+    return digests
 
 
 def record(store: MlflowClient, version: ModelVersion, one: Candidate, values: Mapping[str, float]) -> None:

@@ -1,10 +1,16 @@
 """Numbers as words: how a figure is written, and the plain reading of the result."""
 
+import re
 from collections.abc import Iterator
 
 from basin.report.table import Row, Share, Table, Twin
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+
+
+def plain(text: str) -> str:
+    """A name of another's as words in Markdown: no HTML, no link, no line of its own."""
+    return re.sub(r"([\\`*_\[\]<>|!#&])", r"\\\1", " ".join(text.split()))
 
 
 def percent(fraction: float) -> str:

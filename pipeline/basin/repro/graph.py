@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from basin import files
+from basin.config import params
+from basin.config.params import Config
 from basin.errors import EXIT_CODE, Mistake, did_you_mean
+from basin.repro import keys
 from basin.repro.guard import Guards, Stopped
 
 # `-P`: our folders stay off dvc's own import path. `python -m`: no console script need be on PATH.
@@ -169,11 +172,12 @@ def is_changed(path: str | Path) -> bool:
     return asked.returncode != 0 or bool(asked.stdout.strip())
 
 
-def check() -> None:
-    """Every mistake in params.yaml, before anything is started."""
-    from basin.config import params
-
-    params.load()
+def check() -> Config:
+    """The config of params.yaml. Raises Mistake with everything in it that is wrong or that DVC will miss, before anything is started."""
+    config = params.load()
+    if messages := [*keys.missing(params.read(path := Path("params.yaml")))]:
+        raise Mistake(*(f"{path}: {message}" for message in messages))
+    return config
 
 
 def change(overrides: Sequence[str], path: str = "params.yaml") -> None:

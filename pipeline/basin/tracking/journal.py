@@ -138,8 +138,8 @@ def uri() -> str:
 
 
 def shown(where: str) -> str:
-    """The address without a password."""
-    return re.sub(r"//[^/@]*@", "//...@", where)
+    """The address without a password, which may hold an @ of its own."""
+    return re.sub(r"//[^/\s]*@", "//...@", where)
 
 
 def cause(error: Exception) -> str:

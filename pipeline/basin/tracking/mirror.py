@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from basin import files
 from basin.files import checkout
-from basin.tracking.journal import PATIENCE, RUNS, cause, kept, uri
+from basin.tracking.journal import PATIENCE, RUNS, cause, kept, shown, uri
 
 POLL = 0.2  # seconds between two looks at the journal
 AGAIN = 20  # seconds between two attempts while MLflow is away
@@ -154,7 +154,7 @@ class Delivery:
         experiment = experiment_id(self.store, start["experiment"])
         run_id = self._earlier(self.known) or self._earlier(self.resume) or self._made(experiment) or self._make(experiment, first)
         for place in (self.known, self.resume):
-            files.write(place, json.dumps({"uri": uri(), "run_id": run_id, "sent": self.sent}).encode())
+            files.write(place, json.dumps({"uri": shown(uri()), "run_id": run_id, "sent": self.sent}).encode())
         self.run_id = run_id
         self.overtaken = (self.store.get_run(run_id).info.end_time or 0) > last["time"]
         if not self.overtaken:
@@ -175,7 +175,7 @@ class Delivery:
         """The run that an earlier delivery or a killed attempt left, where MLflow still has it."""
         from mlflow.exceptions import MlflowException
 
-        if not place.exists() or (left := json.loads(place.read_text(encoding="utf-8")))["uri"] != uri():
+        if not place.exists() or (left := json.loads(place.read_text(encoding="utf-8")))["uri"] != shown(uri()):
             return None
         try:
             found = self.store.get_run(left["run_id"])
@@ -226,7 +226,7 @@ class Delivery:
                 below = one.parent.relative_to(path.parent).as_posix()
                 self.store.log_artifact(self.run_id, str(one), None if below == "." else below)
                 self.sent[str(one)] = digest
-                files.write(self.known, json.dumps({"uri": uri(), "run_id": self.run_id, "sent": self.sent}).encode())
+                files.write(self.known, json.dumps({"uri": shown(uri()), "run_id": self.run_id, "sent": self.sent}).encode())
 
     def _end(self, last: Line) -> None:
         """A journal without a last word is that of a stage that was killed."""

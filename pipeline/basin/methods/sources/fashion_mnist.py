@@ -22,6 +22,7 @@ from basin.errors import Mistake
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 PACKAGE = "dataset-fashion-mnist"
+MOST = 1 << 26  # bytes that are unpacked of a file; the largest of Fashion-MNIST's has 47,040,016
 PLACES = (".", "usr/share/datasets/fashion-mnist", "FashionMNIST/raw")  # as copied, as `dpkg -x` leaves them, as torchvision does
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ def _split(images: Path, labels: Path) -> Split:
 def _idx(path: Path, axes: int) -> np.ndarray:
     """An IDX file of bytes, [n, h, w] or [n]."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MOST)
     except (OSError, EOFError, zlib.error) as error:
         raise Mistake(f"{path}: damaged (got {error}). Fetch the file again.") from error
     header = np.frombuffer(content[: 4 * (axes + 1)], ">u4") if len(content) >= 4 * (axes + 1) else np.zeros(axes + 1, int)

@@ -77,6 +77,7 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     arrays, key = {}, ""
     try:
         with np.load(path, allow_pickle=False) as file:
+            _check_size(path, sum(one.file_size for one in file.zip.infolist()))
             for key in file.files:
                 if key not in KEYS:
                     raise Mistake(f"{path}: unknown key (got '{key}'). {did_you_mean(key, KEYS)}")
@@ -87,6 +88,15 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         where = f"{path}: {key}" if key else str(path)
         raise Mistake(f"{where}: not a readable array (got {error}). Write plain arrays with numpy.savez; nothing is unpickled.") from error
     return arrays
+
+
+def _check_size(path: Path, unpacked: int) -> None:
+    """A few megabytes of zeros, packed, are all the memory that there is."""
+    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if unpacked > most:
+        raise Mistake(
+            f"{path}: unpacks to more than this machine's memory (got {unpacked:,} of {most:,} bytes). Write fewer images into it."
+        )
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], images_key: str, labels_key: str) -> Split:
