@@ -10,7 +10,7 @@ def main(model: str, suite_name: str) -> None:
     with entry.stage(
         name,
         lambda config: config.entry(model) and config.suite(suite_name),
-        reads=lambda config: (config.entry(model), config.attack.images, config.attack.batch, config.attack.thorough),
+        reads=lambda config: (config.entry(model), config.attack.images, config.attack.batch),
     ) as stage:
         from basin import checkpoint
         from basin.evaluation import outcomes, robustness, trajectories
@@ -29,7 +29,7 @@ def main(model: str, suite_name: str) -> None:
         seed = stage.config.seed, name
         about = judging.describe(model, suite_name, classifier.recipe)
         known = len(about["classes"])
-        result = robustness.evaluate(classifier, twin, images, labels, threat, suite, seed, settings.batch, state, known, settings.thorough)
+        result = robustness.evaluate(classifier, twin, images, labels, threat, suite, seed, settings.batch, state, known)
         about |= vars(result.diagnosis) | {"declared": asdict(result.declared), "facts": result.facts, "replaced": result.replaced}
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)

@@ -52,9 +52,9 @@ def evaluate(
     from basin.evaluation import outside, robustness
     from basin.threat.ball import ThreatModel
 
-    chosen, seeds = outside.suite(suite) if isinstance(suite, str) else suite, (seed, "evaluate")
-    ball = ThreatModel.of(threat)
-    result = robustness.evaluate(model, twin, images, labels, ball, chosen, seeds, batch, checkpoint, thorough=thorough)
+    chosen = outside.suite(suite) if isinstance(suite, str) else suite
+    chosen = chosen.model_copy(update={"thorough": thorough or chosen.thorough})
+    result = robustness.evaluate(model, twin, images, labels, ThreatModel.of(threat), chosen, (seed, "evaluate"), batch, checkpoint)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     return result

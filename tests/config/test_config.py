@@ -98,7 +98,7 @@ CASES = {
     ),
     "a ready-made suite made otherwise": (
         ("  standard: {}", "  standard: {masked: null}"),
-        "suites.standard: is a ready-made suite, to which a run adds its curve alone (got masked). Give yours another name.",
+        "suites.standard: is ready-made; a run may add curve and thorough to it (got masked). Give yours another name.",
     ),
     "a suite of nothing": (
         ("  standard: {}", "  standard: {}\n  mine: {}"),

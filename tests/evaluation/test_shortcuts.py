@@ -92,8 +92,8 @@ def test_a_gradient_in_doubt_spares_no_image(name, linear):
 def test_thorough_spares_no_image_and_ends_where_the_shortcuts_do(linear):
     model, x, y = linear
     attacks = {"margin": {"kind": "margin"}, "square": {"kind": "square", "queries": 20}}
-    suite = Suite.model_validate({"attacks": attacks, "probe": {"square": 0.1}})
-    results = [robustness.evaluate(model, None, x, y, BALL, suite, (0, "x"), thorough=thorough) for thorough in (False, True)]
+    suites = [Suite.model_validate({"attacks": attacks, "probe": {"square": 0.1}, "thorough": thorough}) for thorough in (False, True)]
+    results = [robustness.evaluate(model, None, x, y, BALL, suite, (0, "x")) for suite in suites]
     assert [list(one.outcomes.spared) for one in results] == [["square"], []]
     assert torch.equal(*(one.outcomes.share for one in results))
 
@@ -176,8 +176,9 @@ def test_what_it_leaves_is_attacked_in_float32_last_and_that_is_said(digits, mon
     monkeypatch.setattr(search, "has_bfloat16", lambda device: True)
     model = fit(classifier(), digits["train"], kind="pgd", steps=2).eval().requires_grad_(False)
     x, y = few(digits["test"], 60)
-    results = [robustness.evaluate(model, None, x, y, BALL, ready("quick"), (0, "x"), thorough=thorough) for thorough in (False, True)]
-    assert [list(one.attacks) for one in results] == [["margin", "apgd_nearest", robustness.PRECISE], ["margin", "apgd_nearest"]]
+    suites = [ready("quick", Suite(thorough=thorough)) for thorough in (False, True)]
+    results = [robustness.evaluate(model, None, x, y, BALL, suite, (0, "x")) for suite in suites]
+    assert [list(one.attacks) for one in results] == [[*READY["quick"]["attacks"], robustness.PRECISE], list(READY["quick"]["attacks"])]
     assert [robustness.QUICK in one.facts for one in results] == [True, False]
     assert abs(results[0].worst_case - results[1].worst_case) <= 2 / len(x)
     o = results[0].outcomes

@@ -103,7 +103,7 @@ def test_outcomes_that_cannot_be_written_cost_no_attack(place):
     assert (code, err.splitlines()[-1]) == (2, f"error: out/outcomes.csv: cannot be written (got Is a directory). {ADVICE}")
     (place / "out/outcomes.csv").rmdir()
     code, _, err = basin(place, *words, "--json", "answer.json")
-    assert code == 0 and "evaluate: goes on after 2 of 2 steps" in err
+    assert code == 0 and "evaluate: goes on after 3 of 3 steps" in err
     assert json.loads((place / "answer.json").read_text(encoding="utf-8")).items() >= json.loads(out).items()
     assert not list(place.glob(".basin/checkpoints/evaluate/*"))
 
@@ -151,7 +151,7 @@ def test_an_evaluation_whose_disk_is_full_ends_in_a_sentence_and_goes_on_when_th
     assert "Traceback" not in err
     subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
     code, _, err = basin(place, *words)
-    assert code == 0 and "evaluate: goes on after 2 of 2 steps" in err and written.stat().st_size > 200_000
+    assert code == 0 and "evaluate: goes on after 3 of 3 steps" in err and written.stat().st_size > 200_000
 
 
 def train(place: Path) -> tuple[int, str]:

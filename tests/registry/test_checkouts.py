@@ -35,8 +35,8 @@ backbone:
     training: {kind: natural}
     schedule: {epochs: 1, batch: 32, optimiser: adam, rate: 0.01}
 suites:
-  quick: {attacks: {fgsm: {kind: fgsm}}}
-attack: {models: [backbone/natural], suites: [quick], images: 40}
+  short: {attacks: {fgsm: {kind: fgsm}}}
+attack: {models: [backbone/natural], suites: [short], images: 40}
 registry: {name: null}
 """
 DATA = [f"data/prepared/{name}" for name in ("train.safetensors", "validation.safetensors", "test.safetensors", "about.json")]
@@ -45,9 +45,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "natural": {
         "cmd": "backbone natural", "params": ["backbone"], "deps": DATA, "outs": [f"models/{MODEL}", f"history/{MODEL}.csv"],
     },
-    "attack": {"cmd": f"attack {MODEL} quick", "deps": [f"models/{MODEL}"], "outs": [f"outcomes/{MODEL}/quick"]},
+    "attack": {"cmd": f"attack {MODEL} short", "deps": [f"models/{MODEL}"], "outs": [f"outcomes/{MODEL}/short"]},
     "register": {
-        "cmd": "register", "deps": [f"models/{MODEL}", f"outcomes/{MODEL}/quick"], "outs": [{"report/registered.json": {"cache": False}}],
+        "cmd": "register", "deps": [f"models/{MODEL}", f"outcomes/{MODEL}/short"], "outs": [{"report/registered.json": {"cache": False}}],
     },
 }  # fmt: skip
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from basin.config.suite import READY
+from basin.config.suite import ADDED, READY
 from basin.errors import did_you_mean
 
 STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
@@ -63,9 +63,9 @@ def _suites(suites: Mapping[str, Any]) -> Iterator[str]:
             yield f"suites.{name}: the name is that of a column of the report (got a suite of that name). Rename it."
         if not isinstance(suite, dict):
             continue
-        own = [key for key in suite if key != "curve"]
+        own = [key for key in suite if key not in ADDED]
         if name in READY and own:
-            yield f"suites.{name}: is a ready-made suite, to which a run adds its curve alone (got {own[0]}). Give yours another name."
+            yield f"suites.{name}: is ready-made; a run may add {' and '.join(ADDED)} to it (got {own[0]}). Give yours another name."
         if name not in READY and not any(suite.get(key) for key in ("attacks", "adaptive")):
             yield f"suites.{name}: should hold attacks, or an adaptive table (got {str(suite)[:80]}). Give one of them."
         attacks = _table(suite, "attacks")

@@ -81,7 +81,6 @@ class Attack(Settings):
     suites: list[str] = Field(min_length=1, description="a list of names under suites")
     images: int = Field(ge=1, description="how many test images, at least 1; all of them where there are fewer")
     batch: int = Field(256, ge=1, description="how many images are attacked at once, at least 1")
-    thorough: bool = Field(False, description="whether to do without shortcuts: every attack on every image that holds, in float32")
 
 
 class Gate(Settings):

@@ -55,38 +55,52 @@ class Suite(Settings):
 
     With `adaptive`, an attack that has the name of an attempt takes its place, where the attempt is on the model as it is.
     An attack under `probe` has to earn its images: it is given that share of those that hold, closest to falling first, and the next share
-    only where the last one lost an image.
+    only where the last one lost an image. One under `earned` runs only where the attack that is named there took something.
     """
 
     attacks: dict[str, AttackChoice] = Field({}, description="a table of attacks, each a table with its kind")
     probe: dict[str, Share] = Field({}, description="a table of shares of the images that hold, above 0 and below 1, by the attack's name")
     adaptive: Adaptive | None = Field(None, description="a table of how long the attacks that the model asks for last, or null for none")
+    earned: dict[str, str] = Field({}, description="a table, attack by attack, of the attack that has to have taken something before")
+    thorough: bool = Field(False, description="whether to do without shortcuts: every attack on every image that holds, in float32")
     curve: Curve | None = Field(None, description="the robust-accuracy curve, or null for none")
     masked: Masked | None = Field(None, description="the naive-gradient column, or null for none")
 
-    @field_validator("probe")
+    @field_validator("probe", "earned")
     @classmethod
-    def _of_its_attacks(cls, probe: dict[str, float], others: Any) -> dict[str, float]:
-        if strange := sorted(probe.keys() - others.data.get("attacks", probe).keys()):
+    def _of_its_attacks(cls, table: dict[str, Any], others: Any) -> dict[str, Any]:
+        order = list(others.data.get("attacks", table))
+        pairs = [(name, before if isinstance(before, str) else name) for name, before in table.items()]
+        if strange := [one for pair in pairs for one in pair if one not in order]:
             raise PydanticCustomError("unknown", f"names no attack of this suite: {strange[0]}. Name its attacks, or leave it out.")
-        return probe
+        if late := [name for name, before in pairs if order.index(before) > order.index(name)]:
+            raise PydanticCustomError("order", f"{late[0]} waits for an attack that comes later. Put that one first.")
+        return table
 
 
 _PGD = {"kind": "pgd", "steps": 20, "step": 0.1}
 _NEAREST = {"kind": "apgd", "loss": "dlr_targeted", "order": "nearest", "targets": 3, "steps": 40}
+_SQUARE = {"kind": "square", "queries": 500}
 _MASKED = {"attack": _PGD, "solver": {"method": "dopri5", "tolerance": 0.001, "gradient": "adjoint"}}  # as the released SODEF code
+ADDED = ("curve", "thorough")  # what a run may add to a ready-made suite
 READY: dict[str, dict[str, Any]] = {
-    "quick": {"attacks": {"margin": {"kind": "margin"}, "apgd_nearest": _NEAREST}, "probe": {"apgd_nearest": 0.1}, "masked": _MASKED},
+    "quick": {
+        "attacks": {"margin": {"kind": "margin"}, "apgd_nearest": _NEAREST, "a3": {"kind": "a3", "rounds": 4}},
+        "probe": {"apgd_nearest": 0.1, "a3": 0.1},
+        "masked": _MASKED,
+    },
     "standard": {
         "attacks": {
             "margin": {"kind": "margin"},
-            "pma": {"kind": "pma"},
             "apgd_nearest": _NEAREST,
+            "pma": {"kind": "pma"},
             "a3": {"kind": "a3"},
             "transfer": {"kind": "transfer", "attacks": [{"kind": "pma"}, _NEAREST]},
-            "square": {"kind": "square", "queries": 5000},
+            "square_probe": _SQUARE,
+            "square": _SQUARE | {"queries": 5000},
         },
-        "probe": {"apgd_nearest": 0.25, "a3": 0.1, "transfer": 0.25, "square": 0.1},
+        "probe": {"apgd_nearest": 0.1, "a3": 0.25, "transfer": 0.25, "square_probe": 0.1},
+        "earned": {"square": "square_probe"},
         "masked": _MASKED,
     },
     "adaptive": {"adaptive": {"steps": 100, "targets": 9, "queries": 5000}, "masked": _MASKED},
@@ -95,6 +109,6 @@ READY: dict[str, dict[str, Any]] = {
 
 
 def ready(name: str, own: Suite | None = None) -> Suite:
-    """The ready-made suite of that name, with the curve that a run's `own` table adds to it."""
+    """The ready-made suite of that name, with what a run's `own` table adds to it (`ADDED`)."""
     suite = Suite.model_validate(READY[name])
-    return suite.model_copy(update={"curve": own.curve}) if own else suite
+    return suite.model_copy(update={key: getattr(own, key) for key in ADDED}) if own else suite

@@ -126,7 +126,7 @@ class Evaluation:
 
     def _cascade(self, o: Outcomes, name: str, attempt: Attempt) -> None:
         """One attack on the images that still hold, or on as many of them as it earns."""
-        if attempt.doubling > 1 and o.last_taken < RISING:
+        if (attempt.doubling > 1 and o.last_taken < RISING) or (attempt.earned and o.taken(attempt.earned) * len(o) < LOST):
             return
         rows = o.closest if attempt.probe else o.alive
         size = max(math.ceil(attempt.probe * len(rows)), FEWEST) if attempt.probe else len(rows)

@@ -79,8 +79,12 @@ class Outcomes:
     @property
     def last_taken(self) -> float:
         """What the last attack took from the robust accuracy."""
-        before, after = [mean(self.clean_share), *self.after.values()][-2:]
-        return before - after
+        return self.taken(next(reversed(self.after)))
+
+    def taken(self, name: str) -> float:
+        """What an attack took from the robust accuracy; 0 where it did not run."""
+        robust = [mean(self.clean_share), *self.after.values()]
+        return next((before - after for one, before, after in zip(self.after, robust, robust[1:]) if one == name), 0.0)
 
     def record(self, name: str, rows: Tensor, x: Images, logits: Logits, share: PerImage) -> None:
         """Take the candidates that are worse than the stored points."""

@@ -152,16 +152,17 @@ def run(
     `device`: auto (a GPU if there is one), cpu or cuda; `normalise`: what the images are brought to first (basin/evaluation/subject.py);
     `thorough`: no shortcut (docs/evaluation.md).
     """
-    chosen, (x, y) = suite(name), images(data, number, seed)
+    chosen = suite(name).model_copy(update={"thorough": thorough})
+    x, y = images(data, number, seed)
     classifier, twin = models(target, registered)
     started, place, ball = time.monotonic(), _device(device), ThreatModel.of(threat)
     x = _as_taken(_placed(classifier, place), x)
     check(x, y)
     classifier = subject(classifier, x[:LOOKED_AT], normalisation(normalise, classifier))
     twin = None if twin is None else subject(_placed(twin, place), x[:LOOKED_AT])
-    asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type, thorough]
+    asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
     state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one is not None), *asked)
-    result = evaluate(classifier, twin, x, y, ball, chosen, (seed, "evaluate"), checkpoint=state, thorough=thorough)
+    result = evaluate(classifier, twin, x, y, ball, chosen, (seed, "evaluate"), checkpoint=state)
     numbers = measures(result.outcomes)
     answer = {
         "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "device": place.type, "n": numbers["n"],

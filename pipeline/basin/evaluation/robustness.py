@@ -73,13 +73,11 @@ def evaluate(
     batch: int = 256,
     checkpoint: Path | None = None,
     classes: int | None = None,
-    thorough: bool = False,
 ) -> Result:
     """The outcome of every image under a suite. `model` is in evaluation mode and maps images in [0, 1] to logits [n, classes].
 
-    `classes`: how many the data have; None: up to the largest label. `thorough`: no shortcut, every attack on every image that holds,
-    every gradient the model's own. The `checkpoint` is the caller's to delete when the result is kept. Raises Mistake where images, labels
-    or model cannot be evaluated.
+    `classes`: how many the data have; None: up to the largest label. The `checkpoint` is the caller's to delete when the result is
+    kept. Raises Mistake where images, labels or model cannot be evaluated.
     """
     check(images, labels)
     model = subject(model, images[: min(LOOKED_AT, batch)])
@@ -89,9 +87,10 @@ def evaluate(
     twin = None if twin is None else subject(twin, sample)
     declared = declare(model, twin, sample)
     check_labels(labels, declared.classes)
-    quick = None if thorough or declared.randomised or declared.blind else search(model, sample, labels[: len(sample)].to(sample.device))
+    certain = not (suite.thorough or declared.randomised or declared.blind)
+    quick = search(model, sample, labels[: len(sample)].to(sample.device)) if certain else None
     evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised, quick)
-    asked = {name: attempt for name, attempt in _asked(suite, declared, model, thorough).items() if evaluation.can(attempt)}
+    asked = {name: attempt for name, attempt in _asked(suite, declared, model).items() if evaluation.can(attempt)}
     others = replaced({name: attempt.attack for name, attempt in asked.items()}, declared.classes, declared.randomised)
     if others:
         log.info("suite: %d classes%s: %s", declared.classes, ", random" * declared.randomised, "; ".join(dict.fromkeys(others.values())))
@@ -108,16 +107,17 @@ def evaluate(
     return Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts, others)
 
 
-def _asked(suite: Suite, declared: Declaration, model: nn.Module, thorough: bool) -> dict[str, Attempt]:
+def _asked(suite: Suite, declared: Declaration, model: nn.Module) -> dict[str, Attempt]:
     """The suite's attacks, with those that it leaves to what the model is, and what a model without a gradient needs."""
-    tried = {name: Attempt(attack, probe=suite.probe.get(name, 0.0)) for name, attack in suite.attacks.items()}
+    probe, earned = suite.probe, suite.earned
+    tried = {name: Attempt(one, probe=probe.get(name, 0.0), earned=earned.get(name, "")) for name, one in suite.attacks.items()}
     if suite.adaptive:
         asked_for = attempts(declared, suite.adaptive, model)
         tried |= {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
     elif not declared.differentiable:
         tried |= without_gradient(declared, Adaptive())
-    if thorough or declared.blind or not declared.differentiable:  # a gradient in doubt spares no image
-        tried = {name: replace(attempt, probe=0.0) for name, attempt in tried.items()}
+    if suite.thorough or declared.blind or not declared.differentiable:  # a gradient in doubt spares no image
+        tried = {name: replace(attempt, probe=0.0, earned="") for name, attempt in tried.items()}
     return tried
 
 
