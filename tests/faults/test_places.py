@@ -25,6 +25,7 @@ from basin.models import artifact
 ROOT = Path(__file__).resolve().parents[2]
 BASIN = [sys.executable, "-c", "from basin.cli.app import main; main()"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "BASIN_TRACKING": "off"}
+FINISHED = re.compile(r"evaluate: goes on after (\d) of \1 steps")  # how many, the processor decides: basin/evaluation/search.py
 ADVICE = "Make room there, or give a place that you may write to; what was there before is as it was."
 PARAMS = ONE_EPOCH.replace("epochs: 1", "epochs: 2")
 FULL = 20_000  # bytes, of the largest file in `full`
@@ -103,7 +104,7 @@ def test_outcomes_that_cannot_be_written_cost_no_attack(place):
     assert (code, err.splitlines()[-1]) == (2, f"error: out/outcomes.csv: cannot be written (got Is a directory). {ADVICE}")
     (place / "out/outcomes.csv").rmdir()
     code, _, err = basin(place, *words, "--json", "answer.json")
-    assert code == 0 and "evaluate: goes on after 3 of 3 steps" in err
+    assert code == 0 and FINISHED.search(err)
     assert json.loads((place / "answer.json").read_text(encoding="utf-8")).items() >= json.loads(out).items()
     assert not list(place.glob(".basin/checkpoints/evaluate/*"))
 
@@ -151,7 +152,7 @@ def test_an_evaluation_whose_disk_is_full_ends_in_a_sentence_and_goes_on_when_th
     assert "Traceback" not in err
     subprocess.run(["mount", "-o", "remount,size=2m", small_disk], check=True)
     code, _, err = basin(place, *words)
-    assert code == 0 and "evaluate: goes on after 3 of 3 steps" in err and written.stat().st_size > 200_000
+    assert code == 0 and FINISHED.search(err) and written.stat().st_size > 200_000
 
 
 def train(place: Path) -> tuple[int, str]:

@@ -159,7 +159,10 @@ def test_twenty_processes_log_and_register_at_once(kind, runs_of_many, tmp_path,
     uri = f"sqlite:///{tmp_path}/mlflow.db" if kind == "sqlite" else database(request.getfixturevalue("postgres"), "many")
     began = time.monotonic()
     code = f"import test_servers as t; t.many(t.Path({str(folder)!r}), {uri!r})"
-    env = SILENT | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "MLFLOW_DEFAULT_ARTIFACT_ROOT": (tmp_path / "files").as_uri()}
+    env = SILENT | {
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/registry"))),
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": (tmp_path / "files").as_uri(),
+    }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert not list(folder.rglob(".basin/runs/**/*.*"))
