@@ -64,7 +64,7 @@ def page(table: list[dict[str, Any]], command: str) -> str:
     about = (
         f"Made by `{command}`, torch {version('torch')}, pyautoattack {version('pyautoattack')}, Python {platform.python_version()}, "
         f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, one thread. Robust accuracy in %, 95% Wilson interval; "
-        "seconds of the processor, each suite once, one after the other in one process; *times less* is AutoAttack's time over the suite's; "
+        "seconds of the processor, each suite once, one after the other in one process; *times less* is AutoAttack's time over its; "
         "*otherwise* counts the images of which AutoAttack says otherwise, in either direction; bf16: whether gradients were followed in "
         "bfloat16 ([evaluation](../evaluation.md)). The models are those of other runs than the ones on which the suites were chosen."
     )

@@ -108,6 +108,10 @@ CASES = {
         ("  own:\n", "  own:\n    probe: {square: 0.1}\n"),
         "suites.own.probe: names no attack of this suite: square (got {'square': 0.1}). Name its attacks, or leave it out.",
     ),
+    "an attack that waits for a later one": (
+        ("  own:\n", "  own:\n    earned: {fgsm: pgd}\n"),
+        "suites.own.earned: fgsm waits for an attack that comes no earlier (got {'fgsm': 'pgd'}). Put that one first.",
+    ),
     "a probe of all images": (
         ("  own:\n", "  own:\n    probe: {pgd: 1}\n"),
         "suites.own.probe.pgd: input should be less than 1 (got 1).",

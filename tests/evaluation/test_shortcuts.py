@@ -62,6 +62,14 @@ def test_few_images_are_one_part(linear):
     assert found.spared == {"step": (8, 0)}
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_what_has_to_be_earned_runs_where_the_other_took_something(again, linear):
+    """The second step finds nothing after the first: what waits for it is not run; what waits for the first is."""
+    found = run(linear, first=Attempt(STEP), second=Attempt(STEP), third=Attempt(STEP, earned="second" if again else "first"))
+    assert found.taken("first") > 0 and found.taken("second") == 0
+    assert list(found.after) == (["first", "second"] if again else ["first", "second", "third"])
+
+
 def test_what_was_spared_is_in_a_checkpoint(linear, tmp_path):
     _, x, y = linear
     found = run(linear, step=Attempt(STEP, probe=0.1))

@@ -73,8 +73,8 @@ class Suite(Settings):
         pairs = [(name, before if isinstance(before, str) else name) for name, before in table.items()]
         if strange := [one for pair in pairs for one in pair if one not in order]:
             raise PydanticCustomError("unknown", f"names no attack of this suite: {strange[0]}. Name its attacks, or leave it out.")
-        if late := [name for name, before in pairs if order.index(before) > order.index(name)]:
-            raise PydanticCustomError("order", f"{late[0]} waits for an attack that comes later. Put that one first.")
+        if late := [name for name, before in pairs if isinstance(table[name], str) and order.index(before) >= order.index(name)]:
+            raise PydanticCustomError("order", f"{late[0]} waits for an attack that comes no earlier. Put that one first.")
         return table
 
 

@@ -66,6 +66,7 @@ class Summary(BaseModel):
     interval: Interval
     attacks: dict[str, Accuracy]
     alone: dict[str, Accuracy | None] = {}
+    spared: dict[str, tuple[int, int]] = {}  # attack -> images it was given, closest to falling first, and images it was not
     masked: Masked | None = None
     ensemble: Ensemble | None = None
     twin: Undefended | None = None
