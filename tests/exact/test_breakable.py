@@ -193,7 +193,7 @@ def test_an_attack_named_like_an_attempt_takes_its_place(inside, digits):
     far = ThreatModel(norm="linf", eps=0.001)  # nothing falls, so that every attempt runs on every image
     x, y = few(digits["test"], 20)
     longer, shorter = (evaluate(inside.requires_grad_(False), None, x, y, far, suite, (0, "listed")).outcomes for suite in (plain, one))
-    assert list(longer.after)[0] == "fgsm" and list(shorter.after)[:2] == ["square", "apgd_ce"]
+    assert list(longer.after)[0] == "margin" and list(shorter.after)[:2] == ["square", "apgd_ce"]
     assert set(shorter.after) == set(longer.after) and shorter.passes < longer.passes
 
 

@@ -26,14 +26,14 @@ def alias(model: str, models: Collection[str]) -> str:
     return f"{stage}_{name}" if twice or KEPT.fullmatch(name) else name
 
 
-def mistakes(raw: Mapping[str, Any]) -> Iterator[str]:
+def mistakes(raw: Mapping[str, Any], recorded: bool = False) -> Iterator[str]:
     """Names that something will not take, and references to what the file does not have. Works on whatever can be read of the file."""
     stages = {stage: _table(raw, stage) for stage in STAGES}
     entries = {f"{stage}/{name}": entry for stage, table in stages.items() for name, entry in table.items()}
     suites = _table(raw, "suites")
     for key, table in {**stages, "suites": suites}.items():
         yield from _names(key, table)
-    yield from _suites(suites)
+    yield from _suites(suites, recorded)
     yield from _aliases(entries)
     yield from _parents(entries)
     attack = _table(raw, "attack")
@@ -55,7 +55,7 @@ def _names(key: str, table: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}.{name}: differs from another name in capitals alone (got {name!r} and {other!r}). Rename one."
 
 
-def _suites(suites: Mapping[str, Any]) -> Iterator[str]:
+def _suites(suites: Mapping[str, Any], recorded: bool) -> Iterator[str]:
     for name, suite in suites.items():
         if name.lower() == "exchange":
             yield f"suites.{name}: the name is that of the points of other models (got a suite of that name). Rename it."
@@ -64,7 +64,7 @@ def _suites(suites: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(suite, dict):
             continue
         own = [key for key in suite if key not in ADDED]
-        if name in READY and own:
+        if name in READY and own and not recorded:
             yield f"suites.{name}: is ready-made; a run may add {' and '.join(ADDED)} to it (got {own[0]}). Give yours another name."
         if name not in READY and not any(suite.get(key) for key in ("attacks", "adaptive")):
             yield f"suites.{name}: should hold attacks, or an adaptive table (got {str(suite)[:80]}). Give one of them."

@@ -123,7 +123,8 @@ class Config(Settings):
     @field_validator("suites")
     @classmethod
     def _ready_made(cls, suites: dict[str, Suite]) -> dict[str, Suite]:
-        return {name: ready(name, suite) if name in READY else suite for name, suite in suites.items()}
+        own = {name: suite for name, suite in suites.items() if name not in READY or suite.attacks or suite.adaptive}
+        return {name: own.get(name) or ready(name, suite) for name, suite in suites.items()}
 
     @field_validator("data")
     @classmethod
@@ -165,8 +166,11 @@ class Config(Settings):
         return self.registry.name or f"{self.source.kind}-{self.threat}"
 
 
-def load(path: Path | str = "params.yaml") -> Config:
-    """The config of a params file. Raises Mistake with every error in it."""
+def load(path: Path | str = "params.yaml", recorded: bool = False) -> Config:
+    """The config of a params file. `recorded`: of a run that is over, whose suites may have names that are ready-made today.
+
+    Raises Mistake with every error in it.
+    """
     path = Path(path)
     raw = read(path)
     messages: list[str] = []
@@ -174,7 +178,7 @@ def load(path: Path | str = "params.yaml") -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         messages += [_message(e["loc"], e["msg"], e["input"]) for e in error.errors(include_url=False)]
-    messages += names.mistakes(raw)
+    messages += names.mistakes(raw, recorded)
     if messages:
         raise Mistake(*(f"{path}: {message}" for message in messages))
     return config

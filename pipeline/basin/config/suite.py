@@ -99,7 +99,7 @@ READY: dict[str, dict[str, Any]] = {
             "square_probe": _SQUARE,
             "square": _SQUARE | {"queries": 5000},
         },
-        "probe": {"apgd_nearest": 0.1, "a3": 0.25, "transfer": 0.25, "square_probe": 0.1},
+        "probe": {"apgd_nearest": 0.1, "pma": 0.25, "a3": 0.25, "transfer": 0.25, "square_probe": 0.1},
         "earned": {"square": "square_probe"},
         "masked": _MASKED,
     },

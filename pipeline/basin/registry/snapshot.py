@@ -42,7 +42,7 @@ class Snapshot:
         """Write both files into an empty folder; the config, and DVC's digest of each model."""
         files.write(folder / PARAMS, self.params)
         files.write(folder / LOCK, self.lock)
-        settings = params.load(folder / PARAMS)
+        settings = params.load(folder / PARAMS, recorded=True)
         return settings, digests(settings, folder)
 
     def restore(self, folder: Path, settings: Config) -> bool:
