@@ -29,6 +29,7 @@ from basin.training.phase import each
 
 # Settings of kinds that need some, or whose defaults take long. A new kind with defaults needs no line here.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    ("attacks", "a3"): {"rounds": 2, "steps": 6},
     ("attacks", "apgd"): {"steps": 12},
     ("attacks", "autoattack"): {"version": "custom", "attacks": ["apgd-ce"]},
     ("attacks", "boundary"): {"queries": 300, "draws": 20},
