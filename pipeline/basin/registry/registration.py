@@ -22,6 +22,7 @@ from basin.registry.gate import Decision
 from basin.registry.opening import aliases, opened
 from basin.registry.promotion import CHAMPION
 from basin.tracking import client as mlflow_client
+from basin.tracking.mirror import deliver_all
 
 IMAGES = 64  # validation images on which a version, loaded back, is compared with its folder
 log = logging.getLogger(__name__)
@@ -38,16 +39,19 @@ def register_all(
     """
     run, name, at = candidates.read(config, digests, root), config.registered_name, at or snapshot.here()
     images = load_split(root / "data/prepared", "validation").floats(slice(0, IMAGES)).numpy()
-    with opened() as store, mlflow_client.alone():
-        versions.create(store, name, {"data": run[0].data, "threat": run[0].threat, "schema": candidates.SCHEMA})
-        current = {one.model: _version(store, name, one, images, at) for one in run}
-        runs.gather(store, run, candidates.pipeline(run))
-        for one in run:
-            _link(store, name, one, current[one.model], candidates.pipeline(run))
-        checks = Checks(store, name, images, {current[one.model]: one.folder for one in run})
-        for one in run if files.checkout() == Path() else ():  # an experiment leaves the names of the checkout's own models
-            checks.point(config.alias(one.model), current[one.model])
-        decide(store, name, config.registry.gate, checks)
+    with opened() as store:
+        if root == Path():
+            deliver_all()  # what stages logged while MLflow was away, so that versions are attached to the runs that trained them
+        with mlflow_client.alone():
+            versions.create(store, name, {"data": run[0].data, "threat": run[0].threat, "schema": candidates.SCHEMA})
+            current = {one.model: _version(store, name, one, images, at) for one in run}
+            runs.gather(store, run, candidates.pipeline(run))
+            for one in run:
+                _link(store, name, one, current[one.model], candidates.pipeline(run))
+            checks = Checks(store, name, images, {current[one.model]: one.folder for one in run})
+            for one in run if files.checkout() == Path() else ():  # an experiment leaves the names of the checkout's own models
+                checks.point(config.alias(one.model), current[one.model])
+            decide(store, name, config.registry.gate, checks)
     if root == Path():
         snapshot.keep(snapshot.of(root, at), name, {one.model: one.md5 for one in run})
     return candidates.receipt(name, run)
