@@ -155,7 +155,7 @@ def test_other_params_are_another_run(folder):
     for epochs in (1, 2):
         with pytest.raises(KeyboardInterrupt), journal.run("head/sodef", {"epochs": epochs}, {}, experiment="digits"):
             raise KeyboardInterrupt
-    assert until(lambda: {(run.data.params["epochs"], run.info.status) for run in runs()} == {("1", "KILLED"), ("2", "KILLED")})
+    assert until(lambda: {(run.data.params.get("epochs"), run.info.status) for run in runs()} == {("1", "KILLED"), ("2", "KILLED")})
 
 
 def test_absent_server_costs_one_warning_and_nothing_is_lost(folder):
