@@ -193,7 +193,7 @@ def remembered(database: Path) -> dict[str, Any]:
     store = MlflowClient(f"sqlite:///{database}")
     runs = store.search_runs([experiment.experiment_id for experiment in store.search_experiments()])
     assert not [run.info.run_name for run in runs if run.info.status == "RUNNING"]
-    (model,) = (model for model in store.search_registered_models() if model.name != lease.NAME)
+    (model,) = (model for model in store.search_registered_models() if not model.name.startswith(lease.NAME))
     found = {version.version: (version.tags["model"], version.tags["dvc.md5"]) for version in store.search_model_versions()}
     return {
         "runs": Counter(run.info.run_name for run in runs if run.info.status == "FINISHED"),

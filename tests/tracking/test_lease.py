@@ -54,11 +54,20 @@ def test_the_lock_of_a_killed_process_is_waited_for_and_taken_away(store, holder
     with lease.held(store):
         assert time.monotonic() - began > lease.STALE
         assert lease._renewed(store)
-    assert not lease._renewed(store)
+    assert store.search_registered_models() == []
     assert [record.getMessage() for record in caplog.records] == [
         "registry: another process registers on this server; waiting for it to end, or 1 s if it was killed",
         "registry: the process that was registering on this server is gone; its lock is taken away",
     ]
+
+
+def test_who_comes_late_to_a_stale_lock_leaves_the_next_holders(store):
+    store.create_registered_model(lease.NAME, {"renewed": "of one that was killed"})
+    (name,) = lease._taken_away(store, "of one that was killed")
+    with lease.held(store):
+        now = lease._renewed(store)
+        assert lease._taken_away(store, "of one that was killed") == [] and lease._renewed(store) == now
+    store.delete_registered_model(name)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """A lock on an MLflow server, which has none: a registered model of a fixed name, which only one process can create.
 
 Its holder renews a tag. Who waits and sees no renewal for `STALE` seconds, by its own clock, takes the holder for killed and the lock away;
-who has waited for `PATIENCE` seconds in all gives up.
+who has waited for `PATIENCE` seconds in all gives up. Of two that take it away at once, neither may take the next holder's instead: a stale
+lock is renamed by what it last said, which only one can do, and keeps that name until that one has had its turn.
 """
 
 import logging
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 def held(store: MlflowClient) -> Iterator[None]:
     """Keep every other process that asks from the same server. Raises MlflowException where the server does not answer, Absent where others
     register for too long."""
-    _take(store)
+    taken_away = _take(store)
     ended = threading.Event()
     renewing = threading.Thread(target=_renew, args=(store, ended), daemon=True)
     renewing.start()
@@ -34,16 +35,18 @@ def held(store: MlflowClient) -> Iterator[None]:
     finally:
         ended.set()
         renewing.join()
-        with suppress(MlflowException):  # the server is away: the lock goes stale
-            store.delete_registered_model(NAME)
+        for name in (*taken_away, NAME):
+            with suppress(MlflowException):  # the server is away: the lock goes stale
+                store.delete_registered_model(name)
 
 
-def _take(store: MlflowClient) -> None:
-    mine, seen, told, look = uuid.uuid4().hex, "", False, LOOK
+def _take(store: MlflowClient) -> list[str]:
+    """Wait for the lock and have it; the names of the stale ones that this process took away."""
+    mine, seen, told, look, taken_away = uuid.uuid4().hex, "", False, LOOK, list[str]()
     began = since = time.monotonic()
     while (renewed := _renewed(store)) or not _created(store, mine):  # who waits only asks, which costs the server little
         if renewed == mine:  # made, and the answer was lost
-            return
+            break
         if time.monotonic() - began > PATIENCE:
             raise Absent(
                 f"registry: other processes register on this server without end (got {PATIENCE:.0f} s of waiting). "
@@ -52,14 +55,23 @@ def _take(store: MlflowClient) -> None:
         if renewed != seen:
             seen, since = renewed, time.monotonic()
         elif time.monotonic() - since > STALE:
-            log.warning("registry: the process that was registering on this server is gone; its lock is taken away")
-            with suppress(MlflowException):  # another was first
-                store.delete_registered_model(NAME)
+            taken_away += _taken_away(store, renewed)
         if not told:
             log.info("registry: another process registers on this server; waiting for it to end, or %.0f s if it was killed", STALE)
             told = True
         time.sleep(look)
         look = min(1.5 * look, LONGEST_LOOK)  # many that wait must not keep the server busy
+    return taken_away
+
+
+def _taken_away(store: MlflowClient, renewed: str) -> list[str]:
+    name = f"{NAME}-no-more-{renewed}"
+    try:
+        store.rename_registered_model(NAME, name)
+    except MlflowException:  # another was first
+        return []
+    log.warning("registry: the process that was registering on this server is gone; its lock is taken away")
+    return [name]
 
 
 def _created(store: MlflowClient, mine: str) -> bool:
