@@ -208,6 +208,11 @@ CASES = {
         ("      fgsm: {kind: fgsm}", "      clean: {kind: fgsm}"),
         "suites.own.attacks.clean: the name is that of images misread without an attack (got one of that name). Rename it.",
     ),
+    "an attack named like the last one": (
+        ("      fgsm: {kind: fgsm}", "      float32: {kind: fgsm}"),
+        "suites.own.attacks.float32: the name is that of the last attack, in float32, on what a quicker search leaves "
+        "(got one of that name). Rename it.",
+    ),
     "two models of one alias": (
         (
             "  pgd:\n",
