@@ -285,7 +285,7 @@ CASES = {
     "misspelt key of the split": (("test: 0.2", "tset: 0.2"), "data.tset: unknown key (got 0.2). Did you mean 'test'?"),
     "shares of more than all": (
         ("test: 0.2", "test: 0.95"),
-        "data: validation and test (null counts as 0.2) leave nothing to train on (got {'validation': 0.1, 'test': 0.95}). "
+        "data: validation and test (null counts as 0.1 and 0.2) leave nothing to train on (got {'validation': 0.1, 'test': 0.95}). "
         "Lower them to add up to less than 1.",
     ),
     "misspelt phase": (

@@ -397,13 +397,25 @@ def test_folders_that_are_not_laid_out(tmp_path):
     assert "at least two classes (got ['ant'])" in message(read_folder, tmp_path / "one")
 
 
-def test_folders_beside_train_and_test_are_refused(tmp_path):
-    write_images(tmp_path / "train", {"ant": 2, "bee": 2})
-    write_images(tmp_path / "val", {"ant": 2, "bee": 2})
+@pytest.mark.parametrize("name", ["val", "validation", "valid"])
+@pytest.mark.parametrize("test", [True, False])
+def test_the_validation_folder_is_that_split(tmp_path, name, test):
+    for split in ("train", name, *["test"] * test):
+        write_images(tmp_path / split, {"ant": 4, "bee": 3})
+    source = read_folder(tmp_path)
+    about = prepare(source, SplitSettings(), "mine", "folder", 0, tmp_path / "out")
+    assert about.counts == ({"train": 7, "validation": 7, "test": 7} if test else {"train": 5, "validation": 7, "test": 2})
+    assert torch.equal(source.validation.images, source.train.images)
+
+
+def test_other_folders_beside_train_are_refused(tmp_path):
+    for name in ("train", "val", "extra"):
+        write_images(tmp_path / name, {"ant": 2, "bee": 2})
     assert message(read_folder, tmp_path) == (
-        f"{tmp_path}: a folder beside train/ and test/ would go unread (got 'val'). "
-        "Merge it into train/, which validation is held out of, or move it away."
+        f"{tmp_path}: a folder beside train/, test/ and val/ would go unread (got 'extra'). Merge it into one of them, or move it away."
     )
+    (tmp_path / "extra").rename(tmp_path / "valid")
+    assert message(read_folder, tmp_path) == f"{tmp_path}: two folders for one split (got val/ and valid/). Merge them."
 
 
 def test_a_test_class_that_train_lacks_is_named(tmp_path):
@@ -440,6 +452,13 @@ def read_npz(folder: Path, **arrays) -> Source:
     kept = {key: array for key, array in {**GOOD, **arrays}.items() if array is not None}
     np.savez(folder / "x.npz", **kept)
     return npz.read(npz.Params(file=str(folder / "x.npz")))
+
+
+def test_arrays_of_a_validation_split_are_it(tmp_path):
+    own = {"validation_images": GOOD["images"][:2], "validation_labels": GOOD["labels"][:2]}
+    assert len(read_npz(tmp_path, **own).validation) == 2
+    text = message(lambda: read_npz(tmp_path, validation_images=own["validation_images"]))
+    assert text == f"{tmp_path}/x.npz: validation_labels: absent (got keys labels, validation_images). Add it with numpy.savez."
 
 
 def test_arrays_are_read_as_they_are(tmp_path):
