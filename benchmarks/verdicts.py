@@ -1,6 +1,7 @@
 """What a verdict costs: the ready-made suites, with and without shortcuts, on the models of finished runs.
 
-    python -m benchmarks.verdicts RUN/models/STAGE/NAME ... [--images 300] [--seed 0] [--suites quick,standard] [--folder docs/results]
+    python -m benchmarks.verdicts RUN/models/STAGE/NAME ... [--images 300] [--seed 0] [--suites quick,standard] [--thorough]
+        [--folder docs/results]
 
 A model lies in a run's folder, whose params.yaml says the threat and whose data/prepared holds the images. Every suite and AutoAttack's
 `standard` by its authors judge the same images; seconds are of the processor, one thread, in one process one after the other. Every
@@ -37,7 +38,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-def rows(place: Path, images: int, seed: int, suites: list[str]) -> Iterator[dict[str, Any]]:
+def rows(place: Path, images: int, seed: int, suites: list[str], both: bool) -> Iterator[dict[str, Any]]:
     """A row a suite; `times` says how much less time it took than AutoAttack, `other` of how many images the two say otherwise."""
     run = place.parents[2]
     asked = params.load(run / "params.yaml")
@@ -48,7 +49,7 @@ def rows(place: Path, images: int, seed: int, suites: list[str]) -> Iterator[dic
     model, twin, ball = artifact.load(place).requires_grad_(False).eval(), artifact.load_twin(place), ThreatModel.of(asked.threat)
     about = {"model": f"{place.parent.name}/{place.name}", "data": asked.source.kind, "norm": ball.norm, "eps": ball.eps, "n": images}
     reference: dict[str, Any] = {}
-    for name, thorough in [(REFERENCE, False), *((suite, thorough) for suite in suites for thorough in (False, True))]:
+    for name, thorough in [(REFERENCE, False), *((suite, thorough) for suite in suites for thorough in (False, True)[: 1 + both])]:
         began = time.process_time()
         found = evaluate(model, twin, x, y, ball, ready(name, Suite(thorough=thorough)), (seed, name))
         seconds = time.process_time() - began
@@ -93,12 +94,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--suites", default="quick,standard", help=f"of {', '.join(READY)}")
+    parser.add_argument("--thorough", action="store_true", help="each suite without shortcuts too")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
-    command = f"python -m benchmarks.verdicts MODEL ... --images {asked.images} --seed {asked.seed} --suites {asked.suites}"
+    words = f"--images {asked.images} --seed {asked.seed} --suites {asked.suites}{' --thorough' * asked.thorough}"
+    command = f"python -m benchmarks.verdicts MODEL ... {words}"
     table: list[dict[str, Any]] = []
     for place in asked.models:
-        for row in rows(place.resolve(), asked.images, asked.seed, asked.suites.split(",")):
+        for row in rows(place.resolve(), asked.images, asked.seed, asked.suites.split(","), asked.thorough):
             table.append(row)
             log.info("%(model)s %(suite)s: %(robust).4f in %(seconds)s s, %(passes)s passes, %(times)s times less", row)
             write_csv(asked.folder / "verdicts.csv", FIELDS, table)

@@ -108,7 +108,7 @@ def test_it_says_what_it_replaced(classes, caplog):
     model, x, y, ball = linear(classes, n=8)
     with caplog.at_level(logging.INFO, "basin.evaluation.robustness"):
         result = evaluate(model, None, x, y, ball, suite("standard"), (0, "few"))
-    words = "apgd (loss {}_targeted, order nearest, steps 50, targets 3)"
+    words = "apgd (loss {}_targeted, order nearest, steps 50, targets 5)"
     words = f"{words.format('dlr')} is run as {words.format('margin')}"
     assert result.replaced == {"apgd_nearest": words}
     assert list(result.attacks) == [
@@ -190,6 +190,6 @@ def test_check_says_it_before_anything_runs(tmp_path, monkeypatch, capsys):
         "suites.quick.attacks.apgd_nearest", "suites.standard.attacks.apgd_nearest", "suites.standard.attacks.transfer",
     ]  # fmt: skip
     assert others[0].endswith(
-        ": on the 2 classes of data/prepared apgd (loss dlr_targeted, order nearest, steps 40, targets 3) is run as "
-        "apgd (loss margin_targeted, order nearest, steps 40, targets 3)"
+        ": on the 2 classes of data/prepared apgd (loss dlr_targeted, order nearest, steps 20, targets 5) is run as "
+        "apgd (loss margin_targeted, order nearest, steps 20, targets 5)"
     )

@@ -134,7 +134,7 @@ def basin(place, monkeypatch, capsys):
 def test_any_model_on_any_images(target, data, basin):
     code, said, found = basin(target, data, "--images", "20")
     assert code == 0, said
-    assert KEYS <= found.keys() and found["n"] == 20 and list(found["attacks"])[:3] == ["margin", "apgd_nearest", "a3"]
+    assert KEYS <= found.keys() and found["n"] == 20 and list(found["attacks"])[:3] == ["margin", "pma_short", "apgd_nearest"]
     low, high = found["interval"]
     assert 0 <= low <= found["worst_case"] == list(found["attacks"].values())[-1] <= high <= 1 and found["worst_case"] <= found["clean"]
     assert (found["masked"] is not None) is (target == "models/sodef")  # whose naive gradient is the adjoint's
