@@ -65,8 +65,24 @@ def random_layers(module: nn.Module) -> list[Random]:
 @contextmanager
 def drawing(module: nn.Module, draws: torch.Generator) -> Iterator[None]:
     """Have every random layer inside a module draw from `draws`, and give each its own generator back."""
-    own = [(layer, layer.generator) for layer in random_layers(module)]
-    for layer, _ in own:
+    with given([(layer, draws) for layer in random_layers(module)]):
+        yield
+
+
+Drawn = list[tuple[Random, torch.Generator | None]]  # what each layer draws from
+
+
+def copied(layers: Drawn) -> Drawn:
+    """Their generators as they stand now: what is drawn of the copies moves no original. Layers that share one share its copy."""
+    copies = {id(own): own.clone_state() for _, own in layers if own is not None}
+    return [(layer, copies.get(id(own))) for layer, own in layers]
+
+
+@contextmanager
+def given(layers: Drawn) -> Iterator[None]:
+    """Have each layer draw from the generator beside it, and give it its own back."""
+    own = [(layer, layer.generator) for layer, _ in layers]
+    for layer, draws in layers:
         layer.generator = draws
     try:
         yield

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torchdiffeq
 from problems import PROBLEMS, Drift, Problem
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from basin.methods.heads.sodef import SineDrift
 from basin.models.classifier import Classifier
 from basin.models.ode import STABILITY_LIMIT, Flow, exactly, flows, solving_with
 from basin.models.stability import is_unstable, starts, stiffness
+from basin.randomness import Random, drawing, generator
 
 ORDERS = {"euler": 1, "midpoint": 2, "rk4": 4}
 STAGES = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -141,6 +143,137 @@ def test_a_swapped_solver_is_put_back_even_after_an_error():
         assert flow.solver.method == "euler"
         raise ZeroDivisionError
     assert flow.solver is own
+
+
+# Against torchdiffeq ----------------------------------------------------------------------------------------------------------------------
+
+
+class Timed(nn.Module):
+    """f(t, z) = cos(t) tanh(W z)."""
+
+    def __init__(self, d: int):
+        super().__init__()
+        self.linear = sine(1.0, d, seed=5).linear
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return t.cos() * self.linear(z).tanh()
+
+
+def by_torchdiffeq(flow: Flow, z0: Tensor, times: Tensor) -> Tensor:
+    grid = torch.linspace(0, flow.T, flow.solver.steps + 1, dtype=z0.dtype)
+    options = {"grid_constructor": lambda *_: grid}
+    return torchdiffeq.odeint(lambda t, z: flow.rate(t, z), z0, times, method=flow.solver.method, options=options)
+
+
+@pytest.mark.parametrize("method", ORDERS)
+@pytest.mark.parametrize("autonomous", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_steps_are_torchdiffeqs_forward_and_backward(method, autonomous, dtype, tolerance):
+    drift = (sine(1.0, 6, seed=4) if autonomous else Timed(6)).to(dtype)
+    flow = Flow(drift, 3.0, Solver(method=method, steps=12), autonomous)
+    draw = torch.Generator().manual_seed(2)
+    z0, along = (torch.randn(5, 6, generator=draw, dtype=torch.float64).to(dtype) for _ in range(2))
+    z0.requires_grad_()
+    times = torch.tensor([0.0, 0.25, 1.3, 2.9, 3.0], dtype=dtype)
+    theirs = by_torchdiffeq(flow, z0, times)
+    torch.testing.assert_close(flow.trajectory(z0, times), theirs, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(flow(z0), theirs[-1], rtol=tolerance, atol=tolerance)
+    inputs = [z0, *drift.parameters()]
+    gradients = [torch.autograd.grad((zT * along).sum(), inputs) for zT in (flow(z0), theirs[-1])]
+    torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
+
+
+def test_every_evaluation_is_counted():
+    seen: list[Tensor] = []
+    flow = Flow(Drift(lambda z: (seen.append(z), -z)[1]), 1.0, Solver())
+    for method in (*ORDERS, "dopri5"):
+        seen.clear()
+        with solving_with(flow, Solver(method=method, steps=5)):
+            flow(torch.ones(1, 1))
+        assert flow.nfe == len(seen) > 0
+
+
+# Memory -----------------------------------------------------------------------------------------------------------------------------------
+
+
+def most_kept(flow: Flow, z0: Tensor) -> int:
+    """The most bytes that autograd held at once for a solve and its gradient."""
+    now = most = 0
+
+    class Held:
+        def __init__(self, tensor: Tensor):
+            nonlocal now, most
+            self.tensor, now = tensor, now + tensor.nbytes
+            most = max(most, now)
+
+        def __del__(self):
+            nonlocal now
+            now -= self.tensor.nbytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        flow(z0).sum().backward()
+    assert now == 0
+    return most
+
+
+@pytest.mark.parametrize("method", ORDERS)
+def test_recomputing_gives_the_same_gradient(method):
+    flow = Flow(sine(1.0, 4, seed=0), 2.0, Solver())
+    z0 = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
+    found = []
+    for recompute in (False, True):
+        with solving_with(flow, Solver(method=method, steps=11, recompute=recompute)):
+            zT = flow(z0)
+        assert flow.nfe == 11 * STAGES[method]
+        found.append((zT, *torch.autograd.grad(zT.square().sum(), [z0, *flow.parameters()])))  # with another solver in place by now
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_recomputing_keeps_the_root_of_the_steps():
+    z0 = torch.ones(8, 16, dtype=torch.float64, requires_grad=True)
+    kept = {
+        (steps, recompute): most_kept(Flow(sine(1.0, 16, seed=0), 1.0, Solver(steps=steps, recompute=recompute)), z0)
+        for steps in (64, 256)
+        for recompute in (False, True)
+    }
+    assert kept[256, False] > 3.5 * kept[64, False]
+    assert kept[64, True] < kept[64, False] / 4 and kept[256, True] < kept[256, False] / 8
+    assert kept[256, True] < 2.2 * kept[64, True]
+
+
+class Noisy(Random):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3).double()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.linear(z) * self.normal(z.shape, z)
+
+
+def test_recomputing_draws_the_same_again_and_moves_no_generator():
+    """Two layers that draw in turn from one generator, in a call whose parameters are given to it for this one time."""
+    flow = Flow(nn.Sequential(Noisy(), Noisy()), 1.0, Solver())
+    z0 = torch.ones(2, 3, dtype=torch.float64)
+    given = {name: (p.detach() + 1).requires_grad_() for name, p in flow.named_parameters()}
+    found, after = [], []
+    for recompute in (False, True):
+        draws = generator(0, "test")
+        with solving_with(flow, Solver(steps=9, recompute=recompute)), drawing(flow, draws):
+            zT = torch.func.functional_call(flow, given, z0)
+        found.append((zT, *torch.autograd.grad(zT.sum(), given.values(), retain_graph=True)))
+        torch.testing.assert_close(torch.autograd.grad(zT.sum(), given.values()), found[-1][1:], rtol=0, atol=0)
+        after.append(torch.rand(1, generator=draws))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    assert torch.equal(*after)
+
+
+def test_a_second_derivative_through_recomputed_steps_is_refused_not_wrong():
+    z0 = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
+    flow = Flow(sine(1.0, 4, seed=0), 1.0, Solver(recompute=True))
+    (g,) = torch.autograd.grad(flow(z0).square().sum(), z0, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
 
 
 # Stability --------------------------------------------------------------------------------------------------------------------------------

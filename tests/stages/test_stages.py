@@ -133,6 +133,22 @@ def test_every_stage_writes_its_files_and_no_others(whole):
     assert not list(whole.glob(".basin/checkpoints/**/*.safetensors"))  # a finished stage needs none
 
 
+def test_a_stage_loads_nothing_that_it_does_not_need(whole, tmp_path):
+    """Each of these takes a second or two: torch's compiler (which torch.optim, torch.func, deterministic kernels asked for in the usual
+    way, and decompositions on the device meta would load), what it stands on, and what tracks, draws and reads."""
+    shutil.copytree(whole, folder := tmp_path / "again")
+    slow = ("torch._dynamo", "sympy", "torchdiffeq", "torchvision", "mlflow", "sqlalchemy", "pandas", "sklearn", "matplotlib")
+    code = (
+        "import sys, torch; from stages import attack, backbone, head; backbone.main('natural'); head.main('sodef')\n"
+        "print('scipy' in sys.modules, torch.are_deterministic_algorithms_enabled())\n"
+        f"attack.main('backbone/natural', 'tiny'); print([name for name in {slow} if name in sys.modules])"  # SciPy judges the outcomes
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False True\n[]\n"
+
+
 def test_no_output_holds_a_path_or_a_time(whole):
     clock = re.compile(rb"20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d")
     for name, content in made(whole).items():

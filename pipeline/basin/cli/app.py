@@ -54,8 +54,11 @@ def check() -> None:
 def repro(targets: Targets = None) -> None:
     """`dvc repro`, after params.yaml was checked as a whole; then the result, and where to look."""
     from basin.repro import whole
+    from basin.tracking.shared import one_mirror
 
-    _finish(whole.reproduce(targets or []), targets)
+    with one_mirror():
+        code = whole.reproduce(targets or [])
+    _finish(code, targets)
 
 
 @app.command()

@@ -17,6 +17,12 @@ class Solver(Settings):
     tolerance: float = Field(1e-3, gt=0, description="a positive relative and absolute tolerance; dopri5 alone uses it")
     gradient: Literal["exact", "adjoint"] = Field("exact", description="exact, or adjoint (wrong on contracting flows)")
 
+    recompute: bool = Field(
+        False,
+        description="true or false: whether the exact gradient keeps the states between about sqrt(steps) segments alone and takes "
+        "the steps of each again, for a third more time; the fixed-step methods alone use it",
+    )
+
     @property
     def fixed_step(self) -> bool:
         return self.method != "dopri5"

@@ -55,12 +55,15 @@ def ignorance(labels: np.ndarray, shares: np.ndarray) -> float:
     A class of n images that it knows looks hardly answered with the binomial probability of HARDLY n a or fewer, each with probability
     WEAKEST a, a the clean accuracy; the probability that classes of as many images as were found all look so is then exact.
     """
-    from scipy.special import bdtr
-
     found = np.array(list(by_class(labels, shares).values()))
     n, clean = found[:, 0].astype(int), shares.mean()
-    hardly, likely = found[:, 1] <= HARDLY * clean, bdtr(np.floor(HARDLY * clean * n), n, WEAKEST * clean)
-    return CHANCE / max(_at_least(int(n[hardly].sum()), n, likely), CHANCE / SURE) if hardly.mean() >= IGNORED else 0.0
+    hardly = found[:, 1] <= HARDLY * clean
+    if hardly.mean() < IGNORED:
+        return 0.0
+    from scipy.special import bdtr
+
+    likely = bdtr(np.floor(HARDLY * clean * n), n, WEAKEST * clean)
+    return CHANCE / max(_at_least(int(n[hardly].sum()), n, likely), CHANCE / SURE)
 
 
 def _at_least(images: int, sizes: np.ndarray, likely: np.ndarray) -> float:

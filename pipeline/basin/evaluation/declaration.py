@@ -5,8 +5,9 @@ batch and whether its gradient is that of the function that it computes are alwa
 """
 
 import math
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,7 @@ def declare(model: nn.Module, twin: nn.Module | None, images: Images) -> Declara
         first = model(images)
         randomised = bool(random_layers(model)) or differs(first, model(images))
         alone = first if randomised else torch.cat([model(image[None]) for image in images])
-        with exactly() as by_adjoint:
+        with _exactly(model) as by_adjoint:
             blind = _is_blind(model, images, first.argmax(1), randomised)
         return Declaration(
             classes=first.shape[1],
@@ -87,6 +88,11 @@ def declare(model: nn.Module, twin: nn.Module | None, images: Images) -> Declara
             distributions=bool(distributions(model)),
             twin=twin is not None,
         )
+
+
+def _exactly(model: nn.Module) -> AbstractContextManager[list[str]]:
+    """`exactly`, which loads torchdiffeq and SciPy, but for a model made here whose first pass has not: it does not solve by it."""
+    return exactly() if isinstance(model, Subject) or "torchdiffeq" in sys.modules else nullcontext([])
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""What holds a flow and its classifier to a constraint: separated class vectors, orthonormal rows, a drift of bounded norm."""
+"""What holds a flow and its classifier to a constraint: separated class vectors, orthonormal rows, a drift of bounded norm.
+
+On the device `meta`, where a model has shapes and no values (artifact.load), there is nothing to compute: to tell the shape of what a
+decomposition returns, torch would load its compiler.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +17,8 @@ def maxmin(k: int, d: int) -> Tensor:
     B = I + (1/(1-k)) (11^T - I) = U S U^T; row i is column i of Q S^(1/2) U^T. Q is the first k columns of the identity.
     """
     B = torch.full((k, k), 1 / (1 - k), dtype=torch.float64).fill_diagonal_(1.0)
+    if B.is_meta:
+        return torch.empty(k, d)
     S, U = torch.linalg.eigh(B)
     root = S.clamp_min(0).sqrt()[:, None] * U.T
     return torch.cat([root, torch.zeros(d - k, k, dtype=torch.float64)]).T.float().contiguous()
@@ -44,6 +50,8 @@ class Bounded(Flow):
 @torch.no_grad()
 def orthonormalise(linear: nn.Linear) -> None:
     """Retract the weight onto matrices with orthonormal rows: the Q of a QR decomposition with a positive diagonal of R."""
+    if linear.weight.is_meta:
+        return
     Q, R = torch.linalg.qr(linear.weight.T)
     linear.weight.copy_((Q * R.diagonal().sign()).T)
 
@@ -58,6 +66,8 @@ def gain(drift: nn.Module) -> Tensor:
 def contain(drift: nn.Module, bound: float | None) -> None:
     """Retract the drift onto gain <= bound: all its weights are scaled alike where it is above. None bounds nothing."""
     layers = [layer for layer in drift.modules() if isinstance(layer, nn.Linear)]
-    if bound is not None and (size := gain(drift)) > bound:
+    if bound is None or layers[0].weight.is_meta:
+        return
+    if (size := gain(drift)) > bound:
         for layer in layers:
             layer.weight.mul_((bound / size) ** (1 / len(layers)))

@@ -87,18 +87,31 @@ def spectral_radius(flow: Flow, z0: Start) -> PerImage:
 
     Iterates J^T, which has the eigenvalues of J and costs one backward pass.
     """
-    pull = torch.func.vjp(lambda z: flow.rate(0.0, z), z0)[1]
-    return _power_iteration(lambda v: pull(v)[0], z0)
+    return _power_iteration(_products(flow, z0, 0.0)[0], z0)
 
 
 def spectral_norm(flow: Flow, z: Start, t: float = 0.0) -> PerImage:
     """||J||_2 at time t at each row, for maps: the root of the largest eigenvalue of J^T J, from below."""
+    pull, push = _products(flow, z, t)
+    return _power_iteration(lambda v: pull(push(v)), z).sqrt()
 
-    def rate(z: Tensor) -> Tensor:
-        return flow.rate(t, z)
 
-    pull = torch.func.vjp(rate, z)[1]
-    return _power_iteration(lambda v: pull(torch.func.jvp(rate, (z,), (v,))[1])[0], z).sqrt()
+def _products(flow: Flow, z: Start, t: float) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """v -> J^T v and v -> J v at time t at each row. The second is the derivative of the first, which is linear, along v: torch.func,
+    which has both, loads torch's compiler."""
+    with torch.enable_grad():
+        z, u = z.detach().requires_grad_(), torch.zeros_like(z, requires_grad=True)
+        out = flow.rate(t, z)
+        (pulled,) = torch.autograd.grad((out * u).sum(), z, create_graph=True)
+
+    def of(output: Tensor, to: Tensor) -> Callable[[Tensor], Tensor]:
+        def product(v: Tensor) -> Tensor:
+            with torch.enable_grad():
+                return torch.autograd.grad((output * v).sum(), to, retain_graph=True)[0]
+
+        return product
+
+    return of(out, z), of(pulled, u)
 
 
 def _power_iteration(product: Callable[[Tensor], Tensor], like: Start) -> PerImage:

@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from basin.files import checkout
-from basin.tracking import system
+from basin.tracking import shared, system
 
 RUNS = Path(".basin/runs")
 PATIENCE = 30  # seconds that a stage waits at its end for the mirror, and that the mirror outlives a stage
@@ -87,33 +86,36 @@ def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experime
         tracked._write({"end": status})
         if tracked.held:
             tracked.held.close()
-        if mirror and status != "KILLED":  # a stage that is stopped stops; its mirror delivers the rest
+        if tracked.held and status != "KILLED":  # a stage that is stopped stops; its mirror delivers the rest
             _wait(mirror, journal)
 
 
 def _open(journal: Path) -> tuple[Run, subprocess.Popen | None]:
-    """The journal and the process that mirrors it; in a session of its own, so that a kill of the stage's group leaves it to finish.
+    """The journal and the process that mirrors it, None where the run's does (shared.py).
 
     The stage and its mirror hold a shared lock on the journal, from before it has its name: nobody else takes it for an old one.
     """
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         held = (unnamed := journal.with_suffix(".new")).open("a", encoding="utf-8")
         fcntl.flock(held, fcntl.LOCK_SH)
         unnamed.rename(journal)
-        command = [sys.executable, "-m", "basin.tracking.mirror", str(journal), str(os.getpid())]
-        mirror = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
-        )
-        return Run(journal, held), mirror
+        return Run(journal, held), None if shared.hand_over(journal) else shared.start(str(journal), str(os.getpid()))
     except OSError as error:
         log.warning("%s: no journal can be kept (got %s). The stage goes on untracked.", journal, error)
         return Run(Path(os.devnull)), None
 
 
-def _wait(mirror: subprocess.Popen, journal: Path) -> None:
-    """Give the mirror its time; it says itself what went wrong, unless it was stopped."""
+def _wait(mirror: subprocess.Popen | None, journal: Path) -> None:
+    """Give the mirror its time; it says itself what went wrong, unless it was stopped. What the run's mirror was stopped before, one of
+    this stage's own delivers."""
+    if mirror is None:
+        deadline = time.monotonic() + PATIENCE + 5
+        while journal.exists() and shared.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not journal.exists() or shared.is_alive():
+            return
+        mirror = shared.start(str(journal), str(os.getpid()))
     try:
         code = mirror.wait(PATIENCE + 5)
     except subprocess.TimeoutExpired:

@@ -24,6 +24,7 @@ from basin.data.splits import Split
 from basin.errors import Mistake
 from basin.randomness import drawing, generator
 from basin.training.averaging import Mean, copied, measure_statistics
+from basin.training.optimisers import SGD, Adam
 from basin.training.phase import Phase, each
 
 log = logging.getLogger(__name__)
@@ -52,10 +53,8 @@ class Progress:
 def build(schedule: Schedule, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that a schedule asks for."""
     if schedule.optimiser == "adam":
-        return torch.optim.Adam(
-            parameters, lr=schedule.rate, eps=schedule.epsilon, amsgrad=schedule.amsgrad, weight_decay=schedule.weight_decay
-        )
-    return torch.optim.SGD(parameters, lr=schedule.rate, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay)
+        return Adam(parameters, lr=schedule.rate, eps=schedule.epsilon, amsgrad=schedule.amsgrad, weight_decay=schedule.weight_decay)
+    return SGD(parameters, lr=schedule.rate, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay)
 
 
 class Work:

@@ -16,6 +16,7 @@ from torch import Tensor
 from basin.config.settings import Settings
 from basin.threat.ball import HIGH, LOW
 from basin.threat.target import Target, gradient, margin
+from basin.training.optimisers import Adam
 from basin.types import Images, Labels, PerImage
 
 
@@ -52,7 +53,7 @@ def _minimise(
 
     x, found = clean, torch.zeros_like(labels, dtype=torch.bool)
     w = torch.atanh((2 * (clean - LOW) / (HIGH - LOW) - 1) * (1 - 1e-6))
-    adam = torch.optim.Adam([w], params.rate)
+    adam = Adam([w], params.rate)
     for _ in range(params.steps):
         t = torch.tanh(w)
         x = LOW + (HIGH - LOW) * (t + 1) / 2

@@ -1,0 +1,131 @@
+"""What a solve and its gradient cost over their floor: the drift's own evaluations, forward and back, in a chain and nothing else.
+
+The drift is SODEF's, sin(-(W z)) of 64 numbers, solved by rk4 in 16 steps: 64 evaluations. The regulariser of SODEF's second phase is held
+to itself with the Jacobian written down by hand. Seconds of processor time on one core, in rounds that take each in turn: medians, the
+ratio that of a round, and its quartiles. `python -m benchmarks.ode_pace`; a minute.
+"""
+
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint
+
+from basin.config.solver import Solver
+from basin.methods.heads.sodef import SineDrift, Stability, regulariser
+from basin.models.ode import Flow
+from basin.randomness import construct, generator
+from benchmarks import as_command
+
+WIDTH, ROWS, ROUNDS, T = 64, 16, 40, 5.0
+STEPS = 16
+EVALUATIONS = 4 * STEPS
+Work = Callable[[], object]
+log = logging.getLogger(__name__)
+
+
+def measure(rounds: int = ROUNDS) -> list[dict[str, Any]]:
+    """A row a comparison: `what`, the median seconds `ours_s` and `floor_s`, the median `ratio`, and its quartiles as `spread`."""
+    return [row for batch in (256, 16) for row in _solves(batch, rounds)] + [_regulariser(rounds)]
+
+
+def _solves(batch: int, rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for of, trained in (("the images", False), ("the drift", True)):
+        drift, z0 = _drift().requires_grad_(trained), _states(batch).requires_grad_(not trained)
+        inputs = [*drift.parameters()] if trained else [z0]
+        ways = {
+            "Flow": Flow(drift, T, Solver(steps=STEPS)),
+            "Flow, recomputed": Flow(drift, T, Solver(steps=STEPS, recompute=True)),
+            "torchdiffeq": _torchdiffeq(drift),
+        }
+        works = [_gradient(way, z0, inputs) for way in (_chain(drift), *ways.values())]
+        rows += _rows([f"{name}, batch {batch}, gradient of {of}" for name in ways], works, rounds)
+    return rows
+
+
+def _regulariser(rounds: int) -> dict[str, Any]:
+    flow, weights = Flow(_drift(), T, Solver()), Stability(epochs=1, batch=32, rate=0.01)
+    by_hand = Flow(flow.drift, T, Solver())
+    by_hand.jacobian = _closed_form(flow.drift)  # type: ignore[method-assign]
+    z, inputs = _states(ROWS), list(flow.parameters())
+    ours, floor = (_gradient(lambda z, own=own: regulariser(weights, own, z), z, inputs) for own in (flow, by_hand))  # type: ignore[misc]
+    return _rows([f"SODEF's regulariser, {ROWS} rows, over the closed-form Jacobian"], [floor, ours], rounds)[0]
+
+
+def _drift() -> SineDrift:
+    with construct(0, "ode_pace"):
+        return SineDrift(WIDTH)
+
+
+def _states(batch: int) -> Tensor:
+    return torch.randn(batch, WIDTH, generator=generator(0, "ode_pace"))
+
+
+def _chain(drift: nn.Module) -> Callable[[Tensor], Tensor]:
+    def chain(z: Tensor) -> Tensor:
+        for _ in range(EVALUATIONS):
+            z = drift(z)
+        return z
+
+    return chain
+
+
+def _torchdiffeq(drift: nn.Module) -> Callable[[Tensor], Tensor]:
+    times = torch.tensor([0.0, T])
+    return lambda z: odeint(lambda t, z: drift(z), z, times, method="rk4", options={"step_size": T / STEPS})[-1]
+
+
+def _closed_form(drift: Any) -> Callable[..., Tensor]:
+    """J_ij = -cos(-(W z + b))_i W_ij."""
+    return lambda z, t=0.0: -torch.cos(drift.linear(z))[:, :, None] * drift.linear.weight
+
+
+def _gradient(way: Callable[[Tensor], Tensor], z: Tensor, inputs: list[Any]) -> Work:
+    return lambda: torch.autograd.grad(way(z).sum(), inputs)
+
+
+def _rows(names: list[str], works: list[Work], rounds: int) -> list[dict[str, Any]]:
+    """The first of the works is the floor of the others."""
+    for work in works:
+        work()
+    floor, *ours = zip(*([_seconds(work) for work in works] for _ in range(rounds)), strict=True)
+    return [_row(name, own, floor) for name, own in zip(names, ours, strict=True)]
+
+
+def _row(name: str, ours: tuple[float, ...], floor: tuple[float, ...]) -> dict[str, Any]:
+    ratios = [own / least for own, least in zip(ours, floor, strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return {
+        "what": name,
+        "ours_s": round(statistics.median(ours), 6),
+        "floor_s": round(statistics.median(floor), 6),
+        "ratio": round(statistics.median(ratios), 3),
+        "spread": f"{low:.2f}-{high:.2f}",
+    }
+
+
+def _seconds(work: Work) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def main() -> None:
+    for row in measure():
+        log.info(
+            "%-60s %8.2f ms  floor %8.2f ms  ratio %.2f (%s)",
+            row["what"],
+            1e3 * row["ours_s"],
+            1e3 * row["floor_s"],
+            row["ratio"],
+            row["spread"],
+        )
+
+
+if __name__ == "__main__":
+    as_command(main)
