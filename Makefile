@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow serve ui report check lint types imports test test-all chaos test-cpus audit lock clean
+.PHONY: help setup repro flow serve ui report check lint types imports test test-all chaos bench bench-gpu test-cpus audit lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,12 @@ test-all: setup ## the slow tests too
 
 chaos: setup ## SIGKILLs at random moments: 50 of a run, 10 of Prefect's worker, 10 of MLflow's server (CHAOS_KILLS, CHAOS_SEED)
 	pytest -m slow -s tests/chaos
+
+bench: setup ## how fast, in ratios, beside floors and peers: minutes; says what moved since docs/results/speed.json
+	python -m benchmarks.speed
+
+bench-gpu: setup ## the same on a GPU; goes on where it was stopped
+	python -m benchmarks.speed --device cuda --resume
 
 test-cpus: setup ## the tests as other processors compute: the matrix library's compatible kernels, then without AVX-512
 	MKL_CBWR=COMPATIBLE pytest -n 2 --dist loadfile

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_stages import made, rerun, run, start, workspace
 
-ATTACK = ("attack", "backbone/natural", "adaptive")
+ATTACK = ("attack", "backbone/natural", "own")
 PARAMS = """
 seed: 0
 device: cpu
@@ -22,10 +22,10 @@ backbone:
     training: {kind: pgd, steps: 2}
     schedule: {epochs: 6, batch: 50, rate: 0.01}
 suites:
-  adaptive:
+  own:
     adaptive: {steps: 20, targets: 3, queries: 200, doublings: 2}
     curve: {attack: {kind: pgd, steps: 20}, radii: [0.02, 0.05]}
-attack: {models: [backbone/natural], suites: [adaptive], images: 100, batch: 50}
+attack: {models: [backbone/natural], suites: [own], images: 100, batch: 50}
 """
 
 
