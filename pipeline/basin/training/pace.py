@@ -1,0 +1,85 @@
+"""How a backbone's passes are computed while a phase trains: channels last, in bfloat16, compiled.
+
+The backbone is what costs. Purifier, head, loss, regularisers and the weights that are stepped stay in float32, and so does whatever is
+measured: outside the steps of an epoch the model is itself.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from basin.config.schedule import Schedule
+from basin.errors import Mistake, said
+from basin.models.classifier import Classifier
+from basin.models.ode import flows
+from basin.models.precision import convolutional, has_bfloat16
+from basin.randomness import random_layers
+from basin.types import Features, Images
+
+log = logging.getLogger(__name__)
+
+
+class Paced(nn.Module):
+    """A backbone computed as a schedule asks; float32 in and out.
+
+    `where` names the phase in an error. Raises Mistake where the precision would spoil this backbone.
+    """
+
+    def __init__(self, backbone: nn.Module, schedule: Schedule, device: torch.device, where: str):
+        super().__init__()
+        self.backbone, self.width, self.where = backbone, backbone.width, where
+        self.layout = layout(backbone)
+        self.narrow = schedule.precision == "bf16"
+        self.compiled = torch.compile(lambda images: backbone(images)) if schedule.compile else None
+        if self.narrow:
+            check(backbone, device, where)
+
+    def forward(self, images: Images) -> Features:
+        images = images.contiguous(memory_format=self.layout)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.narrow):
+            return self.passed(images).float()
+
+    def passed(self, images: Images) -> Features:
+        if self.compiled is None:
+            return self.backbone(images)
+        try:
+            return self.compiled(images)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise Mistake(f"{self.where}: schedule.compile: fails here (got {said(error)}). Set it to false.") from error
+
+    @contextmanager
+    def in_place(self, model: Classifier) -> Iterator[None]:
+        """In the place of the model's own backbone."""
+        own, model.backbone = model.backbone, self
+        try:
+            yield
+        finally:
+            model.backbone = own
+
+
+def check(backbone: nn.Module, device: torch.device, where: str) -> None:
+    """Raise Mistake where bfloat16 spoils a backbone, and say where it is slow."""
+    if random_layers(backbone) or flows(backbone):
+        raise Mistake(
+            f"{where}: schedule.precision: this backbone is drawn, or solves an ODE, and rounding would eat its draws or steps "
+            "(got bf16). Set it to float32."
+        )
+    if not has_bfloat16(device):
+        log.warning("%s: this processor has no instructions for bfloat16: precision: bf16 is slower here than float32", where)
+
+
+def layout(module: nn.Module) -> torch.memory_format:
+    return torch.channels_last if convolutional(module) else torch.contiguous_format
+
+
+@contextmanager
+def laid_out(model: Classifier) -> Iterator[None]:
+    """The backbone's weights in the order in memory that its passes want, and afterwards in the usual one, in which they are judged."""
+    model.backbone.to(memory_format=layout(model.backbone))  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        model.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
