@@ -58,6 +58,7 @@ def gain(drift: nn.Module) -> Tensor:
 def contain(drift: nn.Module, bound: float | None) -> None:
     """Retract the drift onto gain <= bound: all its weights are scaled alike where it is above. None bounds nothing."""
     layers = [layer for layer in drift.modules() if isinstance(layer, nn.Linear)]
-    if bound is not None and (size := gain(drift)) > bound:
+    if bound is not None:
+        share = (bound / gain(drift)).clamp(max=1) ** (1 / len(layers))  # 1 where it is below, without asking the device
         for layer in layers:
-            layer.weight.mul_((bound / size) ** (1 / len(layers)))
+            layer.weight.mul_(share)

@@ -16,7 +16,6 @@ from basin.errors import Mistake, said
 from basin.models.classifier import Classifier
 from basin.models.ode import flows
 from basin.models.precision import convolutional, has_bfloat16
-from basin.randomness import random_layers
 from basin.types import Features, Images
 
 log = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 class Paced(nn.Module):
     """A backbone computed as a schedule asks; float32 in and out.
 
-    `where` names the phase in an error. Raises Mistake where the precision would spoil this backbone.
+    `where` names the phase in an error. Raises Mistake where its precision is not for this backbone.
     """
 
     def __init__(self, backbone: nn.Module, schedule: Schedule, device: torch.device, where: str):
@@ -61,18 +60,25 @@ class Paced(nn.Module):
 
 
 def check(backbone: nn.Module, device: torch.device, where: str) -> None:
-    """Raise Mistake where bfloat16 spoils a backbone, and say where it is slow."""
-    if random_layers(backbone) or flows(backbone):
+    """Raise Mistake where bfloat16 is of no use to a backbone, and say where it is slow."""
+    if flows(backbone):
         raise Mistake(
-            f"{where}: schedule.precision: this backbone is drawn, or solves an ODE, and rounding would eat its draws or steps "
-            "(got bf16). Set it to float32."
+            f"{where}: schedule.precision: this backbone solves an ODE, which bfloat16 makes slower and less exact (got bf16). "
+            "Set it to float32."
         )
     if not has_bfloat16(device):
-        log.warning("%s: this processor has no instructions for bfloat16: precision: bf16 is slower here than float32", where)
+        log.warning("%s: precision: bf16 is slower here than float32: this processor has no instructions for it", where)
+    elif device.type == "cpu" and grouped(backbone):
+        log.warning("%s: precision: bf16 is slower here than float32: this backbone normalises in groups", where)
 
 
 def layout(module: nn.Module) -> torch.memory_format:
-    return torch.channels_last if convolutional(module) else torch.contiguous_format
+    """Channels last where that is quicker: of convolutions, unless group normalisation comes between them."""
+    return torch.channels_last if convolutional(module) and not grouped(module) else torch.contiguous_format
+
+
+def grouped(module: nn.Module) -> bool:
+    return any(isinstance(layer, nn.GroupNorm) for layer in module.modules())
 
 
 @contextmanager
