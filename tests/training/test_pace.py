@@ -1,6 +1,10 @@
 """Training at the device's pace: the same bytes twice, bfloat16 close to float32, a device that is not waited for, and what is refused."""
 
 import logging
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,6 +105,16 @@ def test_compiled_it_trains_to_what_it_does_otherwise(kind, train, tmp_path):
     (plain, history), *compiled = (trained(train, tmp_path, kind=kind, compile=one) for one in (False, True, True))
     assert save(compiled[0][0].state_dict()) == save(compiled[1][0].state_dict())
     assert [row["loss"] for row in compiled[0][1]] == pytest.approx([row["loss"] for row in history], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_it_is_refused_in_a_sentence(tmp_path):
+    code = "import test_pace, torch, pathlib; from basin.methods.sources import digits\n"
+    code += "images = digits.read(digits.Params()).train.take(torch.arange(40))\n"
+    code += f"test_pace.trained(images, pathlib.Path({str(tmp_path)!r}), compile=True)"
+    places = {"PYTHONPATH": os.pathsep.join(sys.path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "CXX": "/nowhere/g++"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | places, capture_output=True, text=True)
+    assert re.search(r"Mistake: x, phase natural: schedule\.compile: fails here \(got .*C\+\+.*\)\. Set it to false\.\n$", done.stderr)
 
 
 @pytest.mark.slow
