@@ -41,8 +41,13 @@ METHODS: dict[str, tuple[dict[str, Any], int, float, int]] = {  # the method, it
 
 def measure(rounds: int = ROUNDS) -> list[dict[str, Any]]:
     """One row a method: seconds a batch, medians; `ratio` tight / ours, the median over rounds, and its `spread`, largest less smallest."""
+    return list(_rows(rounds))
+
+
+def _rows(rounds: int) -> Iterator[dict[str, Any]]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return [_row(f"training: {name}, {_precision(device)}", device, *method, rounds) for name, method in METHODS.items()]
+    for name, method in METHODS.items():
+        yield _row(f"training: {name}, {_precision(device)}", device, *method, rounds)
 
 
 def _row(what: str, device: torch.device, tree: dict[str, Any], steps: int, step: float, batches: int, rounds: int) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def _batches(images: Split, device: torch.device) -> Iterator[tuple[Tensor, Tens
 
 def main() -> None:
     sys.stdout.write(f"{'':36}   ours ms  tight ms  tight / ours  spread\n")
-    for row in measure():
+    for row in _rows(ROUNDS):
         ours, tight = 1e3 * row["ours_s"], 1e3 * row["tight_s"]
         sys.stdout.write(f"{row['what']:36}{ours:10.1f}{tight:10.1f}{row['ratio']:14.3f}{row['spread']:8.3f}\n")
 
