@@ -34,7 +34,7 @@ def place(name: str, *asked: Any) -> Path:
 
 def write(path: Path, groups: Groups, progress: dict[str, Any]) -> None:
     """Group names hold no slash. Experiments that are at the same computation at once write one after the other."""
-    tensors = {f"{group}/{name}": tensor.cpu() for group, named in groups.items() for name, tensor in named.items()}
+    tensors = {f"{group}/{name}": tensor.cpu().contiguous() for group, named in groups.items() for name, tensor in named.items()}
     content = sealed(tensors, {"progress": json.dumps(progress), "groups": json.dumps([*groups])})
     with files.alone(path.parent):
         files.write(path, content)

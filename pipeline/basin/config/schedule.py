@@ -39,6 +39,10 @@ class Schedule(Settings):
     amsgrad: bool = Field(False, description="whether Adam keeps the running maximum of its second moment")
     average: Average | None = Field(None, description="the mean of the weights to end with, a table with its kind; null: the last weights")
     stopping: Stopping | None = Field(None, description="when to end early, a table with what to watch; null: with the last epoch")
+    precision: Literal["float32", "bf16"] = Field(
+        "float32", description="float32, or bf16 (the backbone's passes in bfloat16; weights, head and losses stay in float32)"
+    )
+    compile: bool = Field(False, description="whether torch compiles the backbone's passes")
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of step 0 <= `step` < `steps`."""

@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 
 from basin.errors import THEIRS
 from basin.evaluation.subject import device_of
+from basin.models.precision import convolutional, has_bfloat16
 from basin.threat.target import gradient, margin
 from basin.types import Images, Labels, Logits
 
@@ -47,19 +48,3 @@ def agreement(model: nn.Module, other: nn.Module, images: Images, labels: Labels
     """The cosine between the gradients of the margin that all but SHARE of the images reach."""
     own, theirs = (gradient(network, images, labels, margin)[0].flatten(1) for network in (model, other))
     return float(cosine_similarity(own, theirs).quantile(SHARE))
-
-
-def convolutional(model: nn.Module) -> bool:
-    return any(isinstance(layer, nn.Conv2d) for layer in model.modules())
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies matrices of bfloat16 by instructions of its own."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and _amx()
-
-
-def _amx() -> bool:
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(asked and asked())

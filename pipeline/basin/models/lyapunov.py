@@ -68,6 +68,6 @@ def contain(drift: nn.Module, bound: float | None) -> None:
     layers = [layer for layer in drift.modules() if isinstance(layer, nn.Linear)]
     if bound is None or layers[0].weight.is_meta:
         return
-    if (size := gain(drift)) > bound:
-        for layer in layers:
-            layer.weight.mul_((bound / size) ** (1 / len(layers)))
+    share = (bound / gain(drift)).clamp(max=1) ** (1 / len(layers))  # 1 where it is below, without asking the device
+    for layer in layers:
+        layer.weight.mul_(share)

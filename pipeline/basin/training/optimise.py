@@ -21,10 +21,13 @@ from basin import checkpoint
 from basin.checkpoint import Groups
 from basin.config.schedule import Schedule
 from basin.data.splits import Split
-from basin.errors import Mistake
+from basin.models.classifier import Classifier
 from basin.randomness import drawing, generator
 from basin.training.averaging import Mean, copied, measure_statistics
+from basin.training.batches import Batches
+from basin.training.losses import Losses
 from basin.training.optimisers import SGD, Adam
+from basin.training.pace import Paced
 from basin.training.phase import Phase, each
 
 log = logging.getLogger(__name__)
@@ -52,19 +55,21 @@ class Progress:
 
 def build(schedule: Schedule, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser that a schedule asks for."""
+    settings: dict[str, Any] = {"lr": schedule.rate, "weight_decay": schedule.weight_decay, "fused": True}
     if schedule.optimiser == "adam":
-        return Adam(parameters, lr=schedule.rate, eps=schedule.epsilon, amsgrad=schedule.amsgrad, weight_decay=schedule.weight_decay)
-    return SGD(parameters, lr=schedule.rate, momentum=0.9, nesterov=True, weight_decay=schedule.weight_decay)
+        return Adam(parameters, eps=schedule.epsilon, amsgrad=schedule.amsgrad, **settings)
+    return SGD(parameters, momentum=0.9, nesterov=True, **settings)
 
 
 class Work:
-    """A phase under way: its optimiser, the mean of its weights, and the weights to end with where they are not the last."""
+    """A phase under way: its optimiser, the mean of its weights, the weights to end with where they are not the last, and its passes."""
 
-    def __init__(self, phase: Phase, saved: Groups):
+    def __init__(self, phase: Phase, saved: Groups, paced: Paced):
         """`saved` is what `state` was, or nothing."""
-        self.phase, self.best = phase, saved.get("best", {})
-        self.optimiser = build(phase.schedule, phase.parameters())
-        self.mean = Mean(phase.schedule.average, phase.parameters())
+        self.phase, self.best, self.paced = phase, saved.get("best", {}), paced
+        self.parameters = phase.parameters()
+        self.optimiser = build(phase.schedule, self.parameters)
+        self.mean = Mean(phase.schedule.average, self.parameters)
         if saved:
             _load_optimiser(self.optimiser, saved["optimiser"])
             self.mean.load(saved["mean"])
@@ -74,6 +79,24 @@ class Work:
         of_the_optimiser = {f"{i}/{key}": value for i, state in moments for key, value in state.items() if value is not None}
         return {"optimiser": of_the_optimiser, "mean": self.mean.state(), "best": self.best}
 
+    def step(self, loss: Tensor, rate: float, gather: Callable[[Tensor, list[Tensor]], None]) -> None:
+        """One step of the optimiser, at a learning rate, after `gather` has seen the loss and its gradients."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad()
+        loss.backward()
+        gather(loss, [parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        self.optimiser.step()
+        self.phase.retract()
+        self.mean.after_step()
+
+    def align(self) -> None:
+        """Have the moments lie in memory as their weights do now: fused kernels go through both at once."""
+        for weight, moments in self.optimiser.state.items():
+            for name, moment in moments.items():
+                if moment is not None and moment.shape == weight.shape and moment.stride() != weight.stride():
+                    moments[name] = torch.empty_like(weight).copy_(moment)
+
     def settle(self, model: nn.Module, train: Split) -> None:
         """What weights that were put in place ask for: the constraint, statistics, and what is kept of training images."""
         self.phase.retract()
@@ -82,7 +105,7 @@ class Work:
 
 
 def run(
-    model: nn.Module,
+    model: Classifier,
     phases: Sequence[Phase],
     train: Split,
     accuracy: Callable[..., float],
@@ -99,14 +122,16 @@ def run(
     Raises Mistake on a loss that is not finite; the checkpoint of the last good epoch stays.
     """
     done, saved = _restore(path, model, phases)
+    batches = Batches(train, next(model.parameters()).device)
     refresh(model, train)
     for i, phase in enumerate(phases[done.phase :], start=done.phase):
-        work, saved = Work(phase, saved), {}
+        where = f"{purpose[1]}, phase {phase.name}"
+        work, saved = Work(phase, saved, Paced(model.backbone, phase.schedule, batches.device, where)), {}
         for epoch in _bar(f"{purpose[1]}: {phase.name}", done.epoch, phase.schedule.epochs):
             if done.exhausted(phase):
-                log.info("%s, phase %s: ends after %d epochs, with the best of them", purpose[1], phase.name, epoch)
+                log.info("%s: ends after %d epochs, with the best of them", where, epoch)
                 break
-            row = _epoch(model, work, epoch, train, purpose)
+            row = _epoch(model, work, epoch, batches, purpose)
             refresh(model, train)
             with work.mean.in_place(model, partial(work.settle, model, train)):
                 row |= _measure(model, phase, phases, accuracy)
@@ -155,43 +180,25 @@ def refresh(model: nn.Module, train: Split) -> None:
             again(model, train)
 
 
-def _epoch(model: nn.Module, work: Work, epoch: int, train: Split, purpose: tuple[int, str]) -> Row:
-    phase, optimiser = work.phase, work.optimiser
+def _epoch(model: Classifier, work: Work, epoch: int, batches: Batches, purpose: tuple[int, str]) -> Row:
+    phase = work.phase
     model.eval().requires_grad_(False)
     model.training = True  # the whole, whose parts are in the mode that the phase gives them
     for module in phase.trained:
         module.train().requires_grad_(True)
-    parameters = phase.parameters()
-    device = parameters[0].device
-    draws = generator(*purpose, phase.name, epoch, "draws", device=device)
-    order = torch.randperm(len(train.labels), generator=generator(*purpose, phase.name, epoch, "order"))
-    batches = order.split(phase.schedule.batch)
-    total, seen = 0.0, 0
-    for b, index in enumerate(batches):
-        rate = phase.schedule.rate_at(epoch * len(batches) + b, phase.schedule.epochs * len(batches))
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        x, y = train.floats(index).to(device), train.labels[index].to(device)
-        with drawing(model, draws):
-            for loss in each(phase.loss(x, y, draws)):
-                loss = loss + phase.penalty() / len(order)
-                optimiser.zero_grad()
-                loss.backward()
-                gradients = [parameter.grad.sum() for parameter in parameters if parameter.grad is not None]
-                if not torch.stack([loss.detach(), *gradients]).isfinite().all():
-                    raise Mistake(
-                        f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}, step {b + 1}: the loss or its gradient is not finite at "
-                        f"learning rate {rate:.3g} (got a loss of {loss.item()}). Lower schedule rate, or shorten T / add steps where an "
-                        f"ODE is solved; the last good epoch is kept."
-                    )
-                optimiser.step()
-                phase.retract()
-                work.mean.after_step()
-                total, seen = total + loss.item() * len(index), seen + len(index)
+    draws = generator(*purpose, phase.name, epoch, "draws", device=batches.device)
+    order = torch.randperm(len(batches), generator=generator(*purpose, phase.name, epoch, "order"))
+    losses = Losses(f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}", batches.device)
+    with work.paced.in_place(model), drawing(model, draws), losses.to_blame():
+        work.align()
+        for step, rows in enumerate(split := batches.split(order, phase.schedule.batch)):
+            rate = phase.schedule.rate_at(epoch * len(split) + step, phase.schedule.epochs * len(split))
+            for loss in each(phase.loss(*batches.at(rows), draws)):
+                work.step(loss + phase.penalty() / len(order), rate, partial(losses.add, step + 1, len(rows), rate))
     work.mean.after_epoch(epoch, phase.schedule.epochs)
-    optimiser.zero_grad()
+    work.optimiser.zero_grad()
     model.eval()
-    return {"phase": phase.name, "epoch": epoch + 1, "loss": round(total / seen, 6)}
+    return {"phase": phase.name, "epoch": epoch + 1, "loss": round(losses.mean(), 6)}
 
 
 def _restore(path: Path, model: nn.Module, phases: Sequence[Phase]) -> tuple[Progress, Groups]:

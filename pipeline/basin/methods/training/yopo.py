@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from basin.config.settings import Settings
+from basin.errors import Mistake
 from basin.threat.ball import ThreatModel
 from basin.threat.target import cross_entropy_each
 from basin.types import Images, Labels, Network, PerImage
@@ -44,7 +45,9 @@ def first_layer(stop: bool) -> Iterator[list[Tensor]]:
 
     def hook(layer: nn.Module, arguments: Any, output: Any) -> None:
         of_the_images = any(isinstance(one, Tensor) and one.requires_grad for one in arguments)
-        if not f_0 and of_the_images and next(layer.parameters(), None) is not None:
+        if not f_0 and of_the_images and has_parameters(layer):
+            if any(map(has_parameters, layer.children())):  # they returned before it, and none was seen to
+                raise Mistake("training: yopo: does not see the first layer of a compiled backbone (got compile: true). Set it to false.")
             f_0.append(output)
             if stop:
                 raise Reached
@@ -56,6 +59,10 @@ def first_layer(stop: bool) -> Iterator[list[Tensor]]:
         pass
     finally:
         handle.remove()
+
+
+def has_parameters(layer: nn.Module) -> bool:
+    return next(layer.parameters(), None) is not None
 
 
 def whole(network: Network, x: Images, labels: Labels) -> tuple[Tensor, PerImage]:

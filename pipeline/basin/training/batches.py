@@ -1,0 +1,44 @@
+"""The training images on the device that trains, and its batches, made there.
+
+Images stay uint8 until a batch of them is gathered. Where the split takes more than half of an accelerator's free memory it stays on the
+host, and a batch goes over through pinned memory, without the host waiting for it. Which of the two it is does not change a bit.
+"""
+
+import torch
+from torch import Tensor
+
+from basin.data.splits import Split
+from basin.types import Images, Labels, Pixels
+
+MOST = 0.5  # of the free memory, which the split may take; the rest is for the model and its passes
+
+
+class Batches:
+    """Batches of a split on a device."""
+
+    def __init__(self, train: Split, device: torch.device):
+        self.device = device
+        self.labels = train.labels.to(device)
+        self.images = train.images.to(device) if fits(train.images, device) else train.images
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def split(self, order: Tensor, size: int) -> list[Tensor]:
+        """The positions of each batch, where the images are. One copy an epoch."""
+        return list(order.to(self.images.device).split(size))
+
+    def at(self, rows: Tensor) -> tuple[Images, Labels]:
+        """The images and labels at `rows`, a part of what `split` gave."""
+        pixels = self.images[rows] if self.images.device == self.device else self._over(rows)
+        # An augmentation drawn anew in each epoch belongs here: after the gather, on the device, from the draws of the epoch.
+        return pixels.float().div_(255), self.labels[rows.to(self.device, non_blocking=True)]
+
+    def _over(self, rows: Tensor) -> Pixels:
+        pinned = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        return torch.index_select(self.images, 0, rows, out=pinned).to(self.device, non_blocking=True)
+
+
+def fits(images: Pixels, device: torch.device) -> bool:
+    """Whether a split may live on the device."""
+    return device.type != "cuda" or images.nbytes <= MOST * torch.cuda.mem_get_info(device)[0]
