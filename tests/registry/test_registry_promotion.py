@@ -18,6 +18,7 @@ from basin.evaluation import outcomes, robustness
 from basin.models import artifact, recipe
 from basin.models.classifier import Classifier
 from basin.registry import registration
+from basin.threat.ball import ThreatModel
 
 NAME = "digits-linf-0.1"
 ENTRY = """
@@ -51,9 +52,10 @@ def attacked(settings: params.Config, name: str, model: Classifier) -> None:
         load_about(Path("data/prepared")),
         settings.suites["short"],
     )
-    found = robustness.evaluate(model, None, test.floats(), test.labels, settings.threat, suite, (0, name))
+    ball = ThreatModel.of(settings.threat)
+    found = robustness.evaluate(model, None, test.floats(), test.labels, ball, suite, (0, name))
     described = {"model": f"backbone/{name}", "suite": "short", "data": about.name, "data_digest": about.digest, "seed": 0, "from": None}
-    outcomes.write(Path("outcomes/backbone") / name / "short", found.outcomes, settings.threat, described | vars(found.diagnosis))
+    outcomes.write(Path("outcomes/backbone") / name / "short", found.outcomes, ball, described | vars(found.diagnosis))
 
 
 def register(*names: str) -> dict[str, dict[str, str]]:
