@@ -37,6 +37,12 @@ def side_by_side(
     return {"seconds": seconds, "floor": floor, "ratio": ratio, "low": low, "high": high, "rounds": rounds}
 
 
+def line(row: Mapping[str, Any]) -> str:
+    """A comparison in words."""
+    spread = f", quartiles {row['low']:.2f} to {row['high']:.2f}" if "low" in row else ""
+    return f"{row['what']}: {row['seconds']:.3g} s beside {row['floor']:.3g} s, ratio {row['ratio']:.3g}{spread}"
+
+
 def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()

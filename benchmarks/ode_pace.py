@@ -1,13 +1,10 @@
 """What a solve and its gradient cost over their floor: the drift's own evaluations, forward and back, in a chain and nothing else.
 
 The drift is SODEF's, sin(-(W z)) of 64 numbers, solved by rk4 in 16 steps: 64 evaluations. The regulariser of SODEF's second phase is held
-to itself with the Jacobian written down by hand. Seconds of processor time on one core, in rounds that take each in turn: medians, the
-ratio that of a round, and its quartiles. `python -m benchmarks.ode_pace`; a minute.
+to itself with the Jacobian written down by hand. One core. `python -m benchmarks.ode_pace`; a minute.
 """
 
 import logging
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +16,7 @@ from basin.config.solver import Solver
 from basin.methods.heads.sodef import SineDrift, Stability, regulariser
 from basin.models.ode import Flow
 from basin.randomness import construct, generator
-from benchmarks import as_command
+from benchmarks import as_command, line, side_by_side
 
 WIDTH, ROWS, ROUNDS, T = 64, 16, 40, 5.0
 STEPS = 16
@@ -29,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def measure(rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """A row a comparison: `what`, the median seconds `ours_s` and `floor_s`, the median `ratio`, and its quartiles as `spread`."""
+    """A row a comparison: `what`, and what `side_by_side` says."""
     return [row for batch in (256, 16) for row in _solves(batch, rounds)] + [_regulariser(rounds)]
 
 
@@ -91,40 +88,13 @@ def _gradient(way: Callable[[Tensor], Tensor], z: Tensor, inputs: list[Any]) -> 
 
 def _rows(names: list[str], works: list[Work], rounds: int) -> list[dict[str, Any]]:
     """The first of the works is the floor of the others."""
-    for work in works:
-        work()
-    floor, *ours = zip(*([_seconds(work) for work in works] for _ in range(rounds)), strict=True)
-    return [_row(name, own, floor) for name, own in zip(names, ours, strict=True)]
-
-
-def _row(name: str, ours: tuple[float, ...], floor: tuple[float, ...]) -> dict[str, Any]:
-    ratios = [own / least for own, least in zip(ours, floor, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return {
-        "what": name,
-        "ours_s": round(statistics.median(ours), 6),
-        "floor_s": round(statistics.median(floor), 6),
-        "ratio": round(statistics.median(ratios), 3),
-        "spread": f"{low:.2f}-{high:.2f}",
-    }
-
-
-def _seconds(work: Work) -> float:
-    began = time.process_time()
-    work()
-    return time.process_time() - began
+    floor, *ours = works
+    return [{"what": name} | side_by_side(own, floor, rounds) for name, own in zip(names, ours, strict=True)]
 
 
 def main() -> None:
     for row in measure():
-        log.info(
-            "%-60s %8.2f ms  floor %8.2f ms  ratio %.2f (%s)",
-            row["what"],
-            1e3 * row["ours_s"],
-            1e3 * row["floor_s"],
-            row["ratio"],
-            row["spread"],
-        )
+        log.info("%s", line(row))
 
 
 if __name__ == "__main__":

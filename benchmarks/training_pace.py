@@ -2,15 +2,12 @@
 
 A small convolutional net on 28x28 pixels, batches of 128 random images, Adam; one core, or a GPU where there is one. Both sides do the
 same arithmetic, in channels last with a fused optimiser, in bfloat16 where the device has it; ours also watches for what is not finite,
-and writes its checkpoint. The two alternate, and a round's ratio is of neighbours in time. On a CPU the time is that of the process, so
-that other work on the machine counts less.
-"""
+and writes its checkpoint."""
 
-import statistics
-import sys
+import logging
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,9 @@ from basin.randomness import construct, generator
 from basin.threat.ball import ThreatModel
 from basin.training import optimise
 from basin.training.phase import Phase
-from benchmarks import as_command
+from benchmarks import as_command, line, side_by_side
 
+log = logging.getLogger(__name__)
 SHAPE, BATCH, RATE, ROUNDS = (1, 28, 28), 128, 1e-3, 7
 THREAT = ThreatModel(norm="linf", eps=0.1)
 METHODS: dict[str, tuple[dict[str, Any], int, float, int]] = {  # the method, its attack's steps and their length, and batches measured
@@ -40,39 +38,15 @@ METHODS: dict[str, tuple[dict[str, Any], int, float, int]] = {  # the method, it
 
 
 def measure(rounds: int = ROUNDS) -> list[dict[str, Any]]:
-    """One row a method: seconds a batch, medians; `ratio` tight / ours, the median over rounds, and its `spread`, largest less smallest."""
-    return list(_rows(rounds))
-
-
-def _rows(rounds: int) -> Iterator[dict[str, Any]]:
+    """One row a method: what `side_by_side` says of the tight loop over ours, so that less than 1 is slower than it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for name, method in METHODS.items():
-        yield _row(f"training: {name}, {_precision(device)}", device, *method, rounds)
+    return [_row(f"{name}, {_precision(device)}", device, *method, rounds) for name, method in METHODS.items()]
 
 
 def _row(what: str, device: torch.device, tree: dict[str, Any], steps: int, step: float, batches: int, rounds: int) -> dict[str, Any]:
     images = random_images(batches * BATCH if device.type == "cpu" else 100 * batches * BATCH)
-    pairs = []
-    for _ in range(rounds + 1):  # the first warms both up
-        ours = timed(device, lambda: train(network(device), images, tree))
-        pairs.append((ours, timed(device, lambda: loop(network(device), images, steps, step))))
-    ratios = [tight / ours for ours, tight in pairs[1:]]
-    ours_s, tight_s = (statistics.median(side) / (len(images) / BATCH) for side in zip(*pairs[1:]))
-    spread = max(ratios) - min(ratios)
-    return {"what": what, "ours_s": ours_s, "tight_s": tight_s, "ratio": statistics.median(ratios), "spread": spread}
-
-
-def timed(device: torch.device, run: Callable[[], None]) -> float:
-    """Seconds: of the process on a CPU, of the clock on a GPU, which is waited for."""
-    if device.type == "cpu":
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+    tight, ours = partial(loop, network(device), images, steps, step), partial(train, network(device), images, tree)
+    return {"what": what} | side_by_side(tight, ours, rounds)
 
 
 def random_images(n: int) -> Split:
@@ -135,10 +109,8 @@ def _batches(images: Split, device: torch.device) -> Iterator[tuple[Tensor, Tens
 
 
 def main() -> None:
-    sys.stdout.write(f"{'':36}   ours ms  tight ms  tight / ours  spread\n")
-    for row in _rows(ROUNDS):
-        ours, tight = 1e3 * row["ours_s"], 1e3 * row["tight_s"]
-        sys.stdout.write(f"{row['what']:36}{ours:10.1f}{tight:10.1f}{row['ratio']:14.3f}{row['spread']:8.3f}\n")
+    for row in measure():
+        log.info("%s", line(row))
 
 
 if __name__ == "__main__":
