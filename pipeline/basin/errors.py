@@ -19,8 +19,13 @@ class Mistake(Exception):
     code = EXIT_CODE
 
     def __init__(self, *messages: str):
-        super().__init__("\n".join(messages))
-        self.messages = messages
+        self.messages = tuple(map(_writable, messages))
+        super().__init__("\n".join(self.messages))
+
+
+def _writable(text: str) -> str:
+    """Half of a surrogate pair, which a file may name and no stream takes, as its number."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Absent(Mistake):

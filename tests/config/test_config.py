@@ -208,6 +208,11 @@ CASES = {
         ("      fgsm: {kind: fgsm}", "      clean: {kind: fgsm}"),
         "suites.own.attacks.clean: the name is that of images misread without an attack (got one of that name). Rename it.",
     ),
+    "an attack named like the last one": (
+        ("      fgsm: {kind: fgsm}", "      float32: {kind: fgsm}"),
+        "suites.own.attacks.float32: the name is that of the last attack, in float32, on what a quicker search leaves "
+        "(got one of that name). Rename it.",
+    ),
     "two models of one alias": (
         (
             "  pgd:\n",
@@ -280,7 +285,7 @@ CASES = {
     "misspelt key of the split": (("test: 0.2", "tset: 0.2"), "data.tset: unknown key (got 0.2). Did you mean 'test'?"),
     "shares of more than all": (
         ("test: 0.2", "test: 0.95"),
-        "data: validation and test (null counts as 0.2) leave nothing to train on (got {'validation': 0.1, 'test': 0.95}). "
+        "data: validation and test (null counts as 0.1 and 0.2) leave nothing to train on (got {'validation': 0.1, 'test': 0.95}). "
         "Lower them to add up to less than 1.",
     ),
     "misspelt phase": (

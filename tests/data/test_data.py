@@ -156,6 +156,16 @@ def test_a_test_share_beside_a_given_test_split_is_refused():
     )
 
 
+def test_a_validation_split_of_its_own_is_taken_whole_and_no_share_beside_it():
+    source = Source(split_of([9, 9]), None, ("c0", "c1"), split_of([4, 3], seed=2))
+    splits = divide(source, SplitSettings(), 0)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 14, "validation": 7, "test": 4}
+    assert sorted(splits["validation"].index.tolist()) == list(range(7))
+    with pytest.raises(Mistake) as mistake:
+        divide(source, SplitSettings(validation=0.1), 0)
+    assert str(mistake.value) == "data.validation: this data set has a validation split of its own (got 0.1). Set `validation: null`."
+
+
 def test_a_limit_below_the_number_of_classes_is_refused():
     with pytest.raises(Mistake) as mistake:
         divide(source_of([9, 9, 9]), SplitSettings(test_limit=2), 0)

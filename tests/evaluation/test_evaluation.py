@@ -244,12 +244,12 @@ def test_interrupted_in_any_step_it_ends_as_if_it_had_not_been(position, run, tm
     """masked, four attacks, curve: killed inside one, resumed, the files are the same."""
     whole = files(tmp_path / "whole", run())
     path = tmp_path / "checkpoints" / "c.safetensors"
-    steps = ["_masked", *["_cascade"] * len(ATTACKS), "_curve"]
+    steps = ["_masked", *["attack"] * len(ATTACKS), "_curve"]
     real, calls = getattr(Evaluation, steps[position]), []
 
     def dying(self, *arguments):
         calls.append(1)
-        if steps[position] == "_cascade" and len(calls) < position:
+        if steps[position] == "attack" and len(calls) < position:
             return real(self, *arguments)
         raise Killed
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from basin.errors import Mistake
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("pipeline", "stages", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 OTHERS = ("Image", "webbrowser", "run", "self", "os")  # `open` of theirs is of no text file
@@ -70,3 +72,7 @@ def test_a_run_under_a_locale_without_utf_8(tmp_path):
     ):
         done = subprocess.run([*basin, *words], cwd=tmp_path, env=environment, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
+
+
+def test_what_no_stream_takes_is_said_as_its_number():
+    assert str(Mistake("x: odd (got '\ud800'). Mend it.")) == "x: odd (got '\\ud800'). Mend it."

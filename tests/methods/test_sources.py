@@ -1,6 +1,5 @@
 """Every source kind reads what it promises, and names the file, the key and the value when it cannot."""
 
-import gzip
 import importlib
 import io
 import os
@@ -11,7 +10,10 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from published import write_cifar, write_idx, write_svhn
 from pydantic import ValidationError
 
 from basin.config.settings import Settings
@@ -27,7 +30,7 @@ from basin.data import image_file
 from basin.data.splits import Source, load_split, prepare
 from basin.errors import Mistake
 from basin.methods import sources
-from basin.methods.sources import digits, fashion_mnist, folder, npz
+from basin.methods.sources import digits, folder, npz
 from basin.registry.serving import decode
 
 KINDS = sorted(path.stem for path in Path(sources.__file__).parent.glob("*.py") if path.stem != "__init__")
@@ -62,9 +65,37 @@ def make_digits(tmp_path: Path) -> Source:
     return digits.read(digits.Params())
 
 
+def make_mnist(tmp_path: Path) -> Source:
+    return read_published("mnist", write_idx, tmp_path)
+
+
+def make_kmnist(tmp_path: Path) -> Source:
+    return read_published("kmnist", write_idx, tmp_path)
+
+
 def make_fashion_mnist(tmp_path: Path) -> Source:
-    write_idx(tmp_path)
-    return fashion_mnist.read(fashion_mnist.Params(folder=str(tmp_path)))
+    return read_published("fashion_mnist", write_idx, tmp_path)
+
+
+def make_cifar10(tmp_path: Path) -> Source:
+    return read_published("cifar10", partial(write_cifar, classes=10), tmp_path)
+
+
+def make_cifar100(tmp_path: Path) -> Source:
+    return read_published("cifar100", partial(write_cifar, classes=100, n=300), tmp_path)
+
+
+def make_svhn(tmp_path: Path) -> Source:
+    return read_published("svhn", write_svhn, tmp_path)
+
+
+def read_published(kind: str, write: Callable[[Path], Any], root: Path) -> Source:
+    """Small files, whose checksums are not those of the published ones."""
+    write(root)
+    module = importlib.import_module(f"basin.methods.sources.{kind}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("basin.data.published._check", lambda *_: None)
+        return module.read(module.Params(folder=str(root)))
 
 
 def make_folder(tmp_path: Path) -> Source:
@@ -96,99 +127,6 @@ def test_digits_are_those_of_scikit_learn():
     assert np.abs(source.train.floats()[:, 0].numpy() - load_digits().images / 16).max() <= 0.5 / 255 + 1e-6
     assert source.train.labels.tolist() == load_digits().target.tolist()
     assert source.classes == tuple("0123456789")
-
-
-# Fashion-MNIST ----------------------------------------------------------------------------------------------------------------------------
-
-
-def write_idx(root: Path, gzipped: bool = True, n: int = 40, **replaced: bytes) -> dict[str, np.ndarray]:
-    """The four files, small: n training images of 5x4, and half as many test images."""
-    draw, arrays = np.random.default_rng(0), {}
-    for name in fashion_mnist.FILES:
-        m = n if name.startswith("train") else n // 2
-        arrays[name] = draw.integers(0, 256, (m, 5, 4), np.uint8) if "images" in name else (np.arange(m) % 10).astype(np.uint8)
-        content = struct.pack(f">{arrays[name].ndim + 1}I", 0x0800 + arrays[name].ndim, *arrays[name].shape) + arrays[name].tobytes()
-        content = replaced.get(name.split("-ubyte")[0].replace("-", "_"), content)
-        root.mkdir(parents=True, exist_ok=True)
-        (root / (f"{name}.gz" if gzipped else name)).write_bytes(gzip.compress(content, mtime=0) if gzipped else content)
-    return arrays
-
-
-def test_an_idx_file_is_not_unpacked_beyond_what_it_can_be(tmp_path):
-    write_idx(tmp_path)
-    path = tmp_path / "t10k-images-idx3-ubyte.gz"
-    path.write_bytes(gzip.compress(bytes(3 << 26), 1))
-    assert f"{path}: not a whole IDX file of 3 axes (got magic 0x0, axes [0, 0, 0], {1 << 26} bytes)" in message(
-        fashion_mnist.read, fashion_mnist.Params(folder=str(tmp_path))
-    )
-
-
-def test_an_archive_of_more_than_there_is_memory_for_is_not_unpacked(tmp_path):
-    """What its directory says is enough: nothing is read."""
-    path = tmp_path / "x.npz"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("images.npy", b"")
-        archive.infolist()[0].file_size = 1 << 50
-    text = message(lambda: npz.read(npz.Params(file=str(path))))
-    assert text.startswith(f"{path}: unpacks to more than this machine's memory (got {1 << 50:,} of ")
-    assert text.endswith(" bytes). Write fewer images into it.")
-
-
-@pytest.mark.parametrize("gzipped", [True, False])
-@pytest.mark.parametrize("place", fashion_mnist.PLACES)
-def test_fashion_mnist_is_read_plain_or_gzipped_from_where_tools_put_it(tmp_path, gzipped, place):
-    arrays = write_idx(tmp_path / place, gzipped)
-    source = fashion_mnist.read(fashion_mnist.Params(folder=str(tmp_path)))
-    train_images, train_labels, test_images, test_labels = (torch.from_numpy(arrays[name]) for name in fashion_mnist.FILES)
-    assert torch.equal(source.train.images[:, 0], train_images) and torch.equal(source.train.labels, train_labels.long())
-    assert torch.equal(source.test.images[:, 0], test_images) and torch.equal(source.test.labels, test_labels.long())
-    assert len(source.classes) == 10 and source.classes[9] == "Ankle boot"
-
-
-def test_fashion_mnist_reads_as_torchvision_does(tmp_path):
-    from torchvision.datasets import FashionMNIST
-
-    write_idx(tmp_path / "FashionMNIST" / "raw", gzipped=False)
-    ours, theirs = fashion_mnist.read(fashion_mnist.Params(folder=str(tmp_path))), FashionMNIST(str(tmp_path), train=True)
-    assert torch.equal(ours.train.images[:, 0], theirs.data) and torch.equal(ours.train.labels, theirs.targets)
-    assert list(ours.classes) == theirs.classes
-
-
-def test_fashion_mnist_absent_says_where_it_looked_and_how_to_get_it(tmp_path):
-    write_idx(tmp_path)
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
-    text = message(fashion_mnist.read, fashion_mnist.Params(folder=str(tmp_path)))
-    assert text.startswith("data.folder: Fashion-MNIST not found (looked for train-images-idx3-ubyte, train-labels-idx1-ubyte, ")
-    assert f"in {tmp_path}, {tmp_path}/usr/share/datasets/fashion-mnist, {tmp_path}/FashionMNIST/raw)" in text
-    assert f"`mkdir -p {tmp_path} && apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb {tmp_path}`" in text
-    assert "set `download: true`" in text
-
-
-@pytest.mark.parametrize(
-    "name, content, why",
-    [
-        ("train-images-idx3", b"", "not a whole IDX file of 3 axes (got magic 0x0, axes [0, 0, 0], 0 bytes)"),
-        (
-            "train-images-idx3",
-            struct.pack(">4I", 0x803, 2, 2, 2) + b"1234567",
-            "not a whole IDX file of 3 axes (got magic 0x803, axes [2, 2, 2], 23 bytes)",
-        ),
-        ("train-labels-idx1", struct.pack(">2I", 0x803, 1) + b"1", "not a whole IDX file of 1 axes (got magic 0x803, axes [1], 9 bytes)"),
-        ("t10k-labels-idx1", struct.pack(">2I", 0x801, 20) + bytes(19) + b"\x0a", "labels must be in 0..9 (got 10)"),
-        ("t10k-labels-idx1", struct.pack(">2I", 0x801, 19) + bytes(19), "one label an image is needed (got 19 for 20)"),
-    ],
-)
-def test_fashion_mnist_damaged_names_the_file(tmp_path, name, content, why):
-    write_idx(tmp_path, gzipped=False, **{name.replace("-", "_"): content})
-    assert message(fashion_mnist.read, fashion_mnist.Params(folder=str(tmp_path))).startswith(f"{tmp_path}/{name}-ubyte: {why}. Fetch ")
-
-
-@pytest.mark.parametrize("damage", [lambda old: old[:-20], lambda old: b"\x00" + old, lambda old: old[:40] + b"\xff" * 40 + old[80:]])
-def test_fashion_mnist_damaged_compression_names_the_file(tmp_path, damage):
-    write_idx(tmp_path)
-    path = tmp_path / "train-images-idx3-ubyte.gz"
-    path.write_bytes(damage(path.read_bytes()))
-    assert message(fashion_mnist.read, fashion_mnist.Params(folder=str(tmp_path))).startswith(f"{path}: damaged (got ")
 
 
 # Image folder -----------------------------------------------------------------------------------------------------------------------------
@@ -459,13 +397,25 @@ def test_folders_that_are_not_laid_out(tmp_path):
     assert "at least two classes (got ['ant'])" in message(read_folder, tmp_path / "one")
 
 
-def test_folders_beside_train_and_test_are_refused(tmp_path):
-    write_images(tmp_path / "train", {"ant": 2, "bee": 2})
-    write_images(tmp_path / "val", {"ant": 2, "bee": 2})
+@pytest.mark.parametrize("name", ["val", "validation", "valid"])
+@pytest.mark.parametrize("test", [True, False])
+def test_the_validation_folder_is_that_split(tmp_path, name, test):
+    for split in ("train", name, *["test"] * test):
+        write_images(tmp_path / split, {"ant": 4, "bee": 3})
+    source = read_folder(tmp_path)
+    about = prepare(source, SplitSettings(), "mine", "folder", 0, tmp_path / "out")
+    assert about.counts == ({"train": 7, "validation": 7, "test": 7} if test else {"train": 5, "validation": 7, "test": 2})
+    assert torch.equal(source.validation.images, source.train.images)
+
+
+def test_other_folders_beside_train_are_refused(tmp_path):
+    for name in ("train", "val", "extra"):
+        write_images(tmp_path / name, {"ant": 2, "bee": 2})
     assert message(read_folder, tmp_path) == (
-        f"{tmp_path}: a folder beside train/ and test/ would go unread (got 'val'). "
-        "Merge it into train/, which validation is held out of, or move it away."
+        f"{tmp_path}: a folder beside train/, test/ and val/ would go unread (got 'extra'). Merge it into one of them, or move it away."
     )
+    (tmp_path / "extra").rename(tmp_path / "valid")
+    assert message(read_folder, tmp_path) == f"{tmp_path}: two folders for one split (got val/ and valid/). Merge them."
 
 
 def test_a_test_class_that_train_lacks_is_named(tmp_path):
@@ -486,11 +436,29 @@ DRAW = np.random.default_rng(0)
 GOOD = {"images": DRAW.integers(0, 256, (12, 3, 4, 5), np.uint8), "labels": np.arange(12) % 3}
 
 
+def test_an_archive_of_more_than_there_is_memory_for_is_not_unpacked(tmp_path):
+    """What its directory says is enough: nothing is read."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"")
+        archive.infolist()[0].file_size = 1 << 50
+    text = message(lambda: npz.read(npz.Params(file=str(path))))
+    assert text.startswith(f"{path}: unpacks to more than this machine's memory (got {1 << 50:,} of ")
+    assert text.endswith(" bytes). Write fewer images into it.")
+
+
 def read_npz(folder: Path, **arrays) -> Source:
     """A file of GOOD with `arrays` instead; None leaves a key out."""
     kept = {key: array for key, array in {**GOOD, **arrays}.items() if array is not None}
     np.savez(folder / "x.npz", **kept)
     return npz.read(npz.Params(file=str(folder / "x.npz")))
+
+
+def test_arrays_of_a_validation_split_are_it(tmp_path):
+    own = {"validation_images": GOOD["images"][:2], "validation_labels": GOOD["labels"][:2]}
+    assert len(read_npz(tmp_path, **own).validation) == 2
+    text = message(lambda: read_npz(tmp_path, validation_images=own["validation_images"]))
+    assert text == f"{tmp_path}/x.npz: validation_labels: absent (got keys labels, validation_images). Add it with numpy.savez."
 
 
 def test_arrays_are_read_as_they_are(tmp_path):

@@ -5,13 +5,19 @@ from pydantic_core import PydanticCustomError
 
 from basin.config.settings import Fractional, Settings
 
-TEST_SHARE = 0.2  # of a source that has no test split of its own, where params.yaml gives none
+VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # of a source that has no such split of its own, where params.yaml gives none
 
 
 class SplitSettings(Settings):
     """The keys of `data:` that every kind has."""
 
-    validation: Fractional = Field(0.1, gt=0, lt=1, description="the share of the training images held out to choose epochs and knobs on")
+    validation: Fractional | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the share of the training images held out to choose epochs and knobs on; null: the source's own validation split, "
+        f"or {VALIDATION_SHARE} where it has none",
+    )
     test: Fractional | None = Field(
         None,
         gt=0,
@@ -25,7 +31,8 @@ class SplitSettings(Settings):
 
     @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> "SplitSettings":
-        if self.validation + (self.test or TEST_SHARE) >= 1:
-            message = f"validation and test (null counts as {TEST_SHARE}) leave nothing to train on. Lower them to add up to less than 1."
+        if (self.validation or VALIDATION_SHARE) + (self.test or TEST_SHARE) >= 1:
+            null = f"null counts as {VALIDATION_SHARE} and {TEST_SHARE}"
+            message = f"validation and test ({null}) leave nothing to train on. Lower them to add up to less than 1."
             raise PydanticCustomError("shares", message)  # type: ignore[arg-type]
         return self

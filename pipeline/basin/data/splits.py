@@ -13,6 +13,7 @@ import hashlib
 import logging
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from basin import files
-from basin.config.splits import TEST_SHARE, SplitSettings
+from basin.config.splits import TEST_SHARE, VALIDATION_SHARE, SplitSettings
 from basin.data.about import SPLITS, About, SplitName, unusable
 from basin.errors import Mistake
 from basin.randomness import generator
@@ -64,7 +65,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a source kind read: `test` is its own test split, or None where it has none; label i is `classes[i]`.
+    """What a source kind read: `test` and `validation` are its own splits, or None where it has none; label i is `classes[i]`.
 
     Raises Mistake when the parts contradict each other; a kind that can name the file at fault does so before.
     """
@@ -72,6 +73,7 @@ class Source:
     train: Split
     test: Split | None
     classes: tuple[str, ...]
+    validation: Split | None = None
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -81,16 +83,16 @@ class Source:
             raise Mistake(f"data: two classes have the same name (got '{twice}'). Rename one.")
         if unwritable := [name for name in self.classes if SURROGATE.search(name)]:
             raise Mistake(f"data: the name of a class is no text that UTF-8 can hold (got {ascii(unwritable[0])}). Rename it.")
-        if self.test is not None and self.test.shape != self.train.shape:
-            raise Mistake(
-                f"data: test images have another shape than training images (got {list(self.test.shape)} and {list(self.train.shape)}, "
-                "channels, height, width). Bring them to one shape."
-            )
-        for name, split in (("training", self.train), ("test", self.test)):
+        for name, split in (("training", self.train), ("validation", self.validation), ("test", self.test)):
             if split is not None:
                 self._check(name, split)
 
     def _check(self, name: str, split: Split) -> None:
+        if split.shape != self.train.shape:
+            raise Mistake(
+                f"data: {name} images have another shape than training images (got {list(split.shape)} and {list(self.train.shape)}, "
+                "channels, height, width). Bring them to one shape."
+            )
         if len(split.images) != len(split.labels) or not split.images.numel():
             raise Mistake(
                 f"data: {name} images and labels do not match, or there are none (got {list(split.images.shape)} and "
@@ -122,24 +124,32 @@ def divide(source: Source, settings: SplitSettings, seed: int) -> dict[SplitName
 
 def _parts(source: Source, settings: SplitSettings, draw: torch.Generator) -> dict[SplitName, tuple[Split, Positions]]:
     """Where each split's images lie: in which split of the source, and at which positions."""
-    if source.test is None:
-        _check_class_sizes(source, ("train", "validation", "test"))
-        test, validation, train = _cut(source.train.labels, (settings.test or TEST_SHARE, settings.validation), draw)
-        return {"train": (source.train, train), "validation": (source.train, validation), "test": (source.train, test)}
-    if settings.test is not None:
+    own: dict[SplitName, Split | None] = {"test": source.test, "validation": source.validation}
+    asked: dict[SplitName, float | None] = {"test": settings.test, "validation": settings.validation}
+    shares = {"test": TEST_SHARE, "validation": VALIDATION_SHARE}
+    cut = {name: asked[name] or shares[name] for name, split in own.items() if split is None}
+    _check_class_sizes(source, [name for name in SPLITS if name == "train" or name in cut])
+    parts: dict[SplitName, tuple[Split, Positions]] = {}
+    for name, split in own.items():
+        if split is not None:
+            _check_own(name, split, source.classes, asked[name])
+            parts[name] = split, torch.arange(len(split))
+    pieces = _cut(source.train.labels, tuple(cut.values()), draw)
+    return parts | {name: (source.train, piece) for name, piece in zip([*cut, "train"], pieces, strict=True)}  # type: ignore[list-item]
+
+
+def _check_own(name: SplitName, split: Split, classes: tuple[str, ...], asked: float | None) -> None:
+    """A split that a source has of its own leaves nothing to hold out for it."""
+    if asked is not None:
         raise Mistake(
-            f"data.test: this data set has a test split of its own (got {settings.test}). "
-            "Set `test: null`, and `test_limit` for fewer images."
+            f"data.{name}: this data set has a {name} split of its own (got {asked}). "
+            f"Set `{name}: null`{', and `test_limit` for fewer images' if name == 'test' else ''}."
         )
-    _check_class_sizes(source, ("train", "validation"))
-    absent = [name for name, count in _class_sizes(source.test, source.classes).items() if not count]
-    if absent:
-        log.warning("data: the test split has no image of %s", ", ".join(absent))
-    validation, train = _cut(source.train.labels, (settings.validation,), draw)
-    return {"train": (source.train, train), "validation": (source.train, validation), "test": (source.test, torch.arange(len(source.test)))}
+    if absent := [one for one, count in _class_sizes(split, classes).items() if not count]:
+        log.warning("data: the %s split has no image of %s", name, ", ".join(absent))
 
 
-def _check_class_sizes(source: Source, needing: tuple[str, ...]) -> None:
+def _check_class_sizes(source: Source, needing: Sequence[str]) -> None:
     small = {name: count for name, count in _class_sizes(source.train, source.classes).items() if count < len(needing)}
     if small:
         raise Mistake(*(_too_small(name, count, needing) for name, count in small.items()))
@@ -149,7 +159,7 @@ def _class_sizes(split: Split, classes: tuple[str, ...]) -> dict[str, int]:
     return dict(zip(classes, torch.bincount(split.labels, minlength=len(classes)).tolist(), strict=True))
 
 
-def _too_small(name: str, count: int, needing: tuple[str, ...]) -> str:
+def _too_small(name: str, count: int, needing: Sequence[str]) -> str:
     return (
         f"data: class '{name}' has too few images for {', '.join(needing)} to have one each (got {count}). "
         f"Give it {len(needing)} or more, or leave the class out."

@@ -90,7 +90,7 @@ class Evaluation:
         outcomes, finished = self._resume(index, images, labels)
         steps: list[Callable[[], None]] = [partial(self._masked, outcomes, masked)] if masked else []
         steps += [partial(self._stored, outcomes, name, points) for name, points in (stored or {}).items()]
-        steps += [partial(self._cascade, outcomes, name, attempt) for name, attempt in attempts.items() if self.can(attempt)]
+        steps += [partial(self.attack, outcomes, name, attempt) for name, attempt in attempts.items() if self.can(attempt)]
         if self.randomised:
             steps.append(partial(self._judge_again, outcomes))
         if curve:
@@ -124,7 +124,7 @@ class Evaluation:
         has_twin = self.twin is not None or not getattr(module, "NEEDS_TWIN", False)
         return has_twin and (hasattr(self.classifier, "features") or not getattr(module, "NEEDS_FEATURES", False))
 
-    def _cascade(self, o: Outcomes, name: str, attempt: Attempt) -> None:
+    def attack(self, o: Outcomes, name: str, attempt: Attempt) -> None:
         """One attack on the images that still hold, or on as many of them as it earns."""
         if (attempt.doubling > 1 and o.last_taken < RISING) or (attempt.earned and o.taken(attempt.earned) * len(o) < LOST):
             return
@@ -190,7 +190,7 @@ class Evaluation:
         bar = tqdm(batches, desc=name, unit="batch", leave=False, mininterval=2, delay=2, disable=None)
         for b, chosen in enumerate(bar, start=part * -(-len(o) // self.batch)):  # a number of its own for each batch of each part
             clean, labels = o.images[chosen].to(self.device), o.labels[chosen].to(self.device)
-            counted, search = Counted(self.classifier), self.search if self.searches(attempt) else None
+            counted, search = Counted(self.classifier), self.search if self.may_search(attempt) else None
             quick = Counted(search) if search else None
             single = counted.single if self.randomised and hasattr(self.classifier, "single") else None
             features, judge = getattr(self.classifier, "features", None), counted if quick else None
@@ -205,10 +205,10 @@ class Evaluation:
             o.passes += counted.passes + (quick.passes if quick else 0) + len(chosen) * (JUDGED if self.randomised else 1)
             yield chosen, x.cpu(), logits, share
 
-    def searches(self, attempt: Attempt) -> bool:
-        """Whether the attempt follows the gradient of the quicker function: where it says that it may, and would follow the model's own."""
-        ready = self.search is not None and getattr(attempt.attack.module, "SEARCHES", False)
-        return ready and attempt.way == Way() and not attempt.precise
+    @staticmethod
+    def may_search(attempt: Attempt) -> bool:
+        """Whether the attempt may follow the gradient of the quicker function: where it says so, and would follow the model's own."""
+        return getattr(attempt.attack.module, "SEARCHES", False) and attempt.way == Way() and not attempt.precise
 
     def judge(self, x: Images, labels: Labels) -> tuple[Logits, PerImage]:
         """The reported function's logits, and the share of draws in which each image is read rightly."""

@@ -88,14 +88,15 @@ def evaluate(
     declared = declare(model, twin, sample)
     check_labels(labels, declared.classes)
     certain = not (suite.thorough or declared.randomised or declared.blind)
-    quick = search(model, sample, labels[: len(sample)].to(sample.device)) if certain else None
-    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised, quick)
+    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
     asked = {name: attempt for name, attempt in _asked(suite, declared, model).items() if evaluation.can(attempt)}
     others = replaced({name: attempt.attack for name, attempt in asked.items()}, declared.classes, declared.randomised)
     if others:
         log.info("suite: %d classes%s: %s", declared.classes, ", random" * declared.randomised, "; ".join(dict.fromkeys(others.values())))
     tried = {name: _fitted(attempt, declared) for name, attempt in asked.items()}
-    if searched := any(map(evaluation.searches, tried.values())):
+    if certain and any(map(evaluation.may_search, tried.values())):
+        evaluation.search = search(model, sample, labels[: len(sample)].to(sample.device))
+    if searched := evaluation.search is not None:
         tried |= {PRECISE: _PRECISE}
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None

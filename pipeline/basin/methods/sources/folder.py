@@ -1,7 +1,7 @@
 """A folder of your own images: one sub-folder a class.
 
-Either `<folder>/<class>/*.jpg`, divided by seed into train, validation and test, or `<folder>/train/<class>/*.jpg` and
-`<folder>/test/<class>/*.jpg`, which keeps the given test split. Classes and files are taken in the order of their names.
+Either `<folder>/<class>/*.jpg`, divided by seed into train, validation and test, or `<folder>/train/<class>/*.jpg` with `test/` and `val/`
+beside it, or one of them, which keeps the given splits. Classes and files are taken in the order of their names.
 """
 
 import logging
@@ -23,6 +23,8 @@ from basin.errors import Mistake, did_you_mean
 
 log = logging.getLogger(__name__)
 
+Files = dict[str, list[Path]]  # a class -> its images
+TEST, VALIDATION = ("test",), ("val", "validation", "valid")  # what a split's folder may be called
 Side = Annotated[int, Field(ge=1, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]  # YAML has lists
 
@@ -30,7 +32,7 @@ Size = Annotated[tuple[Side, Side], BeforeValidator(lambda value: tuple(value) i
 class Params(Settings):
     """Where the images are, and what they are brought to."""
 
-    folder: str = Field(min_length=1, description="the folder with one sub-folder a class, or with train/ and test/ that have them")
+    folder: str = Field(min_length=1, description="the folder with one sub-folder a class, or with train/ and test/ or val/ that have them")
     size: Size | None = Field(
         None, description="[height, width] in pixels to resize every image to, bilinear, proportions not kept; null: as they are"
     )
@@ -44,9 +46,10 @@ def read(params: Params) -> Source:
         raise Mistake(f"data.folder: no such folder (got {root}). Give the path of a folder that holds one sub-folder a class.")
     divided = (root / "train").is_dir() and bool(_folders(root / "train"))
     train = _classes(root / "train" if divided else root)
-    tests = _test(root, train) if divided else {}
+    own = _own(root, train) if divided else {}
     classes = tuple(train)
-    return Source(_split(train, classes, params), _split(tests, classes, params) if tests else None, classes)
+    test, validation = (_split(own[name], classes, params) if name in own else None for name in (TEST, VALIDATION))
+    return Source(_split(train, classes, params), test, classes, validation)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -67,7 +70,7 @@ def _entries(folder: Path) -> list[Path]:
     return entries
 
 
-def _classes(folder: Path) -> dict[str, list[Path]]:
+def _classes(folder: Path) -> Files:
     """Class name -> its image files; every class has some."""
     classes = {path.name: _images(path) for path in _folders(folder)}
     empty = [name for name, files in classes.items() if not files]
@@ -90,22 +93,32 @@ def _images(folder: Path) -> list[Path]:
     return images
 
 
-def _test(root: Path, train: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """The classes of `<root>/test`, none where that is absent."""
-    others = [path.name for path in _folders(root) if path.name not in ("train", "test")]
+def _own(root: Path, train: Files) -> dict[tuple[str, ...], Files]:
+    """The classes of each split beside `<root>/train`."""
+    others = [path.name for path in _folders(root) if path.name not in ("train", *TEST, *VALIDATION)]
     if others:
         raise Mistake(
-            f"{root}: a folder beside train/ and test/ would go unread (got '{others[0]}'). "
-            "Merge it into train/, which validation is held out of, or move it away."
+            f"{root}: a folder beside train/, test/ and val/ would go unread (got '{others[0]}'). "
+            "Merge it into one of them, or move it away."
         )
-    tests = _classes(root / "test") if (root / "test").is_dir() else {}
-    for name in tests:
+    own: dict[tuple[str, ...], Files] = {}
+    for names in (TEST, VALIDATION):
+        there = [root / name for name in names if (root / name).is_dir()]
+        if len(there) > 1:
+            raise Mistake(f"{root}: two folders for one split (got {there[0].name}/ and {there[1].name}/). Merge them.")
+        if there:
+            own[names] = _classes(there[0])
+            _check_classes(there[0], own[names], train)
+    return own
+
+
+def _check_classes(folder: Path, classes: Files, train: Files) -> None:
+    for name in classes:
         if name not in train:
-            raise Mistake(f"{root / 'test' / name}: a class that train/ does not have (got '{name}'). {did_you_mean(name, train)}")
-    return tests
+            raise Mistake(f"{folder / name}: a class that train/ does not have (got '{name}'). {did_you_mean(name, train)}")
 
 
-def _split(files: dict[str, list[Path]], classes: tuple[str, ...], params: Params) -> Split:
+def _split(files: Files, classes: tuple[str, ...], params: Params) -> Split:
     labelled = [(path, label) for label, name in enumerate(classes) for path in files.get(name, ())]
     images = _decode_all([path for path, _ in labelled], params)
     return Split(torch.from_numpy(images), torch.tensor([label for _, label in labelled]))

@@ -2,7 +2,7 @@
 
     images       uint8, or float in [0, 1] (rounded to 1/255); [n, c, h, w] or [n, h, w]
     labels       integers [n] in 0..classes-1, each of them used unless `classes` names them
-    test_images, test_labels    the same, optional: a test split of its own
+    test_images, test_labels, validation_images, validation_labels    the same, optional: splits of its own
     classes      strings [classes], optional: names; else "0", "1", ...
 
 Nothing is unpickled.
@@ -25,7 +25,8 @@ from basin.data.splits import Source, Split
 from basin.errors import Mistake, did_you_mean
 from basin.types import Images, Labels
 
-KEYS = ("images", "labels", "test_images", "test_labels", "classes")
+OWN = ("test", "validation")
+KEYS = ("images", "labels", *(f"{split}_{key}" for split in OWN for key in ("images", "labels")), "classes")
 # What damaged archives raise, and ones that claim more than there is memory for.
 UNREADABLE: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, RuntimeError)
 UNREADABLE += (SyntaxError, MemoryError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -45,14 +46,17 @@ def read(params: Params) -> Source:
     path = Path(params.file)
     arrays = _load(path)
     train = _split(path, arrays, "images", "labels")
-    test = _split(path, arrays, "test_images", "test_labels") if {"test_images", "test_labels"} & set(arrays) else None
+    own = {
+        split: _split(path, arrays, f"{split}_images", f"{split}_labels") for split in OWN if any(key.startswith(split) for key in arrays)
+    }
     classes, gap = _classes(path, arrays)
     if gap:
         raise Mistake(gap)
-    if test and test.shape != train.shape:
-        shapes = f"{list(test.shape)} and {list(train.shape)}"
-        raise Mistake(f"{path}: test_images: another shape than images (got {shapes}). Bring them to one shape.")
-    return Source(train, test, classes)
+    for split, part in own.items():
+        if part.shape != train.shape:
+            shapes = f"{list(part.shape)} and {list(train.shape)}"
+            raise Mistake(f"{path}: {split}_images: another shape than images (got {shapes}). Bring them to one shape.")
+    return Source(train, own.get("test"), classes, own.get("validation"))
 
 
 def exact(params: Params) -> tuple[Images, Labels]:
@@ -160,7 +164,7 @@ def _labels(where: str, labels: np.ndarray) -> np.ndarray:
 
 def _classes(path: Path, arrays: dict[str, np.ndarray]) -> tuple[tuple[str, ...], str]:
     """The names of the classes; and, where they are but numbers, a sentence on those that no label of the file has, else ""."""
-    labels = {key: _labels(f"{path}: {key}", arrays[key]) for key in ("labels", "test_labels") if key in arrays}
+    labels = {key: _labels(f"{path}: {key}", arrays[key]) for key in KEYS if key.endswith("labels") and key in arrays}
     used, known = np.unique(np.concatenate([*labels.values()])), _names(path, arrays)
     classes = known or tuple(map(str, range(next(iter(labels.values())).max(initial=-1) + 1)))
     if used[0] == 1 and (not known or used[-1] >= len(known)):
