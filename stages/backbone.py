@@ -19,7 +19,7 @@ def main(name: str) -> None:
         with construct(stage.config.seed, model):
             classifier = artifact.build(train.recipe(stage, model, asked, tree, None)).to(stage.device)
         images = train.training_images(stage, asked)
-        train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], images, None)
+        train.fit(stage, asked, classifier, [train.end_to_end(stage, asked, classifier)], images, None)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ CASES = {
         "backbone.natural.purifier.wieght: unknown key (got 0.1). Did you mean 'weight'?",
     ),
     "a mask that keeps more than all": (
-        ("training: {kind: natural}", "training: {kind: natural}\n    augmentation: {kind: tv, keep: 1.5}"),
-        "backbone.natural.augmentation.keep: input should be less than or equal to 1 (got 1.5). "
+        ("training: {kind: natural}", "training: {kind: natural}\n    cleaned: {kind: tv, keep: 1.5}"),
+        "backbone.natural.cleaned.keep: input should be less than or equal to 1 (got 1.5). "
         "It is the share of pixels that a random mask keeps, above 0 and at most 1 (1: no mask).",
     ),
     "draws of a purifier that draws nothing": (
