@@ -15,10 +15,12 @@ from basin.config.kinds import Choice
 from basin.config.params import Adversarial, Backbone, Head
 from basin.data.about import About, load_about
 from basin.data.splits import Split, load_split
+from basin.errors import Mistake
 from basin.methods.attacks import pgd
 from basin.models import artifact, stability
 from basin.models import recipe as recipes
 from basin.models.classifier import Classifier
+from basin.models.start import Start
 from basin.randomness import drawing, generator
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target
@@ -48,8 +50,16 @@ def recipe(
     }  # fmt: skip
 
 
-def normalise(about: About) -> dict[str, Any]:
-    return {"mean": list(about.mean), "std": list(about.std)}
+def normalise(about: About, began: Start | None) -> dict[str, Any]:
+    """The data's own normalisation, or that of the weights to start from; for grey images the mean of its channels."""
+    if began is None or began.mean is None or began.std is None:
+        return {"mean": list(about.mean), "std": list(about.std)}
+    tree = {"mean": began.mean, "std": began.std}
+    if (channels := len(about.mean)) == 1:
+        return {name: [sum(values) / len(values)] for name, values in tree.items()}
+    if {len(values) for values in tree.values()} != {channels}:
+        raise Mistake(f"{began.where}: its normalisation is not of {channels} channels (got {tree}). Give one number for each.")
+    return tree
 
 
 def method_loss(stage: entry.Stage, training: Choice) -> NetworkLoss:

@@ -13,6 +13,7 @@ from basin.config.names import REGISTERED, STAGES
 from basin.config.schedule import Schedule
 from basin.config.settings import Settings
 from basin.config.splits import SplitSettings
+from basin.config.start import Weights
 from basin.config.suite import READY, Suite, ready
 from basin.config.threat import Threat
 from basin.errors import Mistake, did_you_mean
@@ -41,9 +42,10 @@ class Model(Settings):
 
 
 class Backbone(Model):
-    """A backbone with a linear classifier, trained from fresh weights."""
+    """A backbone with a linear classifier, trained from fresh weights or from others."""
 
     backbone: BackboneChoice = Field(description="the feature extractor: a table with its kind")
+    weights: Weights | None = Field(None, description="a file of weights to start from and its digest, or null for fresh ones")
     schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
 
 
