@@ -34,8 +34,8 @@ SHAPE, BATCH, RATE, ROUNDS = (1, 28, 28), 128, 1e-3, 7
 THREAT = ThreatModel(norm="linf", eps=0.1)
 METHODS: dict[str, tuple[dict[str, Any], int, float, int]] = {  # the method, its attack's steps and their length, and batches measured
     "natural": ({"kind": "natural"}, 0, 0.0, 40),
-    "fast": ({"kind": "fast"}, 1, 1.25, 20),
-    "PGD-10": ({"kind": "pgd", "steps": 10, "step": 0.25}, 10, 0.25, 6),
+    "fast": ({"kind": "fast"}, 1, 1.25, 10),
+    "PGD-10": ({"kind": "pgd", "steps": 10, "step": 0.25}, 10, 0.25, 3),
 }
 
 

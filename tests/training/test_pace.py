@@ -1,6 +1,10 @@
 """Training at the device's pace: the same bytes twice, bfloat16 close to float32, a device that is not waited for, and what is refused."""
 
 import logging
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -105,6 +109,16 @@ def test_compiled_it_trains_to_what_it_does_otherwise(kind, train, tmp_path):
 
 
 @pytest.mark.slow
+def test_without_a_compiler_it_is_refused_in_a_sentence(tmp_path):
+    code = "import test_pace, torch, pathlib; from basin.methods.sources import digits\n"
+    code += "images = digits.read(digits.Params()).train.take(torch.arange(40))\n"
+    code += f"test_pace.trained(images, pathlib.Path({str(tmp_path)!r}), compile=True)"
+    places = {"PYTHONPATH": os.pathsep.join(sys.path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "CXX": "/nowhere/g++"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | places, capture_output=True, text=True)
+    assert re.search(r"Mistake: x, phase natural: schedule\.compile: fails here \(got .*C\+\+.*\)\. Set it to false\.\n$", done.stderr)
+
+
+@pytest.mark.slow
 def test_a_method_that_looks_for_the_first_layer_is_not_given_a_compiled_one(train, tmp_path):
     text = r"training: yopo: does not see the first layer of a compiled backbone \(got compile: true\)\. Set it to false\."
     with pytest.raises(Mistake, match=text):
@@ -136,23 +150,27 @@ def test_where_bfloat16_is_slow_it_is_said(backbone, able, said, monkeypatch, ca
     assert [record.getMessage() for record in caplog.records] == texts
 
 
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_a_resumed_fused_step_reads_moments_in_the_order_of_their_weights(layout):
-    """Fused kernels go through memory, not through indices."""
+@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+def test_moments_lie_in_memory_as_their_weights_do(optimiser, train):
+    """Fused kernels go through memory, not through indices; a checkpoint holds moments in the usual order."""
+    model = classifier()
+    steps = phase(model, optimiser=optimiser)
+    x, y = train.floats(slice(0, 40)), train.labels[:40]
 
     def stepped(resume):
-        weight = torch.nn.Parameter(torch.arange(108.0).view(3, 4, 3, 3).to(memory_format=layout))
-        optimiser = optimise.build(Schedule(epochs=1), [weight])
-        for step in range(2):
-            weight.grad = (weight.detach() - 50).square() * (step + 1)
-            optimiser.step()
+        model.load_state_dict(weights)
+        work = optimise.Work(steps, {}, paced := pace.Paced(model.backbone, steps.schedule, CPU, "x"))
+        for _ in range(2):
+            with paced.in_place(model):
+                work.align()
+                work.step(torch.nn.functional.cross_entropy(model(x), y), 0.01, lambda loss, gradients: None)
             if resume:
-                state = {f"0/{key}": value.contiguous() for key, value in optimiser.state_dict()["state"][0].items()}
-                optimiser = optimise.build(Schedule(epochs=1), [weight])
-                optimise._load_optimiser(optimiser, state)
-        return weight.detach()
+                state = {group: {name: value.contiguous() for name, value in named.items()} for group, named in work.state().items()}
+                work = optimise.Work(steps, state, paced)
+        return save(model.state_dict())
 
-    assert torch.equal(stepped(True), stepped(False))
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert stepped(True) == stepped(False)
 
 
 # A model is itself outside the steps ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ EVERY = {"cpu": 1, "cuda": 50}  # steps between two readings: on a CPU there is 
 
 
 class Losses:
-    """Losses and largest gradients, which are read every so many steps and at the end. `where` names the epoch in an error."""
+    """Losses and norms of gradients, which are read every so many steps and at the end. `where` names the epoch in an error."""
 
     def __init__(self, where: str, device: torch.device):
         self.where, self.every = where, EVERY[device.type]
@@ -24,8 +24,8 @@ class Losses:
 
     def add(self, step: int, images: int, rate: float, loss: Tensor, gradients: Iterable[Tensor]) -> None:
         """`step` counts from 1. Raises Mistake, at a reading, where one since the last was not finite."""
-        peak = get_total_norm(gradients, torch.inf)
-        self.gathered.append(torch.stack([loss.detach().float(), peak.to(loss.device)]))
+        norm = get_total_norm(gradients)  # of squares, which overflow where Adam's do
+        self.gathered.append(torch.stack([loss.detach().float(), norm.to(loss.device)]))
         self.steps.append((step, images, rate))
         if len(self.steps) >= self.every:
             self.read()
@@ -33,8 +33,8 @@ class Losses:
     def read(self) -> None:
         """Wait for the device, and take what it has gathered into the mean."""
         rows = torch.stack(self.gathered).tolist() if self.gathered else []
-        for (step, images, rate), (loss, peak) in zip(self.steps, rows, strict=True):
-            if not math.isfinite(loss) or not math.isfinite(peak):
+        for (step, images, rate), (loss, norm) in zip(self.steps, rows, strict=True):
+            if not math.isfinite(loss) or not math.isfinite(norm):
                 raise Mistake(
                     f"{self.where}, step {step}: the loss or its gradient is not finite at learning rate {rate:.3g} (got a loss of {loss})."
                     " Lower schedule rate, or shorten T / add steps where an ODE is solved; the last good epoch is kept."

@@ -28,7 +28,7 @@ from basin.training.averaging import Mean, copied, measure_statistics
 from basin.training.awp import Perturbed
 from basin.training.batches import Augment, Batches
 from basin.training.losses import Losses
-from basin.training.pace import Paced, laid_out
+from basin.training.pace import Paced
 from basin.training.phase import Phase
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,13 @@ class Work:
         self.phase.retract()
         self.mean.after_step()
 
+    def align(self) -> None:
+        """Have the moments lie in memory as their weights do now: fused kernels go through both at once."""
+        for weight, moments in self.optimiser.state.items():
+            for name, moment in moments.items():
+                if moment is not None and moment.shape == weight.shape and moment.stride() != weight.stride():
+                    moments[name] = torch.empty_like(weight).copy_(moment)
+
     def settle(self, model: nn.Module, train: Split) -> None:
         """What weights that were put in place ask for: the constraint, statistics, and what is kept of training images."""
         self.phase.retract()
@@ -124,27 +131,26 @@ def run(
     done, saved = _restore(path, model, phases)
     batches = Batches(train, next(model.parameters()).device, augment)
     refresh(model, train)
-    with laid_out(model):
-        for i, phase in enumerate(phases[done.phase :], start=done.phase):
-            where = f"{purpose[1]}, phase {phase.name}"
-            work, saved = Work(phase, saved, Paced(model.backbone, phase.schedule, batches.device, where)), {}
-            for epoch in _bar(f"{purpose[1]}: {phase.name}", done.epoch, phase.schedule.epochs):
-                if done.exhausted(phase):
-                    log.info("%s: ends after %d epochs, with the best of them", where, epoch)
-                    break
-                row = _epoch(model, work, epoch, batches, purpose)
-                refresh(model, train)
-                with work.mean.in_place(model, partial(work.settle, model, train)):
-                    row |= _measure(model, phase, phases, accuracy)
-                    done.history.append(row)
-                    if (phase.schedule.average or phase.schedule.stopping) and not done.since_best(phase):
-                        work.best = copied(model)
-                done.phase, done.epoch = i, epoch + 1
-                checkpoint.write(path, {"model": model.state_dict()} | work.state(), vars(done))
-                watch(len(done.history), row)
-            if work.best:
-                model.load_state_dict(work.best)
-            done.epoch = 0
+    for i, phase in enumerate(phases[done.phase :], start=done.phase):
+        where = f"{purpose[1]}, phase {phase.name}"
+        work, saved = Work(phase, saved, Paced(model.backbone, phase.schedule, batches.device, where)), {}
+        for epoch in _bar(f"{purpose[1]}: {phase.name}", done.epoch, phase.schedule.epochs):
+            if done.exhausted(phase):
+                log.info("%s: ends after %d epochs, with the best of them", where, epoch)
+                break
+            row = _epoch(model, work, epoch, batches, purpose)
+            refresh(model, train)
+            with work.mean.in_place(model, partial(work.settle, model, train)):
+                row |= _measure(model, phase, phases, accuracy)
+                done.history.append(row)
+                if (phase.schedule.average or phase.schedule.stopping) and not done.since_best(phase):
+                    work.best = copied(model)
+            done.phase, done.epoch = i, epoch + 1
+            checkpoint.write(path, {"model": model.state_dict()} | work.state(), vars(done))
+            watch(len(done.history), row)
+        if work.best:
+            model.load_state_dict(work.best)
+        done.epoch = 0
     if not keep:
         path.unlink(missing_ok=True)
     return done.history
@@ -191,6 +197,7 @@ def _epoch(model: Classifier, work: Work, epoch: int, batches: Batches, purpose:
     order = torch.randperm(len(batches), generator=generator(*purpose, phase.name, epoch, "order"))
     losses = Losses(f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}", batches.device)
     with work.paced.in_place(model), drawing(model, draws), losses.to_blame():
+        work.align()
         for step, rows in enumerate(split := batches.split(order, phase.schedule.batch)):
             rate = phase.schedule.rate_at(epoch * len(split) + step, phase.schedule.epochs * len(split))
             evaluate = partial(phase.loss, *batches.at(rows, draws), draws)
@@ -218,5 +225,3 @@ def _load_optimiser(optimiser: torch.optim.Optimizer, moments: dict[str, Tensor]
         i, key = name.split("/")
         state.setdefault(int(i), {})[key] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    for parameter, own in optimiser.state.items():  # fused kernels read moments in the order in memory of their parameter
-        own |= {key: torch.empty_like(parameter).copy_(value) for key, value in own.items() if value.shape == parameter.shape}

@@ -51,12 +51,13 @@ class Paced(nn.Module):
 
     @contextmanager
     def in_place(self, model: Classifier) -> Iterator[None]:
-        """In the place of the model's own backbone."""
-        own, model.backbone = model.backbone, self
+        """In the place of the model's own backbone, whose weights lie in memory meanwhile as its passes want them."""
+        model.backbone = self
+        self.backbone.to(memory_format=self.layout)  # type: ignore[call-overload]
         try:
             yield
         finally:
-            model.backbone = own
+            model.backbone = self.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def check(backbone: nn.Module, device: torch.device, where: str) -> None:
@@ -79,13 +80,3 @@ def layout(module: nn.Module) -> torch.memory_format:
 
 def grouped(module: nn.Module) -> bool:
     return any(isinstance(layer, nn.GroupNorm) for layer in module.modules())
-
-
-@contextmanager
-def laid_out(model: Classifier) -> Iterator[None]:
-    """The backbone's weights in the order in memory that its passes want, and afterwards in the usual one, in which they are judged."""
-    model.backbone.to(memory_format=layout(model.backbone))  # type: ignore[call-overload]
-    try:
-        yield
-    finally:
-        model.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

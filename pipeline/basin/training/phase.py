@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,17 +31,25 @@ class Phase:
     def parameters(self) -> list[nn.Parameter]:
         return [p for module in self.trained for p in module.parameters()]
 
-    def all(self, method: str) -> Iterator[Callable[[], Any]]:
-        """The trained modules' own methods of that name."""
+    @cached_property
+    def penalties(self) -> list[Callable[[], Any]]:
+        return self._own("penalty")
+
+    @cached_property
+    def constraints(self) -> list[Callable[[], Any]]:
+        return self._own("retract")
+
+    def _own(self, method: str) -> list[Callable[[], Any]]:
+        """The trained modules' own methods of that name: found once, because each step asks."""
         layers = (layer for module in self.trained for layer in module.modules())
-        return (own for layer in layers if callable(own := getattr(layer, method, None)))
+        return [own for layer in layers if callable(own := getattr(layer, method, None))]
 
     def penalty(self) -> Tensor | float:
         """What the trained modules add to the loss of all training images."""
-        return sum((term() for term in self.all("penalty")), 0.0)
+        return sum((term() for term in self.penalties), 0.0)
 
     def retract(self) -> None:
-        for back in self.all("retract"):
+        for back in self.constraints:
             back()
 
 
