@@ -18,7 +18,7 @@ def main(name: str) -> None:
             classifier = artifact.build(train.recipe(stage, model, asked, parent.recipe["classifier"], parent.recipe)).to(stage.device)
         classifier.load_state_dict(parent.state_dict())
         images = train.training_images(stage, asked)
-        train.fit(stage, model, classifier, [train.end_to_end(stage, asked, classifier)], images, below)
+        train.fit(stage, asked, classifier, [train.end_to_end(stage, asked, classifier)], images, below)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(name: str) -> None:
         classifier.backbone.load_state_dict(parent.backbone.state_dict())
         images = train.training_images(stage, asked)
         phases = asked.head.module.phases(asked.schedules, classifier, train.method_loss(stage, asked.training), images)
-        train.fit(stage, model, classifier, phases, images, below)
+        train.fit(stage, asked, classifier, phases, images, below)
 
 
 if __name__ == "__main__":

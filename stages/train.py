@@ -15,17 +15,19 @@ from basin.config.kinds import Choice
 from basin.config.params import Adversarial, Backbone, Head
 from basin.data.about import About, load_about
 from basin.data.splits import Split, load_split
+from basin.errors import Mistake
 from basin.methods.attacks import pgd
 from basin.models import artifact, stability
 from basin.models import recipe as recipes
 from basin.models.classifier import Classifier
+from basin.models.start import Start
 from basin.randomness import drawing, generator
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target
 from basin.training import optimise
 from basin.training.optimise import Row
 from basin.training.phase import Phase
-from basin.types import Losses, NetworkLoss
+from basin.types import Images, Losses, NetworkLoss
 from stages import entry
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,16 @@ def recipe(
     }  # fmt: skip
 
 
-def normalise(about: About) -> dict[str, Any]:
-    return {"mean": list(about.mean), "std": list(about.std)}
+def normalise(about: About, began: Start | None) -> dict[str, Any]:
+    """The data's own normalisation, or that of the weights to start from; for grey images the mean of its channels."""
+    if began is None or began.mean is None or began.std is None:
+        return {"mean": list(about.mean), "std": list(about.std)}
+    tree = {"mean": began.mean, "std": began.std}
+    if (channels := len(about.mean)) == 1:
+        return {name: [sum(values) / len(values)] for name, values in tree.items()}
+    if {len(values) for values in tree.values()} != {channels}:
+        raise Mistake(f"{began.where}: its normalisation is not of {channels} channels (got {tree}). Give one number for each.")
+    return tree
 
 
 def method_loss(stage: entry.Stage, training: Choice) -> NetworkLoss:
@@ -66,7 +76,14 @@ def method_loss(stage: entry.Stage, training: Choice) -> NetworkLoss:
 def training_images(stage: entry.Stage, asked: Backbone | Head | Adversarial) -> Split:
     """The training split, with purified copies of its images after it where the model asks for them."""
     train = load_split(entry.PREPARED, "train")
-    return purified_copies(stage, train, asked.augmentation) if asked.augmentation else train
+    return purified_copies(stage, train, asked.cleaned) if asked.cleaned else train
+
+
+def augment(asked: Backbone | Head | Adversarial, images: Images, draws: torch.Generator) -> Images:
+    """What a model's `augmentation` makes of a batch of training images."""
+    for one in asked.augmentation or []:
+        images = one.module.augment(one.params, images, draws)
+    return images
 
 
 @torch.no_grad()
@@ -85,8 +102,16 @@ def end_to_end(stage: entry.Stage, asked: Backbone | Adversarial, classifier: Cl
     return Phase(asked.training.kind, asked.schedule, [classifier.backbone, classifier.head], lambda x, y, g: loss(classifier, x, y, g))
 
 
-def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Phase], train: Split, parent: Path | None) -> None:
-    """Train, then write models/<model> and history/<model>.csv."""
+def fit(
+    stage: entry.Stage,
+    asked: Backbone | Head | Adversarial,
+    classifier: Classifier,
+    phases: list[Phase],
+    train: Split,
+    parent: Path | None,
+) -> None:
+    """Train what was asked for, then write models/<model> and history/<model>.csv."""
+    model = classifier.recipe["model"]
     validation = load_split(entry.PREPARED, "validation")
     started_from = recipes.read_recipe(parent) | {"weights": recipes.weights_digest(parent)} if parent else None
     state = checkpoint.place(stage.name, classifier.recipe, artifact.sources(classifier), started_from, *stage.terms)
@@ -99,6 +124,7 @@ def fit(stage: entry.Stage, model: str, classifier: Classifier, phases: list[Pha
         state,
         lambda step, row: stage.run.metrics({name: value for name, value in row.items() if isinstance(value, float)}, step),
         keep=True,
+        augment=partial(augment, asked),
     )
     report_flows(stage, classifier, validation)
     artifact.save(entry.MODELS / model, classifier, parent)

@@ -82,9 +82,25 @@ CASES = {
         "backbone.natural.purifier.wieght: unknown key (got 0.1). Did you mean 'weight'?",
     ),
     "a mask that keeps more than all": (
-        ("training: {kind: natural}", "training: {kind: natural}\n    augmentation: {kind: tv, keep: 1.5}"),
-        "backbone.natural.augmentation.keep: input should be less than or equal to 1 (got 1.5). "
+        ("training: {kind: natural}", "training: {kind: natural}\n    cleaned: {kind: tv, keep: 1.5}"),
+        "backbone.natural.cleaned.keep: input should be less than or equal to 1 (got 1.5). "
         "It is the share of pixels that a random mask keeps, above 0 and at most 1 (1: no mask).",
+    ),
+    "what augmentation was called before": (
+        ("training: {kind: natural}", "training: {kind: natural}\n    augmentation: {kind: tv}"),
+        "backbone.natural.augmentation: is a list now; copies that a purifier cleaned are `cleaned` (got {'kind': 'tv'}). Rename this key.",
+    ),
+    "an unknown augmentation": (
+        ("training: {kind: natural}", "training: {kind: natural}\n    augmentation: [{kind: flip}, {kind: corp}]"),
+        "backbone.natural.augmentation.1.kind: unknown kind of augmentations (got 'corp'). Did you mean 'crop'?",
+    ),
+    "a rate that rises twice": (
+        ("policy: one_cycle}", "policy: one_cycle, warmup: 2}"),
+        "backbone.natural.schedule.warmup: one_cycle rises by itself (got 2). Set it to 0, or choose another policy.",
+    ),
+    "smoothing of a loss that has none": (
+        ("{kind: pgd, steps: 5, step: 0.4}", "{kind: trades, smoothing: 0.1}"),
+        f"adversarial.pgd.training.smoothing: unknown key (got 0.1). {did_you_mean('smoothing', ['beta', 'steps', 'step'])}",
     ),
     "draws of a purifier that draws nothing": (
         ("training: {kind: natural}", "training: {kind: natural}\n    purifier: {kind: tv, inference_draws: 8}"),
@@ -499,3 +515,13 @@ def test_images_too_small_for_the_backbone():
     source = Source(Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])), None, ("a", "b"))
     with pytest.raises(Mistake, match=re.escape("backbone.channels: 4 halvings leave nothing of the image (got shape (1, 8, 8)). Give at")):
         choice.module.Backbone(choice.params, source.train.shape)
+
+
+def test_a_run_that_is_over_keeps_the_old_name_of_cleaned(tmp_path):
+    (path := tmp_path / "params.yaml").write_text(
+        RUN.replace("training: {kind: natural}", "augmentation: {kind: tv}\n    training: {kind: natural}", 1)
+    )
+    with pytest.raises(Mistake, match="Rename this key"):
+        params.load(path)
+    entry = params.load(path, recorded=True).backbone["natural"]
+    assert str(entry.cleaned) == "tv" and entry.augmentation is None

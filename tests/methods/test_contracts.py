@@ -42,8 +42,12 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("attacks", "surrogate"): {"rounds": 1, "points": 2, "width": 16},
     ("attacks", "square"): {"queries": 40},
     ("attacks", "transfer"): {"attacks": [{"kind": "pgd", "steps": 5}]},
+    ("augmentations", "cutout"): {"side": 4},
     ("backbones", "distribution"): {"of": small.CONVNET},
     ("backbones", "odenet"): {"channels": 8, "halvings": 1, "solver": {"steps": 2}},  # two halvings would leave 1x1 maps
+    ("backbones", "preact_resnet"): {"depth": 8, "width": 8},
+    ("backbones", "torchvision"): {"name": "shufflenet_v2_x0_5"},
+    ("backbones", "wide_resnet"): {"depth": 10, "widen": 1},
     ("backbones", "resnet"): {"depth": 8, "width": 8},
     ("heads", "sodef"): {"width": 16},
     ("heads", "ode"): {"width": 16},
@@ -51,6 +55,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("heads", "wnll"): {"width": 16, "template": 60},  # fewer than the images that the tests train on
 }
 FORMS = {
+    "cutout": [{}, {"fill": "zero"}],
     "apgd": [{}, {"loss": "dlr"}, {"loss": "dlr_targeted", "targets": 2}],
     "di2fgsm": [{}, {"momentum": 1.0}],
     "pgd": [{}, {"random_start": False, "momentum": 1.0}, {"restarts": 2}],
@@ -82,6 +87,8 @@ PURIFIERS = [(kind, form) for kind in kinds.kinds("purifiers") for form in FORMS
 ATTACKS = [(kind, form) for kind in kinds.kinds("attacks") for form in FORMS.get(kind, [{}])]
 parts = pytest.mark.parametrize(("family", "kind"), PARTS)
 purifiers = pytest.mark.parametrize(("kind", "form"), PURIFIERS, ids=[f"{kind}-{form}" for kind, form in PURIFIERS])
+AUGMENTATIONS = [(kind, form) for kind in kinds.kinds("augmentations") for form in FORMS.get(kind, [{}])]
+augmentations = pytest.mark.parametrize(("kind", "form"), AUGMENTATIONS, ids=[f"{kind}-{form}" for kind, form in AUGMENTATIONS])
 attacks = pytest.mark.parametrize(("kind", "form"), ATTACKS, ids=[f"{kind}-{form}" for kind, form in ATTACKS])
 balls = pytest.mark.parametrize("ball", [BALL, ThreatModel(norm="l2", eps=0.6)], ids=str)
 
@@ -123,6 +130,11 @@ def test_settings_survive_the_recipe(family, kind):
     """The tree in recipe.json gives the same settings back."""
     choice = chosen(family, kind)
     assert choose(family, choice.tree()) == choice
+
+
+def augmented(kind: str, form: dict, x, seed: int = 0):
+    choice = chosen("augmentations", kind, **form)
+    return choice.module.augment(choice.params, x, generator(seed, "augmentation"))
 
 
 # Backbones and heads ----------------------------------------------------------------------------------------------------------------------
@@ -306,6 +318,37 @@ def test_a_classifier_with_a_purifier_is_saved_and_loaded_bit_for_bit(kind, form
     assert torch.equal(loaded(x), model(x))
     assert not torch.equal(loaded(x), small.classifier().eval()(x))
     assert f"basin/methods/purifiers/{kind}.py" in recipe.read_recipe(tmp_path / "model")["sources"]
+
+
+# Augmentations ----------------------------------------------------------------------------------------------------------------------------
+
+
+@augmentations
+def test_an_augmentation_gives_as_many_images_of_the_same_size_and_range(kind, form, images):
+    x = images[0].repeat(4, 1, 1, 1)
+    for some in (x, x[:1], x[:, :, :5], x[..., :6].expand(-1, 3, -1, -1), torch.zeros_like(x), torch.ones_like(x)):
+        own = some.clone()
+        z = augmented(kind, form, some)
+        assert z.shape == some.shape and z.dtype == some.dtype and torch.equal(some, own)
+        assert z.min() >= 0 and z.max() <= 1
+    assert not torch.equal(augmented(kind, form, x), x)
+
+
+@augmentations
+def test_an_augmentation_is_a_function_of_its_generator_and_draws_for_each_image(kind, form, images):
+    before, x = torch.get_rng_state(), images[0][:1].expand(64, -1, -1, -1)
+    one, same, other = (augmented(kind, form, x, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert any(not torch.equal(z, one[0]) for z in one)
+
+
+@augmentations
+def test_an_augmentation_keeps_images_apart(kind, form, images):
+    """Under the same draws an image does not depend on those beside it."""
+    x = images[0]
+    mixed = torch.cat([x[:1], x[1:].flip(0)])
+    assert torch.equal(augmented(kind, form, mixed)[0], augmented(kind, form, x)[0])
 
 
 # Training methods -------------------------------------------------------------------------------------------------------------------------

@@ -271,7 +271,7 @@ def test_an_attack_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_pa
 
 
 PURIFIED = PARAMS.replace(
-    "hidden: 32}\n", "hidden: 32}\n    purifier: {kind: tv, iterations: 3}\n    augmentation: {kind: tv, keep: 0.5, iterations: 3}\n"
+    "hidden: 32}\n", "hidden: 32}\n    purifier: {kind: tv, iterations: 3}\n    cleaned: {kind: tv, keep: 0.5, iterations: 3}\n"
 )
 
 

@@ -16,6 +16,7 @@ from basin import checkpoint
 from basin.config import kinds
 from basin.config.schedule import Schedule
 from basin.errors import Mistake
+from basin.randomness import generator
 from basin.training import losses, optimise, pace
 from basin.training.batches import Batches
 from basin.training.phase import Phase
@@ -212,7 +213,7 @@ def test_batches_are_those_of_the_split(train):
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     assert batches.images.dtype == torch.uint8
     for rows, positions in zip(batches.split(order, 50), order.split(50), strict=True):
-        x, y = batches.at(rows)
+        x, y = batches.at(rows, generator(0, "draws"))
         assert torch.equal(x, train.floats(positions)) and torch.equal(y, train.labels[positions])
 
 

@@ -20,7 +20,7 @@ from pydantic_core import ValidationError
 from basin.config.settings import Settings, error_line
 from basin.errors import Mistake, did_you_mean
 
-FAMILIES = ("sources", "purifiers", "backbones", "heads", "training", "attacks")
+FAMILIES = ("sources", "augmentations", "purifiers", "backbones", "heads", "training", "attacks")
 METHODS = Path(__file__).parents[1] / "methods"
 LIGHT = {*sys.stdlib_module_names, "pydantic", "pydantic_core"}  # and basin.config, basin.errors: what settings may stand on
 
@@ -132,6 +132,7 @@ def _of(family: str) -> PlainValidator:
 
 
 _TREE = PlainSerializer(Choice.tree)
+AugmentationChoice = Annotated[Choice, _of("augmentations"), _TREE]
 PurifierChoice = Annotated[Choice, _of("purifiers"), _TREE]
 BackboneChoice = Annotated[Choice, _of("backbones"), _TREE]
 HeadChoice = Annotated[Choice, _of("heads"), _TREE]

@@ -4,15 +4,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, create_model, field_validator
-from pydantic_core import ValidationError
+from pydantic_core import PydanticCustomError, ValidationError
 
 from basin.config import names
 from basin.config.document import read
-from basin.config.kinds import BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, kinds, tables
+from basin.config.kinds import AugmentationChoice, BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, kinds, tables
 from basin.config.names import REGISTERED, STAGES
 from basin.config.schedule import Schedule
 from basin.config.settings import Settings
 from basin.config.splits import SplitSettings
+from basin.config.start import Weights
 from basin.config.suite import READY, Suite, ready
 from basin.config.threat import Threat
 from basin.errors import Mistake, did_you_mean
@@ -24,16 +25,27 @@ class Model(Settings):
     purifier: PurifierChoice | None = Field(
         None, description="what cleans an image first: a table with its kind, or null for that of the model below"
     )
-    augmentation: PurifierChoice | None = Field(
+    cleaned: PurifierChoice | None = Field(
         None, description="a purifier whose outputs are added to the training images: a table with its kind, or null for none"
+    )
+    augmentation: list[AugmentationChoice] | None = Field(
+        None, description="what each batch of training images goes through, in this order: a list of tables with their kinds, or null"
     )
     training: TrainingChoice = Field(description="the training method: a table with its kind")
 
+    @field_validator("augmentation", mode="before")
+    @classmethod
+    def _is_no_purifier(cls, augmentation: Any) -> Any:
+        if isinstance(augmentation, dict) and augmentation.get("kind") in kinds("purifiers"):
+            raise PydanticCustomError("renamed", "is a list now; copies that a purifier cleaned are `cleaned`. Rename this key.")
+        return augmentation
+
 
 class Backbone(Model):
-    """A backbone with a linear classifier, trained from fresh weights."""
+    """A backbone with a linear classifier, trained from fresh weights or from others."""
 
     backbone: BackboneChoice = Field(description="the feature extractor: a table with its kind")
+    weights: Weights | None = Field(None, description="a file of weights to start from and its digest, or null for fresh ones")
     schedule: Schedule = Field(description="epochs, batch, optimiser and learning rate")
 
 
@@ -167,12 +179,12 @@ class Config(Settings):
 
 
 def load(path: Path | str = "params.yaml", recorded: bool = False) -> Config:
-    """The config of a params file. `recorded`: of a run that is over, whose suites may have names that are ready-made today.
+    """The config of a params file. `recorded`: of a run that is over, whose names may be those of its day.
 
     Raises Mistake with every error in it.
     """
     path = Path(path)
-    raw = read(path)
+    raw = renamed(read(path)) if recorded else read(path)
     messages: list[str] = []
     try:
         config = Config.model_validate(raw)
@@ -182,6 +194,15 @@ def load(path: Path | str = "params.yaml", recorded: bool = False) -> Config:
     if messages:
         raise Mistake(*(f"{path}: {message}" for message in messages))
     return config
+
+
+def renamed(raw: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a run that is over, with the keys of today: `cleaned` was called `augmentation` up to 0.1."""
+    for stage in STAGES:
+        for entry in table.values() if isinstance(table := raw.get(stage), dict) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("augmentation"), dict):
+                entry["cleaned"] = entry.pop("augmentation")
+    return raw
 
 
 def _message(loc: tuple[str | int, ...], message: str, value: Any) -> str:

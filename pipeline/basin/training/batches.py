@@ -4,20 +4,23 @@ Images stay uint8 until a batch of them is gathered. Where the split takes more 
 host, and a batch goes over through pinned memory, without the host waiting for it. Which of the two it is does not change a bit.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from basin.data.splits import Split
 from basin.types import Images, Labels, Pixels
 
+Augment = Callable[[Images, torch.Generator], Images]
 MOST = 0.5  # of the free memory, which the split may take; the rest is for the model and its passes
 
 
 class Batches:
-    """Batches of a split on a device."""
+    """Batches of a split on a device; `augment` is what each goes through there."""
 
-    def __init__(self, train: Split, device: torch.device):
-        self.device = device
+    def __init__(self, train: Split, device: torch.device, augment: Augment = lambda images, draws: images):
+        self.device, self.augment = device, augment
         self.labels = train.labels.to(device)
         self.images = train.images.to(device) if fits(train.images, device) else train.images
 
@@ -28,11 +31,10 @@ class Batches:
         """The positions of each batch, where the images are. One copy an epoch."""
         return list(order.to(self.images.device).split(size))
 
-    def at(self, rows: Tensor) -> tuple[Images, Labels]:
-        """The images and labels at `rows`, a part of what `split` gave."""
+    def at(self, rows: Tensor, draws: torch.Generator) -> tuple[Images, Labels]:
+        """The images, augmented, and labels at `rows`, a part of what `split` gave."""
         pixels = self.images[rows] if self.images.device == self.device else self._over(rows)
-        # An augmentation drawn anew in each epoch belongs here: after the gather, on the device, from the draws of the epoch.
-        return pixels.float().div_(255), self.labels[rows.to(self.device, non_blocking=True)]
+        return self.augment(pixels.float().div_(255), draws), self.labels[rows.to(self.device, non_blocking=True)]
 
     def _over(self, rows: Tensor) -> Pixels:
         pinned = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from basin import checkpoint
@@ -24,11 +25,12 @@ from basin.data.splits import Split
 from basin.models.classifier import Classifier
 from basin.randomness import drawing, generator
 from basin.training.averaging import Mean, copied, measure_statistics
-from basin.training.batches import Batches
+from basin.training.awp import Perturbed
+from basin.training.batches import Augment, Batches
 from basin.training.losses import Losses
 from basin.training.optimisers import SGD, Adam
 from basin.training.pace import Paced
-from basin.training.phase import Phase, each
+from basin.training.phase import Phase
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]  # one epoch of the history: phase, epoch, loss, accuracy, and robust if a phase watches it
@@ -69,6 +71,7 @@ class Work:
         self.phase, self.best, self.paced = phase, saved.get("best", {}), paced
         self.parameters = phase.parameters()
         self.optimiser = build(phase.schedule, self.parameters)
+        self.perturbed = Perturbed(phase.schedule.awp, self.parameters)
         self.mean = Mean(phase.schedule.average, self.parameters)
         if saved:
             _load_optimiser(self.optimiser, saved["optimiser"])
@@ -85,7 +88,10 @@ class Work:
             group["lr"] = rate
         self.optimiser.zero_grad()
         loss.backward()
+        self.perturbed.undo()
         gather(loss, [parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        if self.phase.schedule.clip:
+            clip_grad_norm_(self.parameters, self.phase.schedule.clip)
         self.optimiser.step()
         self.phase.retract()
         self.mean.after_step()
@@ -113,16 +119,18 @@ def run(
     path: Path,
     watch: Callable[[int, Row], None] = lambda step, row: None,
     keep: bool = False,
+    augment: Augment = lambda images, draws: images,
 ) -> list[Row]:
     """Run the phases on `model` in place and return the history, one row an epoch.
 
     `accuracy()` measures the model on held-out images after each epoch, `accuracy(n)` on n of them under attack where a phase watches
     that; `purpose` = (seed, model name) seeds every draw; the checkpoint at `path` is read if it is there and removed at the end, or,
-    with `keep`, left for the caller to remove when the model is on disk; `watch` sees each new row and its number in the history, from 1.
+    with `keep`, left for the caller to remove when the model is on disk; `watch` sees each new row and its number in the history, from 1;
+    `augment` is what a batch of training images goes through before a loss sees it, and nothing else does.
     Raises Mistake on a loss that is not finite; the checkpoint of the last good epoch stays.
     """
     done, saved = _restore(path, model, phases)
-    batches = Batches(train, next(model.parameters()).device)
+    batches = Batches(train, next(model.parameters()).device, augment)
     refresh(model, train)
     for i, phase in enumerate(phases[done.phase :], start=done.phase):
         where = f"{purpose[1]}, phase {phase.name}"
@@ -193,7 +201,8 @@ def _epoch(model: Classifier, work: Work, epoch: int, batches: Batches, purpose:
         work.align()
         for step, rows in enumerate(split := batches.split(order, phase.schedule.batch)):
             rate = phase.schedule.rate_at(epoch * len(split) + step, phase.schedule.epochs * len(split))
-            for loss in each(phase.loss(*batches.at(rows), draws)):
+            evaluate = partial(phase.loss, *batches.at(rows, draws), draws)
+            for loss in work.perturbed.losses(evaluate, epoch, draws):
                 work.step(loss + phase.penalty() / len(order), rate, partial(losses.add, step + 1, len(rows), rate))
     work.mean.after_epoch(epoch, phase.schedule.epochs)
     work.optimiser.zero_grad()

@@ -143,7 +143,7 @@ class Head(Substitutable):
         if (last := int(self.index.max())) >= len(train):
             raise Mistake(
                 f"head.template: holds more images, or others, than there are to train on (got image {last} of {len(train)}). Lower "
-                "template, or give this model the `augmentation` that its head was trained with."
+                "template, or give this model the `cleaned` that its head was trained with."
             )
         model.eval()
         device, rows = self.features.device, self.index.cpu()

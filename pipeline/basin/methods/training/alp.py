@@ -15,6 +15,7 @@ from basin.config.settings import Settings
 from basin.methods.attacks import pgd
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target
+from basin.training.awp import found
 from basin.types import Images, Labels, Network
 
 
@@ -26,6 +27,6 @@ class Params(Settings):
 
 def loss(params: Params, network: Network, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
     inner = pgd.Params(steps=params.steps, step=params.step)
-    x = pgd.ascend(inner, Target(network, threat), images, labels, generator)
+    x = found(lambda: pgd.ascend(inner, Target(network, threat), images, labels, generator), generator)
     z, z_x = network(images), network(x)
     return (cross_entropy(z, labels) + cross_entropy(z_x, labels)) / 2 + params.lambda_ * mse_loss(z, z_x)

@@ -7,6 +7,7 @@ The network sees x + delta_k before and after it changes, and with m = 1 nothing
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -15,12 +16,14 @@ from torch.nn.functional import cross_entropy
 
 from basin.config.settings import Settings
 from basin.threat.ball import ThreatModel
+from basin.training.awp import found
 from basin.types import Images, Labels, Network
 
 
 class Params(Settings):
     replays: int = Field(8, ge=1, description="a positive number m of optimiser steps on each batch (the paper: 8 on CIFAR, 4 on ImageNet)")
     step: float = Field(1.0, gt=0, description="positive step length alpha as a share of the radius (the paper: 1)")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="the share of a label, below 1, that all classes get")
 
 
 def loss(
@@ -30,6 +33,11 @@ def loss(
     x = images
     for _ in range(params.replays):
         x = x.detach().requires_grad_()
-        yield cross_entropy(network(x), labels)
-        assert x.grad is not None
-        x = threat.project(x + params.step * threat.eps * threat.steepest(x.grad), images)
+        yield cross_entropy(network(x), labels, label_smoothing=params.smoothing)
+        x = found(partial(moved, params, x, images, threat), generator)
+
+
+def moved(params: Params, x: Images, images: Images, threat: ThreatModel) -> Images:
+    """A step along the gradient that the images hold."""
+    assert x.grad is not None
+    return threat.project(x + params.step * threat.eps * threat.steepest(x.grad), images)

@@ -15,6 +15,7 @@ from basin.config.settings import Settings
 from basin.methods.attacks import pgd
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target
+from basin.training.awp import found
 from basin.types import Images, Labels, Network
 
 TINY = 1e-12  # keeps the logarithm of a vanishing probability finite
@@ -28,7 +29,7 @@ class Params(Settings):
 
 def loss(params: Params, network: Network, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
     inner = pgd.Params(steps=params.steps, step=params.step)
-    x = pgd.ascend(inner, Target(network, threat), images, labels, generator)
+    x = found(lambda: pgd.ascend(inner, Target(network, threat), images, labels, generator), generator)
     log_p, log_p_x = log_softmax(network(images), 1), log_softmax(network(x), 1)
     y = labels[:, None]
     runner_up = log_p_x.exp().scatter(1, y, 0).amax(1)

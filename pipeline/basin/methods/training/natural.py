@@ -1,6 +1,7 @@
 """Natural training: cross-entropy on the images as they are."""
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -10,9 +11,9 @@ from basin.types import Images, Labels, Network
 
 
 class Params(Settings):
-    pass
+    smoothing: float = Field(0.0, ge=0, lt=1, description="the share of a label, below 1, that all classes get")
 
 
 def loss(params: Params, network: Network, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
     """L = mean CE(network(x), y)."""
-    return cross_entropy(network(images), labels)
+    return cross_entropy(network(images), labels, label_smoothing=params.smoothing)

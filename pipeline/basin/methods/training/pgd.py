@@ -13,12 +13,14 @@ from basin.config.settings import Settings
 from basin.methods.attacks import pgd
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target
+from basin.training.awp import found
 from basin.types import Images, Labels, Network
 
 
 class Params(Settings):
     steps: int = Field(5, ge=1, description="a positive number of attack steps for each batch")
     step: float = Field(0.4, gt=0, description="positive step length as a share of the radius")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="the share of a label, below 1, that all classes get; not in the attack")
     eps_ratio: float = Field(1.0, gt=0, description="positive training radius as a multiple of the threat model's")
 
 
@@ -26,4 +28,5 @@ def loss(params: Params, network: Network, images: Images, labels: Labels, threa
     """L = mean CE(network(x'), y), x' found from a random start."""
     inner = pgd.Params(steps=params.steps, step=params.step, restarts=1)
     target = Target(network, threat.of_radius(params.eps_ratio * threat.eps))
-    return cross_entropy(network(pgd.ascend(inner, target, images, labels, generator)), labels)
+    x = found(lambda: pgd.ascend(inner, target, images, labels, generator), generator)
+    return cross_entropy(network(x), labels, label_smoothing=params.smoothing)

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from basin.config.settings import Settings
 from basin.threat.ball import ThreatModel
 from basin.threat.target import gradient
+from basin.training.awp import found
 from basin.types import Images, Labels, Logits, Network, PerImage
 
 START = 1e-3  # standard deviation of the start, as in the authors' code
@@ -41,6 +42,6 @@ def ascend(params: Params, network: Network, images: Images, threat: ThreatModel
 
 
 def loss(params: Params, network: Network, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
-    x = ascend(params, network, images, threat, generator)
+    x = found(lambda: ascend(params, network, images, threat, generator), generator)
     z = network(images)
     return cross_entropy(z, labels) + params.beta * divergence(z, network(x)).mean()

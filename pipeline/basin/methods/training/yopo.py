@@ -14,6 +14,7 @@ first module with parameters to return. What goes round it, as a shortcut does, 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from basin.config.settings import Settings
 from basin.errors import Mistake
 from basin.threat.ball import ThreatModel
 from basin.threat.target import cross_entropy_each
+from basin.training.awp import found
 from basin.types import Images, Labels, Network, PerImage
 
 
@@ -80,15 +82,21 @@ def slope(network: Network, x: Images, p: Tensor) -> Images:
     return torch.autograd.grad(f_0[0], x, p)[0]
 
 
+def moved(params: Params, network: Network, x: Images, images: Images, threat: ThreatModel, f_0: Tensor, losses: PerImage) -> Images:
+    """n steps through the first layer from x, whose f_0 and losses these are."""
+    (p,) = torch.autograd.grad(losses.sum(), f_0, retain_graph=True)
+    for _ in range(params.n):
+        x = threat.project(x + params.step * threat.eps * threat.steepest(slope(network, x, p)), images)
+    return x
+
+
 def loss(params: Params, network: Network, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
     """L, whose gradient is the mean over j of the weight gradients that the paper adds up."""
     x = threat.random_point(images, generator)
     f_0, losses = whole(network, x, labels)
     means = []
     for _ in range(params.m):
-        (p,) = torch.autograd.grad(losses.sum(), f_0, retain_graph=True)
-        for _ in range(params.n):
-            x = threat.project(x + params.step * threat.eps * threat.steepest(slope(network, x, p)), images)
+        x = found(partial(moved, params, network, x, images, threat, f_0, losses), generator)
         f_0, losses = whole(network, x, labels)
         means.append(losses.mean())
     return torch.stack(means).mean()
