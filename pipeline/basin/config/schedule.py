@@ -28,8 +28,10 @@ class Stopping(Settings):
 class Perturbation(Settings):
     """The step that the weights take against the loss before each step down (basin/training/awp.py)."""
 
-    gamma: float = Field(0.005, ge=0, description="its length as a share of each layer's norm, 0 for none (the paper: 0.005)")
-    warmup: int = Field(0, ge=0, description="the epochs before the first of it, 0 or above (the paper: 10 with TRADES)")
+    gamma: float = Field(
+        0.005, ge=0, description="its length over each layer's norm, 0 for none (authors: 0.01 with PGD, 0.005 with TRADES)"
+    )
+    warmup: int = Field(0, ge=0, description="the epochs before the first of it, 0 or above (the authors: 10 with TRADES)")
 
 
 class Schedule(Settings):
