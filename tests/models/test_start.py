@@ -64,9 +64,13 @@ def test_pretrained_weights_come_with_their_normalisation(tmp_path, monkeypatch)
     name = "shufflenet_v2_x0_5"
     given = models.get_model(name, weights=None)
     (cache := tmp_path / "hub/checkpoints").mkdir(parents=True)
-    torch.save(given.state_dict(), cache / models.get_model_weights(name).DEFAULT.url.rpartition("/")[2])
+    cached = cache / models.get_model_weights(name).DEFAULT.url.rpartition("/")[2]
+    torch.save(given.state_dict(), cached)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     choice = choose("backbones", {"kind": "torchvision", "name": name, "pretrained": True})
+    with pytest.raises(Mistake, match=rf"^{cached}: not the file that torchvision published \(got another digest than .*\)\. Remove it\.$"):
+        choice.module.start(choice.params)
+    monkeypatch.setattr(choice.module, "check_cached", lambda url: None)  # these are not the published ones
     began, mine = choice.module.start(choice.params), classifier(choice.tree())
     assert began.mean == [0.485, 0.456, 0.406] and began.std == [0.229, 0.224, 0.225]
     start.put(began, mine)

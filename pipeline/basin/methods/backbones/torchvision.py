@@ -5,6 +5,8 @@ normalisation that belongs to them. Grey images are given to all three channels.
 torch's global generator, which would make a run that was interrupted another one.
 """
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +78,14 @@ def check(network: nn.Module, name: str, shape: ImageShape) -> None:
     network.train()
 
 
+def check_cached(url: str) -> None:
+    """What was downloaded before is read only where it has the digest in its name; torch compares that of a new download alone."""
+    name = url.rpartition("/")[2]
+    path, digest = Path(torch.hub.get_dir()) / "checkpoints" / name, name.rpartition("-")[2].partition(".")[0]
+    if path.is_file() and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest):
+        raise Mistake(f"{path}: not the file that torchvision published (got another digest than {digest}...). Remove it.")
+
+
 def start(params: Params) -> Start | None:
     """torchvision's own weights and normalisation, where they are asked for."""
     if not params.pretrained:
@@ -87,6 +97,7 @@ def start(params: Params) -> Start | None:
     network(params.name)  # raises where there is none
     weights = models.get_model_weights(params.name).DEFAULT
     preset: Any = weights.transforms()
+    check_cached(weights.url)
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except OSError as error:
