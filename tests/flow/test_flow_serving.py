@@ -24,7 +24,7 @@ from basin.repro import slots
 
 pytestmark = pytest.mark.slow
 LONG = "stages:\n  long:\n    cmd: python steps.py\n    outs: [out]\n"
-# Forty steps of half a second, and on while there is a file `hold`. The checkpoint is the number of those done, `steps` the list of all that
+# Forty steps of half a second, and on while there is a file `hold`. The checkpoint is how many are done, `steps` the list of all that
 # were begun.
 STEPS = """
 import os, time
