@@ -32,4 +32,4 @@ def loss(
         x = x.detach().requires_grad_()
         yield cross_entropy(network(x), labels)
         assert x.grad is not None
-        x = threat.project(x + params.step * threat.eps * threat.steepest(x.grad), images)
+        x = threat.project(x + params.step * threat.eps * threat.steepest(x.grad, x.detach()), images)

@@ -88,7 +88,7 @@ def loss(params: Params, network: Network, images: Images, labels: Labels, threa
     for _ in range(params.m):
         (p,) = torch.autograd.grad(losses.sum(), f_0, retain_graph=True)
         for _ in range(params.n):
-            x = threat.project(x + params.step * threat.eps * threat.steepest(slope(network, x, p)), images)
+            x = threat.project(x + params.step * threat.eps * threat.steepest(slope(network, x, p), x), images)
         f_0, losses = whole(network, x, labels)
         means.append(losses.mean())
     return torch.stack(means).mean()
