@@ -205,7 +205,7 @@ def _in_ball(
     share: Tensor,
     before: Tensor,
 ) -> Images:
-    """The best point of Algorithm 1 in one ball; `share` of the pixels moved at first, `before` that of those that the start has changed."""
+    """The best point of Algorithm 1 in one ball; a `share` of the pixels moves at first, where `before` had been changed."""
     x_max, (g, f_max) = x, seen(x)
     g_max, eta = g, torch.full((len(x), 1, 1, 1), float(ball.eps), device=x.device)
     every = max(int(EVERY * steps), 1)

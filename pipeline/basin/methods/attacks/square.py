@@ -9,7 +9,7 @@ it in the first:
     nu' = rho eta + nu_{W1,i} / ||nu_{W1,i}||        rho in {-1, 1}, for each channel i
     nu_{W1,i} <- nu' / ||nu'|| sqrt(||nu_{W1 u W2,i}||^2 + (eps^2 - ||nu||^2) / c),    nu_{W2 - W1} <- 0
 
-L1 (Croce & Hein 2021, arXiv 2103.01208): the same, L1 norms in the place of L2's and no squares in the sum, and the nearest point of the ball.
+L1 (Croce & Hein 2021, arXiv 2103.01208): the same with L1 norms and no squares in the sum, then the nearest point of the ball.
 
 The squares' share p of the image shrinks with the queries. A broken image is queried no further.
 """
