@@ -68,7 +68,7 @@ class Linear(nn.Module):
         """min over j of (z_y - z_j) / ||w_y - w_j||_*, the distance to the nearest other class; * is the dual norm."""
         z = self(x)
         gaps = z.gather(1, y[:, None]) - z
-        widths = (self.W[y][:, None] - self.W[None]).norm({"linf": 1, "l2": 2}[norm], dim=2)
+        widths = (self.W[y][:, None] - self.W[None]).norm({"linf": 1, "l2": 2, "l1": torch.inf}[norm], dim=2)
         return (gaps / widths).scatter(1, y[:, None], torch.inf).amin(1)
 
 

@@ -177,7 +177,7 @@ CASES = {
     ),
     "unknown norm": (
         ("norm: linf\n", "norm: l3\n"),
-        "threat.norm: input should be 'linf' or 'l2' (got 'l3'). It is norm of the perturbation, linf or l2.",
+        "threat.norm: input should be 'linf', 'l2' or 'l1' (got 'l3'). It is norm of the perturbation, linf, l2 or l1.",
     ),
     "unknown solver": (
         ("method: rk4", "method: rk5"),

@@ -78,7 +78,7 @@ def evaluate(
     target: Annotated[str, typer.Argument(help="models:/NAME@ALIAS | a model folder | FILE.py:FUNCTION that returns an nn.Module")],
     data: Annotated[str, typer.Option(help="a prepared folder | an .npz of images and labels | a folder of images")],
     eps: Annotated[str, typer.Option(help="radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")],
-    norm: Annotated[str, typer.Option(help="linf | l2")] = "linf",
+    norm: Annotated[str, typer.Option(help="linf | l2 | l1")] = "linf",
     suite: Annotated[str, typer.Option(help="quick | standard | autoattack | adaptive")] = "adaptive",
     images: Annotated[int | None, typer.Option(min=1, help="how many images, with the classes in proportion; all by default")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,

@@ -33,7 +33,7 @@ def attach(app: typer.Typer) -> None:
 
 def models(
     data: Annotated[str | None, typer.Option(help="kind of the data set, e.g. digits")] = None,
-    norm: Annotated[str | None, typer.Option(help="of the threat that they were attacked with: linf | l2")] = None,
+    norm: Annotated[str | None, typer.Option(help="of the threat that they were attacked with: linf | l2 | l1")] = None,
     eps: Annotated[str | None, typer.Option(help="its radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")] = None,
     min_robust: Annotated[float, typer.Option(help="worst-case robust accuracy of at least, 0 to 1")] = 0.0,
     min_clean: Annotated[float, typer.Option(help="clean accuracy of at least, 0 to 1")] = 0.0,

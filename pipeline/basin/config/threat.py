@@ -14,7 +14,7 @@ LOW, HIGH = 0.0, 1.0  # the pixel range; an attacked image stays inside it
 class Threat(Settings):
     """A norm and a radius."""
 
-    norm: Literal["linf", "l2"] = Field(description="norm of the perturbation, linf or l2")
+    norm: Literal["linf", "l2", "l1"] = Field(description="norm of the perturbation, linf, l2 or l1")
     eps: Radius = Field(
         description="radius in pixels scaled to [0, 1], above 0 and, in linf, at most 1; eight grey levels are written 8/255"
     )

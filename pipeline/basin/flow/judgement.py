@@ -39,7 +39,7 @@ def judge(job: Stage, options: list[str], guards: Guards, slot: slots.Taken) -> 
 def evaluate(
     target: Text,
     data: Text = "data/prepared",
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Literal["linf", "l2", "l1"] = "linf",
     eps: Radius = "8/255",
     suite: Literal["quick", "standard", "autoattack", "adaptive"] = "adaptive",
     images: Images | None = None,

@@ -16,7 +16,7 @@ from basin.errors import THEIRS
 from basin.threat.target import gradient
 from basin.types import Images, Logits, Network
 
-NORM = {"linf": "Linf", "l2": "L2"}  # a threat model's norm, as pyautoattack spells it
+NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # a threat model's norm, as pyautoattack spells it
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def follow(target: Target, steps: Iterable[Step], x: Images, clean: Images, labe
         best.offer(x, logits, labels[rows], rows)
         holds = ~best.broken[rows]
         rows, x, g = rows[holds], x[holds], g[holds]
-        x = target.threat.project(x + eta * target.threat.eps * target.threat.steepest(g), clean[rows])
+        x = target.threat.project(x + eta * target.threat.eps * target.threat.steepest(g, x), clean[rows])
     with torch.no_grad():
         if len(rows):
             best.offer(x, target.network(x), labels[rows], rows)

@@ -5,6 +5,14 @@
 
 At checkpoints w_j the step is halved and the search goes back to its best point, where the loss rose in fewer than rho of the last
 steps, or neither step nor best loss changed since the checkpoint before. s is the sign in L-infinity, g / ||g|| in L2.
+
+L1 (Croce & Hein 2021, arXiv 2103.01208, Algorithm 1): balls of radius r = 3 eps, 2 eps, eps follow one another, and in each
+
+    x_{k+1} = P_r(x_k + eta_k s_k)        s_k the signs of the largest K_k pixels of grad f(x_k), over K_k; K_0 = d / 5, eta_0 = r
+
+Every few steps K becomes ||x_max - x||_0 / 1.5. Where x_max has lost a twentieth of its pixels since then, the search goes back to it with
+eta = r; elsewhere eta is divided by 1.5, down to r / 10.
+
 Targets are tried likeliest first, or by MALT (Melamed et al. 2024, arXiv 2407.02240): nearest first, where the nearest is that of the
 smallest (z_y - z_t) / ||grad (z_y - z_t)||_q at the image, q the dual norm, which is its distance if the network were linear.
 Losses: `ce`; `dlr` and `dlr_targeted` (equations 6 and 7), which do not change when the logits are scaled, and on fewer classes than they
@@ -19,11 +27,15 @@ from pydantic import Field
 from torch import Tensor
 
 from basin.config.settings import Settings
+from basin.threat import l1
+from basin.threat.ball import ThreatModel
 from basin.threat.target import Incumbent, Target, cross_entropy_each, gradient, margin
 from basin.types import Images, Labels, PerImage
 
 SEARCHES = True
 ALPHA, RHO = 0.75, 0.75
+RADII = ((3, 0.3), (2, 0.3), (1, 0.4))  # in L1: of each ball the radius, in those asked for, and the share of the steps
+SPARSER, FEWER_PIXELS, SHORTEST, EVERY = 1.5, 0.95, 10, 0.04  # of its rule
 CANDIDATES = 100  # target classes among which the nearest are looked for, likeliest first (MALT)
 
 
@@ -59,7 +71,8 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
         for _ in range(params.restarts):
             rows = (~best.broken).nonzero().flatten()
             if len(rows):
-                _run(params.steps, loss(rows), target, images[rows], labels[rows], generator, best, rows)
+                run = _run_l1 if target.threat.norm == "l1" else _run
+                run(params.steps, loss(rows), target, images[rows], labels[rows], generator, best, rows)
     return best.points
 
 
@@ -81,7 +94,7 @@ def distances(target: Target, images: Images, labels: Labels, others: Tensor) ->
     far = []
     for t in others.T:
         g, f, _ = gradient(target.network, images, labels, lambda z, y, t=t: margin_targeted(z, y, t))  # type: ignore[misc]
-        far.append(-f / g.flatten(1).norm(p=1 if target.threat.norm == "linf" else 2, dim=1))
+        far.append(-f / target.threat.dual(g))
     return torch.stack(far, 1).nan_to_num(torch.inf)
 
 
@@ -151,3 +164,66 @@ def _run(
             eta = torch.where(stuck, eta / 2, eta)
             back = stuck.view(column)
             x, g, f = torch.where(back, x_max, x), torch.where(back, g_max, g), torch.where(stuck, f_max, f)
+
+
+def _run_l1(
+    steps: int,
+    loss: Callable[[Tensor, Labels], PerImage],
+    target: Target,
+    clean: Images,
+    labels: Labels,
+    generator: torch.Generator,
+    best: Incumbent,
+    rows: Tensor,
+) -> None:
+    """One run in L1, from ball to ball; what is met in the last is offered to `best`."""
+    threat = target.threat
+    x = threat.of_radius(RADII[0][0] * threat.eps).random_point(clean, generator)
+    share = torch.full((len(clean), 1), l1.SPARSE, device=clean.device)
+    before = torch.full_like(share, 1.0)
+    lengths = [int(part * steps) for _, part in RADII[:-1]]
+    for (radius, _), length in zip(RADII, [*lengths, steps - sum(lengths)]):
+        ball = threat.of_radius(radius * threat.eps)
+
+        def seen(x: Images, last: bool = radius == 1) -> tuple[Tensor, PerImage]:
+            g, f, logits = gradient(target.network, x, labels, loss)
+            if last:
+                best.offer(x, logits, labels, rows)
+            return g, f
+
+        x = _in_ball(ball, ball.project(x, clean), clean, seen, length, share, before)
+        before = _pixels(x, clean)
+        share = before / SPARSER
+
+
+def _in_ball(
+    ball: ThreatModel,
+    x: Images,
+    clean: Images,
+    seen: Callable[[Images], tuple[Tensor, PerImage]],
+    steps: int,
+    share: Tensor,
+    before: Tensor,
+) -> Images:
+    """The best point of Algorithm 1 in one ball; a `share` of the pixels moves at first, where `before` had been changed."""
+    x_max, (g, f_max) = x, seen(x)
+    g_max, eta = g, torch.full((len(x), 1, 1, 1), float(ball.eps), device=x.device)
+    every = max(int(EVERY * steps), 1)
+    for k in range(1, steps + 1):
+        s = l1.unit(l1.largest(l1.movable(g, x), share).sign())
+        x = ball.project(x + eta * s, clean)
+        g, f = seen(x)
+        up = (f > f_max).view(-1, 1, 1, 1)
+        x_max, g_max, f_max = torch.where(up, x, x_max), torch.where(up, g, g_max), torch.maximum(f, f_max)
+        if k % every == 0:
+            now = _pixels(x_max, clean)
+            back = (now < FEWER_PIXELS * before).view(-1, 1, 1, 1)
+            share, before = now / SPARSER, now
+            eta = torch.where(back, ball.eps, (eta / SPARSER).clamp_min(ball.eps / SHORTEST))
+            x, g = torch.where(back, x_max, x), torch.where(back, g_max, g)
+    return x_max
+
+
+def _pixels(x: Images, clean: Images) -> Tensor:
+    """[n, 1]: the share of pixels that differ."""
+    return (x != clean).flatten(1).to(x.dtype).mean(1, keepdim=True)

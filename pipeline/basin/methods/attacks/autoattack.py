@@ -109,6 +109,7 @@ def _suite(params: Params, target: Target, network: Network, seed: int, device: 
     suite.verbose = False
     suite.apgd.logger = suite.apgd_targeted.logger = _silent()  # says for each batch what basin/evaluation/diagnostics.py says once
     suite._set_version(params.version)
+    suite.apgd.use_largereps = suite.apgd_targeted.use_largereps = threat.norm == "l1"  # in `standard` alone by itself
     return suite
 
 

@@ -54,7 +54,7 @@ def _step(target: Target, x: Images, clean: Images, labels: Labels, k: int, draw
     """(x_{k+1}, queries an image) from x_k."""
     threat, d = target.threat, target.threat.distance(x, clean)
     delta = torch.full_like(d, FIRST_DELTA) if k == 1 else d / clean[0].numel()
-    v = threat.steepest(_normal(target, x, labels, column(delta), draws, generator))
+    v = threat.steepest(_normal(target, x, labels, column(delta), draws, generator), x)
     xi, y, asked = d / math.sqrt(k), x.clone(), 0
     left = torch.arange(len(x), device=x.device)
     while len(left) and asked < 20:  # a step of d / 2^20 is none

@@ -1,7 +1,7 @@
 """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083). White-box, restarts x (steps + 1) gradients.
 
     g_{k+1} = mu g_k + grad_k / mean |grad_k|        grad_k = d CE / d x_k; with mu = 0, PGD, g_{k+1} = grad_k
-    x_{k+1} = P(x_k + alpha s(g_{k+1}))              s(g) = sign g in L-infinity, g / ||g|| in L2
+    x_{k+1} = P(x_k + alpha s(g_{k+1}))              s(g) = sign g in L-infinity, g / ||g|| in L2, sparse in L1
 
 x_0 is a random point of the ball, or the image. Of all points visited the best is returned. From the image: one step of length 1 is FGSM;
 more are I-FGSM or BIM (Kurakin et al. 2017, arXiv 1607.02533); with mu = 1, MI-FGSM (Dong et al. 2018, arXiv 1710.06081).
@@ -35,7 +35,7 @@ def ascend(
         if best is not None:
             best.offer(x, logits, labels)
         v = accumulate(params.momentum, v, g)
-        x = threat.project(x + params.step * threat.eps * threat.steepest(v), images)
+        x = threat.project(x + params.step * threat.eps * threat.steepest(v, x), images)
     return x
 
 

@@ -26,7 +26,9 @@ class Params(Settings):
     steps: int = Field(100, ge=1, description="a positive number of steps")
     samples: int = Field(128, ge=1, description="a positive number n of directions a step, two queries each")
     delta: float = Field(0.01, gt=0, description="positive distance of the queries in each pixel, on pixels scaled to [0, 1]")
-    rate: float = Field(0.3, gt=0, description="positive rate of Adam, as a share of what each pixel may change where all change alike")
+    rate: float = Field(
+        0.3, gt=0, description="positive rate of Adam, as a share of what each pixel may change where all change alike; in L1 of the radius"
+    )
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
@@ -42,8 +44,11 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
             g = estimate(params, target, x[rows], labels[rows], generator)
             m[rows] = BETA1 * m[rows] + (1 - BETA1) * g
             s[rows] = BETA2 * s[rows] + (1 - BETA2) * g**2
-            step = m[rows] / (1 - BETA1**t) / ((s[rows] / (1 - BETA2**t)).sqrt() + TINY)
-            x[rows] = threat.project(x[rows] - alpha[rows] * step, images[rows])
+            if threat.norm == "l1":  # there it counts which pixels matter most, which Adam evens out
+                step = params.rate * threat.eps * threat.steepest(-m[rows], x[rows])
+            else:
+                step = -alpha[rows] * m[rows] / (1 - BETA1**t) / ((s[rows] / (1 - BETA2**t)).sqrt() + TINY)
+            x[rows] = threat.project(x[rows] + step, images[rows])
             best.offer(x[rows], target.network(x[rows]), labels[rows], rows)
     return best.points
 

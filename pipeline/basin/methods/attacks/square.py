@@ -9,6 +9,8 @@ it in the first:
     nu' = rho eta + nu_{W1,i} / ||nu_{W1,i}||        rho in {-1, 1}, for each channel i
     nu_{W1,i} <- nu' / ||nu'|| sqrt(||nu_{W1 u W2,i}||^2 + (eps^2 - ||nu||^2) / c),    nu_{W2 - W1} <- 0
 
+L1 (Croce & Hein 2021, arXiv 2103.01208): the same with L1 norms and no squares in the sum, then the nearest point of the ball.
+
 The squares' share p of the image shrinks with the queries. A broken image is queried no further.
 """
 
@@ -24,6 +26,7 @@ from basin.threat.target import Incumbent, Target, margin
 from basin.types import Images, Labels, PerImage
 
 BLACK_BOX = True
+ORDER = {"l2": 2, "l1": 1}
 
 
 class Params(Settings):
@@ -34,8 +37,8 @@ class Params(Settings):
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     threat, best = target.threat, target.incumbent(images)
-    start, propose = {"linf": (_stripes, _repaint), "l2": (_tiles, _gather)}[threat.norm]
-    x = threat.project(images + threat.eps * start(images, generator), images)
+    start, propose = {"linf": (_stripes, _repaint), "l2": (_tiles, _gather), "l1": (_tiles, _gather)}[threat.norm]
+    x = start(images, threat, generator)
     margins = _ask(target, x, labels, best, torch.arange(len(images), device=images.device))
     for query in range(1, params.queries):
         rows = (~best.broken).nonzero().flatten()
@@ -78,8 +81,8 @@ def _window(x: Images, side: int, generator: torch.Generator) -> tuple[Tensor, T
 # L-infinity -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _stripes(images: Images, generator: torch.Generator) -> Tensor:
-    return _signs((*images.shape[:2], 1, images.shape[3]), generator)
+def _stripes(images: Images, threat: ThreatModel, generator: torch.Generator) -> Images:
+    return threat.project(images + threat.eps * _signs((*images.shape[:2], 1, images.shape[3]), generator), images)
 
 
 def _repaint(x: Images, clean: Images, threat: ThreatModel, p: float, generator: torch.Generator) -> Images:
@@ -90,11 +93,11 @@ def _repaint(x: Images, clean: Images, threat: ThreatModel, p: float, generator:
     return torch.where(inside, painted, x)
 
 
-# L2 ---------------------------------------------------------------------------------------------------------------------------------------
+# L2 and L1 --------------------------------------------------------------------------------------------------------------------------------
 
 
-def _tiles(images: Images, generator: torch.Generator) -> Tensor:
-    """A grid of 5 x 5 bumps, each with a sign of its own; of unit norm."""
+def _tiles(images: Images, threat: ThreatModel, generator: torch.Generator) -> Images:
+    """A grid of 5 x 5 bumps, each with a sign of its own; of norm eps."""
     n, c, h, w = images.shape
     side = max(min(h, w) // 5, 1)
     rows, columns = h // side, w // side
@@ -104,12 +107,13 @@ def _tiles(images: Images, generator: torch.Generator) -> Tensor:
     top, left = (h - rows * side) // 2, (w - columns * side) // 2
     start = torch.zeros_like(images)
     start[:, :, top : top + rows * side, left : left + columns * side] = tiles
-    return start / _norm(start, (1, 2, 3))
+    return threat.project(images + threat.eps * start / _norm(start, (1, 2, 3), ORDER[threat.norm]), images)
 
 
 def _gather(x: Images, clean: Images, threat: ThreatModel, p: float, generator: torch.Generator) -> Images:
     """Algorithm 3: the norm of two squares and the unused one, gathered in the first of them. Each channel has a sign of its own."""
     n, c, h, w = x.shape
+    q = ORDER[threat.norm]
     side = min(max(round((p * h * w) ** 0.5), 3) | 1, h, w)  # odd, at least 3
     nu = x - clean
     W1, i, j = _window(x, side, generator)
@@ -117,11 +121,11 @@ def _gather(x: Images, clean: Images, threat: ThreatModel, p: float, generator: 
     turn = torch.randint(2, (n, 1, 1), generator=generator, device=x.device)
     eta = bumps(side, x)[turn, i.clamp(0, side - 1), j.clamp(0, side - 1)].unsqueeze(1) * W1
     own = nu * W1
-    new = _signs((n, c, 1, 1), generator) * eta + own / _norm(own, (2, 3))
-    unused = (threat.eps**2 - threat.distance(x, clean).view(n, 1, 1, 1) ** 2).clamp_min(0)
-    available = ((nu * (W1 | W2)).pow(2).sum((2, 3), keepdim=True) + unused / c).sqrt()
-    nu = torch.where(W1, new / _norm(new, (2, 3)) * available, nu * ~W2)
-    return threat.project(clean + threat.eps * nu / _norm(nu, (1, 2, 3)), clean)
+    new = _signs((n, c, 1, 1), generator) * eta + own / _norm(own, (2, 3), q)
+    unused = (threat.eps**q - threat.distance(x, clean).view(n, 1, 1, 1) ** q).clamp_min(0)
+    available = ((nu * (W1 | W2)).abs().pow(q).sum((2, 3), keepdim=True) + unused / c) ** (1 / q)
+    nu = torch.where(W1, new / _norm(new, (2, 3), q) * available, nu * ~W2)
+    return threat.project(clean + threat.eps * nu / _norm(nu, (1, 2, 3), q), clean)
 
 
 def bumps(side: int, like: Tensor) -> Tensor:
@@ -141,5 +145,5 @@ def _bump(h: int, w: int, like: Tensor) -> Tensor:
     return bump / bump.norm().clamp_min(1e-12)
 
 
-def _norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=axes, keepdim=True).clamp_min(1e-12)
+def _norm(x: Tensor, axes: tuple[int, ...], order: int) -> Tensor:
+    return torch.linalg.vector_norm(x, order, dim=axes, keepdim=True).clamp_min(1e-12)
