@@ -90,7 +90,8 @@ purifiers = pytest.mark.parametrize(("kind", "form"), PURIFIERS, ids=[f"{kind}-{
 AUGMENTATIONS = [(kind, form) for kind in kinds.kinds("augmentations") for form in FORMS.get(kind, [{}])]
 augmentations = pytest.mark.parametrize(("kind", "form"), AUGMENTATIONS, ids=[f"{kind}-{form}" for kind, form in AUGMENTATIONS])
 attacks = pytest.mark.parametrize(("kind", "form"), ATTACKS, ids=[f"{kind}-{form}" for kind, form in ATTACKS])
-balls = pytest.mark.parametrize("ball", [BALL, ThreatModel(norm="l2", eps=0.6), ThreatModel(norm="l1", eps=2.0)], ids=str)
+L1 = pytest.param(ThreatModel(norm="l1", eps=2.0), marks=pytest.mark.slow)  # the everyday run has tests/exact/test_l1.py
+balls = pytest.mark.parametrize("ball", [BALL, ThreatModel(norm="l2", eps=0.6), L1], ids=str)
 
 
 @pytest.fixture
