@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +13,24 @@ from basin import environment, files
 from basin.cli import registry
 from basin.errors import Mistake, did_you_mean, exit_on_mistake
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train defences, attack them, keep every model and number.")
+app = typer.Typer(no_args_is_help=True)
 
 PREPARED, REPORT, RECEIPT = Path("data/prepared"), Path("report/index.html"), Path("report/registered.json")
 Targets = Annotated[list[str] | None, typer.Argument(help="stages as `dvc stage list` names them; all by default")]
 Workers = Annotated[int, typer.Option(min=1, help="how many stages may run at once")]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"basin {version('basin')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[bool, typer.Option("--version", callback=_say_version, is_eager=True, help="say the version, and end")] = False,
+) -> None:
+    """Train defences, attack them, keep every model and number."""
 
 
 @app.command()
