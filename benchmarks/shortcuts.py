@@ -44,9 +44,9 @@ def page(table: list[dict[str, Any]], suite: str) -> str:
     passes = [sum(row[key] for row in table) / n for key in ("passes", "thorough_passes")]
     about = (
         f"Made by `python -m benchmarks.shortcuts --suite {suite}`, torch {version('torch')}: the models of tests/zoo under `{suite}` with "
-        f"its shortcuts ([decision 0016](../decisions/0016-shortcuts.md)) and `thorough`. Of {n} images of {len(table)} models the two agree "
-        f"on {100 * (1 - (higher + lower) / n):.2f}%; {higher} are said to hold with shortcuts alone, {lower} without them alone. Passes an "
-        f"image: {passes[0]:.0f} and {passes[1]:.0f}."
+        f"its shortcuts ([decision 0016](../decisions/0016-shortcuts.md)) and `thorough`. Of {n} images of {len(table)} models both "
+        f"agree on {100 * (1 - (higher + lower) / n):.2f}%; {higher} are said to hold with shortcuts alone, {lower} without them alone. "
+        f"Passes an image: {passes[0]:.0f} and {passes[1]:.0f}."
     )
     lines = ["# What the shortcuts miss", "", textwrap.fill(about, 140), ""]
     lines += ["| model | truth | with shortcuts | thorough | higher | lower |", "|---|---|---|---|---|---|"]
