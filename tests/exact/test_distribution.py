@@ -60,7 +60,9 @@ def test_training_at_kl_1_finds_the_exact_posterior_of_linear_regression(local, 
         return (outputs - y).square().mean() / (2 * noise**2)
 
     phase = Phase("regression", Schedule(epochs=700, batch=128, rate=0.02, policy="one_cycle"), [layer], loss)
-    optimise.run(layer, [phase], Split(images, y), lambda: 0.0, (0, "regression"), tmp_path / "c")
+    layer.width = 1
+    model = Classifier(nn.Identity(), nn.Identity(), layer, nn.Identity(), {})
+    optimise.run(model, [phase], Split(images, y), lambda: 0.0, (0, "regression"), tmp_path / "c")
     ((mu, sigma),) = layer.scales().items()
     deviation = precision.rsqrt()
     assert ((mu[0] - mean).abs() < 0.08 * deviation).all(), (mu[0] - mean) / deviation

@@ -12,7 +12,7 @@ from basin.errors import Mistake
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("pipeline", "stages", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
-OTHERS = ("Image", "webbrowser", "run", "self", "os")  # `open` of theirs is of no text file
+OTHERS = ("Image", "tarfile", "webbrowser", "run", "self", "os")  # `open` of theirs is of no text file
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -56,6 +56,7 @@ attack: {models: [backbone/natural], suites: [short], images: 10}
 """
 
 
+@pytest.mark.slow
 def test_a_run_under_a_locale_without_utf_8(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
     environment = {**os.environ, **PLAIN, "BASIN_TRACKING": "off"}
