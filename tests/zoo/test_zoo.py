@@ -27,7 +27,11 @@ def test_a_hostile_model_is_judged_rightly_or_refused(animal):
     assert all(torch.equal(now, was) for now, was in zip(animal.data(), own)), "the caller's images stay what they were"
 
 
-@pytest.mark.parametrize("animal", honest.ANIMALS, ids=lambda animal: animal.name)
+LONG = ("a small transformer of patches",)
+HONEST = [pytest.param(animal, id=animal.name, marks=[pytest.mark.slow] * (animal.name in LONG)) for animal in honest.ANIMALS]
+
+
+@pytest.mark.parametrize("animal", HONEST)
 def test_an_honest_model_is_judged_rightly_without_a_flag(animal):
     found, (clean, worst) = judged(animal), animal.known()
     assert found.flags == [], (found.flags, found.diagnosis.probes)
