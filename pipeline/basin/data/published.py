@@ -18,7 +18,8 @@ from typing import Any
 from basin.config.place import Place
 from basin.errors import Mistake
 
-MOST = 1 << 28  # bytes that are read or unpacked of a file; the largest are SVHN's 182 MB
+MOST = 1 << 28  # bytes that are read of a file; the largest are SVHN's 182 MB
+UNPACKED = 1 << 26  # bytes that are unpacked of a .gz, of which only IDX files have one; the largest has 47,040,016
 DAMAGED = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error)
 Operations = list[tuple[str, Any]]
 Checksums = Mapping[str, str]  # a file's name -> the MD5 sums, one or more between blanks, with which it was published
@@ -111,7 +112,7 @@ def _plain(where: str, raw: bytes) -> bytes:
     if not where.endswith(".gz"):
         return raw
     try:
-        return gzip.GzipFile(fileobj=io.BytesIO(raw)).read(MOST)
+        return gzip.GzipFile(fileobj=io.BytesIO(raw)).read(UNPACKED)
     except DAMAGED as error:
         raise Mistake(f"{where}: damaged (got {error}). Fetch it again.") from error
 
