@@ -74,13 +74,16 @@ def test_from_python_the_same(wheel: Path, tmp_path: Path):
 import sys, basin
 assert 'torch' not in sys.modules
 import torch
-model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4)).eval()
-x = torch.rand(20, 1, 4, 4)
-result = basin.evaluate(model, x, model(x).argmax(1), basin.Threat(norm="linf", eps=8 / 255), "quick")
+model = torch.nn.Sequential(torch.nn.AvgPool2d(2), torch.nn.Flatten()).eval()  # the brightest quarter
+labels = torch.arange(20) % 4
+bright = torch.nn.functional.one_hot(labels, 4).reshape(-1, 1, 2, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+lead = torch.where(torch.arange(20) < 12, 0.5, 0.01).reshape(-1, 1, 1, 1)  # 12 of 20 stand at 8 / 255
+x = 0.3 + lead * bright
+result = basin.evaluate(model, x, labels, basin.Threat(norm="linf", eps=8 / 255), "quick")
 low, high = result.interval
-assert 0 <= low <= result.worst_case <= high <= 1 and result.clean == 1 and result.flags == []
+assert 0 < low < result.worst_case == 0.6 < high < 1 and result.clean == 1 and result.flags == [], result
 try:
-    basin.evaluate(model, 2 * x, model(x).argmax(1), basin.Threat(norm="linf", eps=0.1))
+    basin.evaluate(model, 2 * x, labels, basin.Threat(norm="linf", eps=0.1))
 except basin.Mistake as mistake:
     print(mistake)
 """

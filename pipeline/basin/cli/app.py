@@ -20,10 +20,11 @@ Targets = Annotated[list[str] | None, typer.Argument(help="stages as `dvc stage 
 Workers = Annotated[int, typer.Option(min=1, help="how many stages may run at once")]
 
 
-def _say_version(asked: bool) -> None:
+def _say_version(asked: bool) -> bool:
     if asked:
         typer.echo(f"basin {version('basin')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
