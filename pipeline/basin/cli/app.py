@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -35,34 +36,72 @@ def about(
 
 
 @app.command()
-def use(name: Annotated[str, typer.Argument(help="a run under params/, without .yaml")]) -> None:
-    """Make params/NAME.yaml the params.yaml of this folder. Refuses to overwrite changes that are in no commit."""
-    from basin.repro import graph
+def init(
+    folder: Annotated[Path, typer.Argument(help="where the project is to be: empty, or beside code of your own")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="a folder of images, one sub-folder a class | an .npz | the name of a ready-made run, e.g. digits; asked for"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="what the data set is called in reports and in the registry")] = None,
+    eps: Annotated[
+        str, typer.Option(help="radius of the threat in pixels scaled to [0, 1], e.g. 0.1 or 8/255, for your own images")
+    ] = "8/255",
+) -> None:
+    """Make a project of your own: params.yaml, the graph, .dvc, .gitignore, README.md. Then `basin repro` runs in it."""
+    from basin.repro import project
 
-    runs, current = {path.stem: path for path in Path("params").glob("*.yaml")}, Path("params.yaml")
+    if data is None and sys.stdin.isatty():
+        data = typer.prompt("Your images (a folder with one sub-folder a class, or an .npz), or a ready-made run", default="digits")
+    if data is None:
+        raise Mistake(
+            f"--data: not given (got nothing). Give a folder of images, an .npz or a ready-made run. {did_you_mean('', project.runs())}"
+        )
+    for line in project.make(folder, data, name, eps):
+        typer.echo(line)
+    typer.echo(f"{folder}: a project. Next: cd {shlex.quote(str(folder))} && basin check && basin repro")
+
+
+@app.command()
+def use(name: Annotated[str, typer.Argument(help="a ready-made run: Basin's, or one under params/, without .yaml")]) -> None:
+    """Make a ready-made run the params.yaml of this folder. Refuses to overwrite changes that are in no commit."""
+    from basin.repro import graph, project
+
+    runs, current = project.runs(), Path("params.yaml")
     if name not in runs:
         raise Mistake(f"params/{name}.yaml: no such run (got {name!r}). {did_you_mean(name, runs)}")
     is_ready_made = current.exists() and current.read_bytes() in {path.read_bytes() for path in runs.values()}
     if current.exists() and not is_ready_made and graph.is_changed(current):
         raise Mistake("params.yaml: has changes that are in no commit. Commit them, or keep a copy under params/, then run this again.")
     files.write(current, runs[name].read_bytes())
-    typer.echo(f"params.yaml is now {runs[name]}. Next: dvc repro")
+    typer.echo(f"params.yaml is now the run {name}. Next: basin repro")
 
 
 @app.command()
-def check() -> None:
-    """Read params.yaml and report every mistake in it."""
+def check(
+    data: Annotated[bool, typer.Option(help="whether to read the data too: all of it, as `prepare` does")] = True,
+) -> None:
+    """Read params.yaml and the data, and report every mistake in them."""
     from basin.config import suite
     from basin.data.about import load_about
-    from basin.repro import graph
+    from basin.repro import code, graph
 
     config = graph.check()
+    code.keep()
     typer.echo("params.yaml: no mistakes")
-    if (PREPARED / "about.json").exists():
+    if data:
+        from basin.data import splits
+
+        source = config.source.module.read(config.source.params)
+        divided = splits.divide(source, config.splits, config.seed)
+        typer.echo("\n".join(splits.described(config.data_name, source, divided, config.attack.images)))
+        classes = len(source.classes)
+    elif (PREPARED / "about.json").exists():
         classes = len(load_about(PREPARED).classes)
-        for name in config.attack.suites:
-            for attack, words in suite.replaced(config.suites[name].attacks, classes).items():
-                typer.echo(f"suites.{name}.attacks.{attack}: on the {classes} classes of {PREPARED} {words}")
+    else:
+        return
+    for name in config.attack.suites:
+        for attack, words in suite.replaced(config.suites[name].attacks, classes).items():
+            typer.echo(f"suites.{name}.attacks.{attack}: on {classes} classes {words}")
 
 
 @app.command()

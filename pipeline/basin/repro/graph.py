@@ -238,7 +238,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Stages say `python -m stages...`: let that be this Python even where its folder is not on PATH. Lines arrive as they are written."""
+    """Stages say `python -m ...`: let that be this Python even where its folder is not on PATH. Lines arrive as they are written."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
 

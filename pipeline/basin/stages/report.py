@@ -1,6 +1,6 @@
 """report: outcomes and histories -> report/index.html, table.csv, metrics.json, curves.csv, history.csv. Runs no model."""
 
-from stages import entry
+from basin.stages import entry
 
 
 def main() -> None:

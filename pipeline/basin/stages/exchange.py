@@ -1,6 +1,6 @@
 """exchange: every attacked model, judged at the points that were found on the others -> exchanged/MODEL."""
 
-from stages import entry
+from basin.stages import entry
 
 
 def main() -> None:
@@ -12,8 +12,8 @@ def main() -> None:
         from basin.randomness import random_layers
         from basin.report import outcomes as reading
         from basin.report.table import worst_case
+        from basin.stages import judging
         from basin.threat.ball import ThreatModel
-        from stages import judging
 
         settings, threat = stage.config.attack, ThreatModel.of(stage.config.threat)
         own = reading.read_all(entry.OUTCOMES, settings.models, settings.suites)

@@ -22,13 +22,13 @@ from basin.models import recipe as recipes
 from basin.models.classifier import Classifier
 from basin.models.start import Start
 from basin.randomness import drawing, generator
+from basin.stages import entry
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target
 from basin.training import optimise
 from basin.training.optimise import Row
 from basin.training.phase import Phase
 from basin.types import Images, Losses, NetworkLoss
-from stages import entry
 
 log = logging.getLogger(__name__)
 BATCH = 1024  # images a pass where no weights are trained
