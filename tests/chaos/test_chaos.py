@@ -42,7 +42,7 @@ RESUMED = re.compile("resuming at phase|goes on after")
 WORDS = {
     "guard": "guard.py",
     "stage": "-m basin.stages.",
-    "dvc": "-m dvc repro",
+    "dvc": "dvc.cli",
 }  # in the command lines of the run's processes, the first found
 PARAMS = """
 seed: 0

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import sys
 from importlib.metadata import version
@@ -110,6 +111,7 @@ def repro(targets: Targets = None) -> None:
     from basin.repro import whole
     from basin.tracking.shared import one_mirror
 
+    _show_the_table_once(targets)
     with one_mirror():
         code = whole.reproduce(targets or [])
     _finish(code, targets)
@@ -124,6 +126,7 @@ def flow(
     """The same graph as a Prefect flow: in parallel as the graph allows, retried, watched."""
     from basin.flow import commands
 
+    _show_the_table_once(targets)
     _finish(commands.main(targets or None, workers, on), targets)
 
 
@@ -216,6 +219,14 @@ def ui(
 registry.attach(app)
 
 
+def _show_the_table_once(targets: list[str] | None) -> None:
+    """After a whole run `_finish` does, so the stage does not."""
+    from basin.report.console import LATER
+
+    if not targets:
+        os.environ[LATER] = "1"
+
+
 def _finish(code: int, targets: list[str] | None) -> None:
     """After a whole run: the table, where to look, what to do next; then the run's exit code."""
     if code == 0 and not targets:
@@ -231,7 +242,7 @@ def _finish(code: int, targets: list[str] | None) -> None:
         for one in (version for version in lookup.find(name=name) if version["aliases"]):
             typer.echo(f"{one['name']}/{one['version']} {one['model']}: {one['standing']} ({one['reasons']})")
         typer.echo(f"Report: {REPORT}    Champion: models:/{name}@champion")
-        typer.echo("Next:  make ui  |  dvc exp run -S head.sodef_natural.head.T=1.0  |  basin use fashion_mnist")
+        typer.echo("Next:  basin ui  |  dvc exp run -S seed=1  |  basin use NAME")
         if problems := upkeep.verify(*registry.run(), files=False):
             typer.echo("\n".join([*problems, "To mend it: basin registry sync"]))
     sys.exit(code)

@@ -22,8 +22,9 @@ from basin.errors import EXIT_CODE, Mistake, did_you_mean
 from basin.repro import keys
 from basin.repro.guard import Guards, Stopped
 
-# `-P`: our folders stay off dvc's own import path. `python -m`: no console script need be on PATH.
-DVC = (sys.executable, "-P", "-m", "dvc")
+# `dvc` without its advice to `git add` after each stage. `-P`: our folders stay off its import path. No console script need be on PATH.
+QUIETER = "import logging, dvc.cli, sys; logging.getLogger('dvc.repo.scm_context').setLevel('WARNING'); sys.exit(dvc.cli.main())"
+DVC = (sys.executable, "-P", "-c", QUIETER)
 
 Outcome = Literal["ran", "unchanged", "restored"]
 

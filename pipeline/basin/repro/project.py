@@ -4,6 +4,7 @@ import io
 import json
 import os
 import subprocess
+from configparser import ConfigParser
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -119,11 +120,15 @@ def _init_dvc(folder: Path) -> list[str]:
         return []
     top = _git_top(folder)
     flag = ["--no-scm"] if top is None else [] if top == folder.resolve() else ["--subdir"]
-    for words in (["init", "-q", *flag], ["config", "core.analytics", "false"], ["config", "core.check_update", "false"]):
-        done = subprocess.run([*graph.DVC, *words], cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
-        if done.returncode:
-            said = " ".join(done.stderr.split())[-300:]
-            raise Mistake(f"{folder}: DVC cannot begin a project there (got {said}). Mend that, then run in it: dvc init {' '.join(flag)}")
+    words = ["init", "-q", *flag]
+    done = subprocess.run([*graph.DVC, *words], cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    if done.returncode:
+        said = " ".join(done.stderr.split())[-300:]
+        raise Mistake(f"{folder}: DVC cannot begin a project there (got {said}). Mend that, then run in it: dvc {' '.join(words)}.")
+    (settings := ConfigParser()).read(config := folder / ".dvc/config", encoding="utf-8")
+    settings.read_dict({"core": {"analytics": "false", "check_update": "false"}})
+    with config.open("w", encoding="utf-8") as file:
+        settings.write(file)
     return [] if top else [NO_GIT]
 
 

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
-from tqdm import tqdm
 
+from basin import progress
 from basin.config.settings import Settings
 from basin.data import image_file
 from basin.data.image_file import SUFFIXES
@@ -164,8 +164,9 @@ class Decoder:
         kept: list[int] = []
         odd: list[tuple[Path, list[int]]] = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = tqdm(pool.map(self._decode, paths), total=len(paths), desc="images", unit="image", delay=2)
-            for position, image in enumerate(decoded):
+            decoded = pool.map(self._decode, paths)
+            for position in progress.each(range(len(paths)), self.params.folder, "images"):
+                image = next(decoded)
                 if image is None:
                     continue
                 if not kept:
