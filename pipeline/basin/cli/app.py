@@ -13,7 +13,7 @@ import typer
 
 from basin import environment, files
 from basin.cli import registry
-from basin.errors import Mistake, did_you_mean, exit_on_mistake
+from basin.errors import EXIT_CODE, Mistake, did_you_mean, exit_on_mistake
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -106,6 +106,17 @@ def check(
 
 
 @app.command()
+def doctor() -> None:
+    """Look at what Basin stands on (installation, device, project, data, servers): what is wrong and what to do; code 2 if any is."""
+    from basin.cli import doctor
+
+    found = list(doctor.findings())
+    for well, line in found:
+        typer.echo(f"{'ok   ' if well else 'WRONG'}  {line}")
+    sys.exit(0 if all(well for well, _ in found) else EXIT_CODE)
+
+
+@app.command()
 def repro(targets: Targets = None) -> None:
     """`dvc repro`, after params.yaml was checked as a whole; then the result, and where to look."""
     from basin.repro import whole
@@ -154,6 +165,7 @@ def evaluate(
     """
     from basin.config.threat import asked
     from basin.evaluation import outside
+    from basin.progress import clock
     from basin.registry import lookup
 
     if outcomes:
@@ -176,6 +188,8 @@ def evaluate(
         typer.echo(f"{result['largest_class']:7.1%}  are of one class: what that answer alone would score")
         typer.echo(f"{result['balanced_clean']:7.1%}  clean, mean over the classes; worst case {result['balanced_worst_case']:.1%}")
     typer.echo(f"Flags: {', '.join(result['flags']) or 'none'} (docs/flags.md)")
+    each = result["passes"] / result["n"]
+    typer.echo(f"Cost: {result['passes']:,} passes, {each:,.0f} an image, in {clock(result['seconds'])} on {result['device']}")
 
 
 @app.command()
