@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -73,9 +74,7 @@ def _git() -> Iterator[str]:
 def _room() -> Iterator[str]:
     free = shutil.disk_usage(Path.cwd()).free
     if free < ROOM:
-        raise Mistake(
-            f"disk: little room is left here (got {free / 2**30:.1f} GiB). Make room: models and outcomes are kept in DVC's cache."
-        )
+        raise Mistake(f"disk: little room is left here (got {free / 2**30:.1f} GiB). Make some: DVC keeps models and outcomes.")
     yield f"disk: {free / 2**30:.0f} GiB free"
 
 
@@ -87,9 +86,7 @@ def _device() -> Iterator[str]:
         yield f"torch {torch.__version__} computes on {', '.join(names)}"
     elif shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True, check=False).returncode == 0:
         built = torch.version.cuda or "none"
-        raise Mistake(
-            f"device: there is a GPU that torch cannot use (got torch {torch.__version__}, CUDA {built}). Match it to the driver."
-        )
+        raise Mistake(f"device: there is a GPU that torch cannot use (got {torch.__version__}, CUDA {built}). Match the driver.")
     else:
         yield f"torch {torch.__version__} computes on {os.cpu_count()} CPU cores; no GPU"
 
@@ -128,7 +125,8 @@ def _answers(name: str, where: str, variable: str) -> str:
     if not where.startswith("http"):
         return f"{name}: no server is set; {'runs are kept in ' + journal.shown(where) if where else 'one is started where it is needed'}"
     try:
-        with urllib.request.urlopen(f"{where.rstrip('/')}/health", timeout=PATIENCE):
+        address = re.sub(r"//[^/\s]*@", "//", where.rstrip("/"))
+        with urllib.request.urlopen(f"{address}/health", timeout=PATIENCE):
             return f"{name}: {journal.shown(where)} answers"
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
