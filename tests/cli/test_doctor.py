@@ -22,6 +22,7 @@ def said(place: Path, **environment: str) -> tuple[int, list[str]]:
     return done.returncode, done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_is_said_at_once_with_what_to_do(tmp_path: Path):
     (tmp_path / "params.yaml").write_text("seed: x\n", encoding="utf-8")
     (tmp_path / "data/prepared").mkdir(parents=True)
@@ -40,6 +41,7 @@ def test_all_that_is_wrong_is_said_at_once_with_what_to_do(tmp_path: Path):
     assert any(line.startswith("ok     torch") for line in lines)
 
 
+@pytest.mark.slow
 def test_in_a_folder_without_a_project_nothing_is_wrong(tmp_path: Path):
     code, lines = said(tmp_path)
     assert [line for line in lines if not line.startswith("ok ")] == [] and code == 0

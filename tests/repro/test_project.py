@@ -25,13 +25,20 @@ def images(folder: Path, size: tuple[int, int] = (64, 64), classes: int = 3, eac
     return folder
 
 
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project on a folder of images, without git."""
-    (place := tmp_path / "own").mkdir()
-    assert project.make(place, str(images(tmp_path / "my pets")), None, "8/255") == [project.NO_GIT]
-    monkeypatch.chdir(place)
+    (place := tmp_path_factory.mktemp("one") / "own").mkdir()
+    assert project.make(place, str(images(place.parent / "my pets")), None, "8/255") == [project.NO_GIT]
     return place
+
+
+@pytest.fixture
+def made(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
+    shutil.copytree(fresh, tmp_path / "own")
+    monkeypatch.chdir(tmp_path / "own")
+    return tmp_path / "own"
 
 
 def test_the_graph_is_the_checkouts_with_its_code_as_keys(made: Path):

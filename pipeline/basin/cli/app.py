@@ -95,14 +95,14 @@ def check(
         source = config.source.module.read(config.source.params)
         divided = splits.divide(source, config.splits, config.seed)
         typer.echo("\n".join(splits.described(config.data_name, source, divided, config.attack.images)))
-        classes = len(source.classes)
+        classes, where = len(source.classes), f"data {config.data_name}"
     elif (PREPARED / "about.json").exists():
-        classes = len(load_about(PREPARED).classes)
+        classes, where = len(load_about(PREPARED).classes), str(PREPARED)
     else:
         return
     for name in config.attack.suites:
         for attack, words in suite.replaced(config.suites[name].attacks, classes).items():
-            typer.echo(f"suites.{name}.attacks.{attack}: on {classes} classes {words}")
+            typer.echo(f"suites.{name}.attacks.{attack}: on the {classes} classes of {where} {words}")
 
 
 @app.command()
