@@ -59,6 +59,27 @@ stages:
 """
 
 
+PAIR = """
+stages:
+  both:
+    cmd: python stage.py both e
+    deps: [stage.py]
+    outs: [e]
+    meta: {gpu: 2}
+"""
+TWO = """
+import os, socket, sys, time
+rank, size, gpu = (os.environ.get(name, "-") for name in ("RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"))
+print("process", rank, "of", size, "on", gpu, os.getpid(), file=open(os.environ["NOTES"], "a"))
+place = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", 0))
+while rank == "1":
+    try: socket.create_connection(place); sys.exit()
+    except OSError: time.sleep(0.1)
+if rank == "0": socket.create_server(place).accept()
+open(sys.argv[2], "w").write("made")
+"""
+
+
 def git(place: Path, *words: str) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", "-C", str(place), *identity, *words], check=True, capture_output=True)
@@ -159,10 +180,15 @@ def cluster(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def small(cluster: Cluster) -> Cluster:
     """prepare, then left and right, which want a GPU and wait for the gate, then join; all of it started."""
+    return begun(cluster, GRAPH, STAGE)
+
+
+def begun(cluster: Cluster, graph: str, stage: str) -> Cluster:
+    """A project of this graph and this stage.py, and its nodes."""
     cluster.head.mkdir()
     git(cluster.head, "init", "-q")
     subprocess.run([*DVC, "init", "-q"], cwd=cluster.head, check=True)
-    files = {"dvc.yaml": GRAPH, "params.yaml": PARAMS, "stage.py": STAGE, ".gitignore": "/.basin/\n/a\n/b\n/c\n/d\n"}
+    files = {"dvc.yaml": graph, "params.yaml": PARAMS, "stage.py": stage, ".gitignore": "/.basin/\n/a\n/b\n/c\n/d\n/e\n"}
     for name, text in files.items():
         (cluster.head / name).write_text(text)
     cluster.share()
@@ -220,6 +246,28 @@ def test_a_flow_goes_over_both_nodes_and_ends_as_on_one_machine_though_one_is_ki
     assert {line.split()[2] for line in small.notes("one").read_text().splitlines()} == {"0"}, "the GPU that Ray gave"
     subprocess.run([*DVC, "repro", "-q"], cwd=small.home / "plain", env=small.env | {"NOTES": os.devnull}, check=True)
     assert (small.head / "dvc.lock").read_text() == (small.home / "plain/dvc.lock").read_text()
+
+
+@pytest.mark.slow
+def test_a_stage_of_two_gpus_is_a_process_on_each_node_and_the_lock_is_that_of_one(cluster: Cluster):
+    begun(cluster, PAIR, TWO).flow()
+    cluster.ends(0)
+    assert sorted(line.rsplit(" ", 1)[0] for node in ("one", "two") for line in cluster.notes(node).read_text().splitlines()) == [
+        "process 0 of 2 on 0", "process 1 of 2 on 0",
+    ]  # fmt: skip
+    subprocess.run([*DVC, "repro", "-q"], cwd=cluster.home / "plain", env=cluster.env | {"NOTES": os.devnull}, check=True)
+    assert (cluster.head / "dvc.lock").read_text() == (cluster.home / "plain/dvc.lock").read_text()
+
+
+@pytest.mark.slow
+def test_a_node_without_the_commit_ends_a_stage_of_two_and_is_told(cluster: Cluster):
+    begun(cluster, PAIR, TWO)
+    (cluster.head / "stage.py").write_text(TWO + "\n# changed")
+    git(cluster.head, "commit", "-q", "-a", "-m", "changed")
+    git(cluster.home / "one", "fetch", "-q")
+    cluster.flow()
+    cluster.ends(2)
+    assert re.search(r"failed: both: exit code 2: \S+: \S+/two: the run's commit is not here \(got \w{12}\)", cluster.said())
 
 
 @pytest.mark.slow
