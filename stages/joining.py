@@ -23,6 +23,7 @@ from basin.errors import Mistake
 from basin.processes import ALONE, Group, Lost
 from basin.repro import slots
 
+log = logging.getLogger(__name__)
 EVER = timedelta(days=30)  # for another's share of the work: that it is gone is known by its connection
 SAID, STARTED = "said", "started"  # in the store: what ended one of the processes, how many are there
 
@@ -47,6 +48,7 @@ def joined(name: str, shared: bool, device: str) -> Iterator[Group]:
     store, helpers = _met() if given else _started(size)
     try:
         with _group(store, rank, size, device):
+            log.info("%s: shared by %d processes", name, size)
             yield Group(rank, size)
     except BaseException as error:
         for helper in helpers:

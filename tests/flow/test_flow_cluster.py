@@ -250,7 +250,7 @@ def test_a_flow_goes_over_both_nodes_and_ends_as_on_one_machine_though_one_is_ki
 
 @pytest.mark.slow
 def test_a_stage_of_two_gpus_is_a_process_on_each_node_and_the_lock_is_that_of_one(cluster: Cluster):
-    begun(cluster, PAIR, TWO).flow()
+    begun(cluster, PAIR, TWO).flow("both")
     cluster.ends(0)
     assert sorted(line.rsplit(" ", 1)[0] for node in ("one", "two") for line in cluster.notes(node).read_text().splitlines()) == [
         "process 0 of 2 on 0", "process 1 of 2 on 0",
@@ -294,22 +294,42 @@ def test_what_a_node_would_not_have_is_told(small: Cluster):
 
 @pytest.mark.slow
 def test_the_digits_run_splits_over_both_nodes_and_ends_with_the_digests_of_one_machine(cluster: Cluster):
-    git(cluster.home, "clone", "-q", str(ROOT), "head")
-    params = YAML(typ="safe").load(cluster.head / "params.yaml")
-    params["backbone"]["natural"]["schedule"]["epochs"] = params["adversarial"]["pgd"]["schedule"]["epochs"] = 2
-    params["head"] = {"linear": {"from": "backbone/natural", "head": {"kind": "linear"}, "training": {"kind": "natural"}}}
-    params["head"]["linear"]["schedule"] = {"classifier": {"epochs": 2, "batch": 128, "optimiser": "adam", "rate": 0.01}}
-    params["suites"] = {"short": {"attacks": {"fgsm": {"kind": "fgsm"}}}}
-    params["attack"] |= {"models": ["backbone/natural", "head/linear"], "suites": ["short"], "images": 50}
-    YAML().dump(params, cluster.head / "params.yaml")
-    cluster.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{cluster.home}/mlflow.db"
-    (cluster.head / "dvc.lock").unlink(missing_ok=True)
-    cluster.share()
+    shortened_digits(cluster)
     subprocess.run([*DVC, "repro", "-q"], cwd=cluster.home / "plain", env=cluster.env, check=True)
     cluster.start()
     cluster.flow("--workers", "4")
     cluster.ends(0)
     where = {node: set(re.findall(rf"'(\S+) on \S+' - On .* in {cluster.home}/{node}/", cluster.said())) for node in ("one", "two")}
-    print(where)
     assert all(where.values()), cluster.said()
+    for model in ("backbone/natural", "head/linear"):
+        assert f"attack/{model}/short: shared by 2 processes" in cluster.said()
     assert (cluster.head / "dvc.lock").read_text() == (cluster.home / "plain/dvc.lock").read_text()
+
+
+@pytest.mark.slow
+def test_an_attack_on_two_slots_ends_with_the_digests_of_one_process(cluster: Cluster):
+    shortened_digits(cluster)
+    subprocess.run([*DVC, "repro", "-q", "attack"], cwd=cluster.home / "plain", env=cluster.env, check=True)
+    command = [*CLI, "flow", "attack"]
+    env = cluster.env | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    done = subprocess.run(command, cwd=cluster.home / "two", env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.stdout.count("shared by 2 processes") == 2, done.stdout
+    assert (cluster.home / "two/dvc.lock").read_text() == (cluster.home / "plain/dvc.lock").read_text()
+
+
+def shortened_digits(cluster: Cluster) -> None:
+    """This repository's graph on the digits, with little of everything, and its attacks on two GPUs each."""
+    git(cluster.home, "clone", "-q", str(ROOT), "head")
+    graph = cluster.head / "dvc.yaml"
+    before, attack, after = graph.read_text().partition("  attack:\n")
+    graph.write_text(before + attack + after.replace("meta: {gpu: 1}", "meta: {gpu: 2}", 1))
+    params = YAML(typ="safe").load(cluster.head / "params.yaml")
+    params["backbone"]["natural"]["schedule"]["epochs"] = params["adversarial"]["pgd"]["schedule"]["epochs"] = 2
+    params["head"] = {"linear": {"from": "backbone/natural", "head": {"kind": "linear"}, "training": {"kind": "natural"}}}
+    params["head"]["linear"]["schedule"] = {"classifier": {"epochs": 2, "batch": 128, "optimiser": "adam", "rate": 0.01}}
+    params["suites"] = {"short": {"attacks": {"fgsm": {"kind": "fgsm"}}}}
+    params["attack"] |= {"models": ["backbone/natural", "head/linear"], "suites": ["short"], "images": 50, "batch": 10}
+    YAML().dump(params, cluster.head / "params.yaml")
+    cluster.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{cluster.home}/mlflow.db"
+    (cluster.head / "dvc.lock").unlink(missing_ok=True)
+    cluster.share()

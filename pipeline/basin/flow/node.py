@@ -53,6 +53,7 @@ def make(stage: Stage, commit: str, files: Mapping[str, str], group: Any = None)
 
 def assist(stage: Stage, commit: str, files: Mapping[str, str], place: Mapping[str, str]) -> StageFailed | None:
     """On another node: be one more process of a stage, which the first writes down. What it failed of."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # Ray carries it to the flow
     try:
         return _followed(partial(_assist, stage, commit, files, place))
     except StageFailed as failed:
