@@ -85,7 +85,7 @@ def stage(
     with joining.joined(name, shared, device) as group, _tracked(group, name, recorded, tags, config.source.kind) as run:
         yield (running := Stage(name, config, device, run, group))
         _check_unchanged(name, lambda config: (asked(config), reads(config), [getattr(config, key) for key in ALL_READ]), config, began)
-        for checkpoint in running.checkpoints:
+        for checkpoint in running.checkpoints if group.first else ():
             checkpoint.unlink(missing_ok=True)
 
 

@@ -47,6 +47,7 @@ def joined(name: str, shared: bool, device: str) -> Iterator[Group]:
         logging.getLogger().setLevel(logging.ERROR)
     store, helpers = _met() if given else _started(size)
     try:
+        _wait(store, helpers)
         with _group(store, rank, size, device):
             log.info("%s: shared by %d processes", name, size)
             yield Group(rank, size)
@@ -66,7 +67,7 @@ def asked() -> int:
     name, graph = os.environ.get("DVC_STAGE", "").partition("@")[0], Path("dvc.yaml")
     if not name or not graph.exists():
         return 1
-    table = document.read(graph)["stages"][name]
+    table = (document.read(graph).get("stages") or {}).get(name, {})
     gpus = (table.get("do", table).get("meta") or {}).get("gpu", 1)
     if not isinstance(gpus, int | float):
         raise Mistake(f"dvc.yaml: {name}: meta.gpu: the stage reads it as it stands (got {gpus!r}). Write the number itself.")
@@ -81,7 +82,7 @@ def _met() -> tuple[Any, Sequence[subprocess.Popen]]:
 
 
 def _started(size: int) -> tuple[Any, Sequence[subprocess.Popen]]:
-    """The store, on the loopback address, and the other processes, with this one's command; all of them there."""
+    """The store, on the loopback address, and the other processes, with this one's command."""
     from torch.distributed import TCPStore
 
     listening = socket.create_server(("127.0.0.1", 0))
@@ -90,14 +91,15 @@ def _started(size: int) -> tuple[Any, Sequence[subprocess.Popen]]:
     place = {"WORLD_SIZE": str(size), "MASTER_ADDR": host, "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": _loopback()}
     os.environ["GLOO_SOCKET_IFNAME"] = place["GLOO_SOCKET_IFNAME"]
     command = [sys.executable, *sys.orig_argv[1:]]
-    helpers = [subprocess.Popen(command, env=os.environ | place | {"RANK": str(k), "LOCAL_RANK": str(k)}) for k in range(1, size)]
-    while store.add(STARTED, 0) < size - 1:
+    return store, [subprocess.Popen(command, env=os.environ | place | {"RANK": str(k), "LOCAL_RANK": str(k)}) for k in range(1, size)]
+
+
+def _wait(store: Any, helpers: Sequence[subprocess.Popen]) -> None:
+    """Until those that this process started are there. Raises Lost where one has ended: torch would wait for it."""
+    while helpers and store.add(STARTED, 0) < len(helpers):
         if any(helper.poll() is not None for helper in helpers):
-            for helper in helpers:
-                helper.terminate()
             raise Lost("processes: one of this stage ended before it began (got no word of it). Run it again.")
         time.sleep(0.05)
-    return store, helpers
 
 
 def _loopback() -> str:

@@ -106,7 +106,7 @@ class Group:
             dist.all_reduce(total)
         return total
 
-    def joined(self, own: "Tensor", n: int) -> "Tensor":
+    def gathered(self, own: "Tensor", n: int) -> "Tensor":
         """[n, ...] from each process's own rows of it."""
         import torch
         import torch.distributed as dist

@@ -79,8 +79,8 @@ def evaluate(
     """The outcome of every image under a suite. `model` is in evaluation mode and maps images in [0, 1] to logits [n, classes].
 
     `classes`: how many the data have; None: up to the largest label. `group`: the processes that share the work; each gets the same
-    outcomes. The `checkpoint` is the caller's to delete when the result is
-    kept. Raises Mistake where images, labels or model cannot be evaluated.
+    outcomes. The `checkpoint` is the caller's to delete when the result is kept. Raises Mistake where images, labels or model cannot be
+    evaluated.
     """
     check(images, labels)
     model = subject(model, images[: min(LOOKED_AT, batch)])

@@ -27,7 +27,7 @@ class Paced(nn.Module):
     """A backbone computed as a schedule asks; float32 in and out.
 
     `where` names the phase in an error; `group`: the processes that share its batches (basin/training/parallel.py). Raises Mistake where
-    its precision is not for this backbone, or several processes are to compile it.
+    its precision is not for this backbone, or the backbone not for several processes.
     """
 
     def __init__(self, backbone: nn.Module, schedule: Schedule, device: torch.device, where: str, group: Group = ALONE):
@@ -36,8 +36,8 @@ class Paced(nn.Module):
         self.layout = layout(backbone)
         self.narrow = schedule.precision == "bf16"
         self.compiled = torch.compile(lambda images: backbone(images)) if schedule.compile else None
-        if schedule.compile and group.size > 1:
-            raise Mistake(f"{where}: schedule.compile: is for one process (got {group.size} of them). Set it to false.")
+        if group.size > 1:
+            check_shared(backbone, schedule, where)
         if self.narrow:
             check(backbone, device, where)
 
@@ -79,6 +79,14 @@ def check(backbone: nn.Module, device: torch.device, where: str) -> None:
         log.warning("%s: precision: bf16 is slower here than float32: this processor has no instructions for it", where)
     elif device.type == "cpu" and grouped(backbone):
         log.warning("%s: precision: bf16 is slower here than float32: this backbone normalises in groups", where)
+
+
+def check_shared(backbone: nn.Module, schedule: Schedule, where: str) -> None:
+    """Raise Mistake where several processes cannot share a backbone's batches."""
+    if schedule.compile:
+        raise Mistake(f"{where}: schedule.compile: is for one process (got true). Set it to false.")
+    if any(flow.solver.gradient == "adjoint" for flow in flows(backbone)):  # which may overflow for one's rows alone
+        raise Mistake(f"{where}: solver.gradient: this backbone's is for one process (got adjoint). Set it to exact.")
 
 
 def layout(module: nn.Module) -> torch.memory_format:

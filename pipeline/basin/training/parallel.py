@@ -32,7 +32,7 @@ class Part(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ctx.group.joined(g, ctx.n) / ctx.group.size, None
+        return ctx.group.gathered(g, ctx.n) / ctx.group.size, None
 
 
 class Whole(torch.autograd.Function):
@@ -41,7 +41,7 @@ class Whole(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, group: Group, n: int) -> Tensor:
         ctx.group, ctx.n = group, n
-        return group.joined(own, n)
+        return group.gathered(own, n)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
