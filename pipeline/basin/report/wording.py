@@ -28,6 +28,11 @@ def radius(eps: float) -> str:
     return f"{steps}/255" if steps and abs(255 * eps - steps) < 1e-3 and round(eps, 3) != eps else f"{eps:.4g}"
 
 
+def counted(number: float) -> str:
+    """A count or a measured time: 12,345 or 0.123."""
+    return f"{number:,}" if number == int(number) else f"{number:,.3g}"
+
+
 def threat(table: Table) -> str:
     norm = NORMS.get(table.threat.norm, table.threat.norm)
     return f"{norm} distance at most {radius(table.threat.eps)} on pixels in [0, 1], n = {table.n}"
