@@ -221,8 +221,8 @@ def test_dvc_draws_the_same_figures_without_a_network(report: Path, page: Any, t
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(report.parent, tmp_path / "report")
-    with (tmp_path / ".dvc/config").open("a") as config:
-        config.write("[core]\n    no_scm = True\n")
+    config = tmp_path / ".dvc/config"
+    config.write_text(config.read_text().replace("[core]", "[core]\n    no_scm = True"))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'pipeline'}", "DVC_NO_ANALYTICS": "1"}
     subprocess.run([sys.executable, "-m", "dvc", "plots", "show"], cwd=tmp_path, env=environment, check=True, capture_output=True)
     told = listen(page)

@@ -29,5 +29,5 @@ def write(folder: Path) -> None:
 
     for name in figures.PLOTS:
         files.write(folder / f"{name}.json", figures.template(name) + "\n")
-    bundle = vl_convert.javascript_bundle(None, vl_version=figures.VEGA_LITE).replace("</script", "<\\/script")
+    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", figures.VEGA_LITE).replace("</script", "<\\/script")
     files.write(folder / "page.html", PAGE.replace("BUNDLE", bundle))
