@@ -73,7 +73,7 @@ audit: setup ## known holes in what requirements.lock installs; needs PyPI's own
 
 lock: setup ## pin the newest versions that pyproject.toml allows
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate \
-		pyproject.toml --extra servers --extra ray --group dev --upgrade -o requirements.lock
+		pyproject.toml --extra servers --extra ray --extra timm --group dev --upgrade -o requirements.lock
 
 clean: ## remove what can be made again; the DVC cache, MLflow's database and the models stay
 	rm -rf .venv .basin/checkpoints .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,6 +1,6 @@
 """How fast Basin is, in ratios: each figure beside its floor or its peer, alternating in one run. Writes docs/results/speed.json and .md.
 
-    python -m benchmarks.speed [--parts attacks,verdicts,training,ode,start,growth] [--device cpu] [--toy] [--folder docs/results]
+    python -m benchmarks.speed [--parts attacks,verdicts,training,ode,start,share,growth] [--device cpu] [--toy] [--folder docs/results]
 
 `make bench` is that, `make bench-gpu` the same on a GPU. A ratio is the median over rounds, with its quartiles; what moved by more than
 both spreads against the speed.json that is there is said. Each part is written when it is there, and with `--resume` not measured again.
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ from benchmarks.attacks import train
 log = logging.getLogger(__name__)
 BALL = ThreatModel(norm="linf", eps=0.1)
 HEAD = "| what | seconds | beside | ratio | quartiles | rounds |"
+BASIN = "from basin.cli.app import main; main()"
 COMMANDS = (["--help"], ["models"], ["check"])  # of `basin`
 Row = dict[str, Any]
 
@@ -99,8 +101,19 @@ def start(size: Size) -> Iterator[Row]:
     """Commands beside a process that imports torch, by the clock on the wall."""
     alone = partial(_process, "import torch")
     for words in COMMANDS:
-        own = partial(_process, "from basin.cli.app import main; main()", *words)
+        own = partial(_process, BASIN, *words)
         yield {"what": f"basin {' '.join(words)}"} | side_by_side(own, alone, 3 if size.toy else 5, time.perf_counter)
+
+
+def share(size: Size) -> Iterator[Row]:
+    """The default run in a clone over what its MLflow runs take; with nothing to do over a process that imports torch. By the wall."""
+    with TemporaryDirectory() as place:
+        subprocess.run(["git", "clone", "-q", ".", place], check=True)
+        repro = partial(_process, BASIN, "repro", *(["backbone@natural"] if size.toy else []), folder=place)
+        whole, runs = _seconds(repro), _of_runs(Path(place))
+        yield {"what": "basin repro, over its runs", "seconds": whole, "floor": runs, "ratio": whole / runs, "rounds": 1}
+        idle = side_by_side(repro, partial(_process, "import torch"), 3, time.perf_counter)
+        yield {"what": "basin repro, nothing to do"} | idle
 
 
 def growth(size: Size) -> Iterator[Row]:
@@ -123,6 +136,7 @@ PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "training": lambda size: training_pace.measure(size.rounds),
     "ode": lambda size: ode_pace.measure(size.rounds),
     "start": start,
+    "share": share,
     "growth": growth,
 }
 
@@ -162,8 +176,23 @@ def _compared(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, int
     yield "Auto-PGD-100, pyautoattack", 101, lambda: APGDAttack(foreign.sealed(model), **settings).perturb(x, y)
 
 
-def _process(code: str, *words: str) -> None:
-    subprocess.run([sys.executable, "-c", code, *words], check=False, capture_output=True)
+def _process(code: str, *words: str, folder: str = ".") -> None:
+    subprocess.run([sys.executable, "-c", code, *words], cwd=folder, check=False, capture_output=True)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _of_runs(checkout: Path) -> float:
+    """The seconds that all runs of a checkout took together."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{checkout / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return sum(run.info.end_time - run.info.start_time for run in runs) / 1000
 
 
 # The record -------------------------------------------------------------------------------------------------------------------------------
@@ -182,7 +211,7 @@ def page(found: Mapping[str, Any], name: str) -> str:
     about = (
         f"Made by `{found['command']}` on {found['machine']}. Ratios are medians over rounds that alternate, with their quartiles: of an "
         "attack over the gradients that it needs, of a suite over AutoAttack, of a tight training loop over ours, of an ODE over its drift "
-        "alone, of a command over importing torch; growth is an exponent."
+        "alone, of a command over importing torch, of the default run over what its MLflow runs take; growth is an exponent."
     )
     lines = ["# How fast", "", textwrap.fill(about, 140)]
     for part, rows in found["parts"].items():

@@ -8,6 +8,7 @@ from zoo.judging import judged
 
 from benchmarks import zoo
 
+pytestmark = pytest.mark.slow  # the zoo is judged
 NAMES = ("probabilities", "no_grad inside", "one output")
 
 

@@ -211,7 +211,10 @@ BREAKABLE = {
 }
 
 
-@pytest.mark.parametrize(("make", "flags"), BREAKABLE.values(), ids=BREAKABLE)
+MARKED = [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name == "random")) for name, case in BREAKABLE.items()]
+
+
+@pytest.mark.parametrize(("make", "flags"), MARKED)
 def test_what_a_naive_evaluation_believes_is_flagged_by_it_and_broken_by_adaptive(make, flags, inside, digits):
     model = make(inside)
     naive = judged(model, NAIVE, digits)

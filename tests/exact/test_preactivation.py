@@ -1,12 +1,15 @@
 """Wide and pre-activated residual nets: their published sizes, their equations, and torchvision's models up to the last layer."""
 
+import sys
+
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch.nn.functional import conv2d, relu
 
 from basin.errors import Mistake
-from basin.methods.backbones import preact_resnet, torchvision, wide_resnet
+from basin.methods.backbones import preact_resnet, timm, torchvision, wide_resnet
 from basin.models.preactivation import Block
 from basin.randomness import construct
 
@@ -94,6 +97,52 @@ def test_dropout_draws_nothing():
 def test_what_torchvision_cannot_do_is_said(name, shape, text):
     with pytest.raises(Mistake, match=text):
         torchvision.Backbone(torchvision.Params(name=name), shape)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv4_conv_small_050"])
+def test_the_features_are_what_timms_last_layer_sees(name):
+    with construct(0, "timm"):
+        own = timm.library().create_model(name).eval()
+    backbone = timm.Backbone(timm.Params(name=name), (3, 160, 160)).eval()
+    backbone.load_state_dict({f"network.{n}": t for n, t in own.state_dict().items() if backbone.named(n).startswith("backbone")})
+    last = own.get_submodule(own.pretrained_cfg["classifier"])
+    x = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(last(backbone(x)), own(x)) and backbone.width == last.in_features
+    assert backbone.named(f"{own.pretrained_cfg['classifier']}.weight") == "head.classifier.weight"
+    before = torch.get_rng_state()
+    assert torch.equal(backbone.train()(x[:, :1]), backbone(x[:, :1])) and torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_timm_cannot_do_is_said(monkeypatch):
+    with pytest.raises(Mistake, match=r"^backbone\.name: timm has no such classifier \(got 'resnet81'\)\. Did you mean 'resnet18'\?$"):
+        timm.Backbone(timm.Params(name="resnet81"), (3, 32, 32))
+    with pytest.raises(
+        Mistake, match=r"^backbone\.name: vit_tiny_patch16_224 does not take these images \(got shape \(3, 32, 32\): AssertionError"
+    ):
+        timm.Backbone(timm.Params(name="vit_tiny_patch16_224"), (3, 32, 32))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(Mistake, match=r"^backbone\.kind: timm is not installed \(got kind timm\)\. Run: pip install 'basin\[timm\]'\.$"):
+        timm.Backbone(timm.Params(name="resnet18"), (3, 32, 32))
+
+
+def test_timms_weights_come_with_their_normalisation(tmp_path, monkeypatch):
+    """From the hub's own cache, which a download fills: there may be no network here."""
+    import huggingface_hub
+
+    given = timm.library().create_model("test_resnet")
+    save_file(given.state_dict(), file := tmp_path / "model.safetensors")
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *words: asked.append(words) or file)
+    began = timm.start(timm.Params(name="test_resnet", pretrained=True))
+    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")] and timm.start(timm.Params(name="test_resnet")) is None
+    assert (began.mean, began.std) == ([0.5] * 3, [0.5] * 3) and torch.equal(began.tensors["fc.weight"], given.fc.weight)
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(
+        Mistake, match=r"^backbone\.pretrained: nothing is published for this model \(got resnetaa34d\)\. Choose another name\.$"
+    ):
+        timm.start(timm.Params(name="resnetaa34d", pretrained=True))
 
 
 def test_pretrained_weights_are_fetched_where_asked_for_alone():

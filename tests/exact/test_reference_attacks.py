@@ -224,6 +224,7 @@ def test_two_passes_that_differ_are_what_makes_a_network_random(trained, digits)
     assert autoattack.differs(noisy(trained), x)
 
 
+@pytest.mark.slow
 def test_a_random_network_gets_rand_and_never_the_standard_loop(trained, digits, caplog, monkeypatch):
     import pyautoattack
 

@@ -82,6 +82,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(place, words, me
     assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_written_after_all_is_printed(place):
     code, out, err = basin(place, *EVALUATE, "--json", "/dev/full")
     assert (code, err.splitlines()[-1]) == (2, f"error: /dev/full: cannot be written (got No space left on device). {ADVICE}")
@@ -96,6 +97,7 @@ def test_a_device_is_written_to_and_stays_one(place):
     assert code == 0 and out.startswith("file,class,probability,problem\none.png,") and Path("/dev/stdout").is_symlink()
 
 
+@pytest.mark.slow
 def test_outcomes_that_cannot_be_written_cost_no_attack(place):
     """The answer is told, and a second call with room goes on after the last attack."""
     words = (*EVALUATE, "--images", "10", "--outcomes", "out")
@@ -109,6 +111,7 @@ def test_outcomes_that_cannot_be_written_cost_no_attack(place):
     assert not list(place.glob(".basin/checkpoints/evaluate/*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_outcomes_that_were_there(place):
     words = (*EVALUATE, "--outcomes", "out")
     assert basin(place, *words, "--images", "10")[0] == 0

@@ -38,6 +38,7 @@ def wait_for_runs(server: str, deployment: str, states: list[str], seconds: floa
     return []
 
 
+@pytest.mark.slow
 def test_the_scheduler_fills_a_schedule(prefect_server: str):
     """With SQLAlchemy 2.1 the server starts, shows the schedule as active, and never creates a run."""
     flow = post(prefect_server, "flows/", {"name": "scheduled"})["id"]

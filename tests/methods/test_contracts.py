@@ -46,6 +46,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("backbones", "distribution"): {"of": small.CONVNET},
     ("backbones", "odenet"): {"channels": 8, "halvings": 1, "solver": {"steps": 2}},  # two halvings would leave 1x1 maps
     ("backbones", "preact_resnet"): {"depth": 8, "width": 8},
+    ("backbones", "timm"): {"name": "test_resnet"},
     ("backbones", "torchvision"): {"name": "shufflenet_v2_x0_5"},
     ("backbones", "wide_resnet"): {"depth": 10, "widen": 1},
     ("backbones", "resnet"): {"depth": 8, "width": 8},

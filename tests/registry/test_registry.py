@@ -252,6 +252,7 @@ numpy.save("net.npy", model.unwrap_python_model().classifier(torch.from_numpy(x)
         assert np.load(elsewhere / name, allow_pickle=False).tobytes() == expected.tobytes()
 
 
+@pytest.mark.slow
 def test_basin_evaluate_finds_the_same_of_a_version_and_of_its_folder(registered):
     """Its twin included, from which points are carried over."""
     from basin.evaluation import outside

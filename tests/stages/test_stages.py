@@ -254,6 +254,7 @@ def test_a_training_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_p
     assert made(cut) == made(undisturbed)
 
 
+@pytest.mark.slow
 def test_an_attack_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_path):
     # The curve starts from every image that is classified right, and at this radius few fall: it takes its time after the first checkpoint.
     slow = PARAMS.replace(

@@ -191,6 +191,7 @@ def test_a_locked_database_costs_one_warning(folder):
     assert err.count("database is locked") == 1 and err.count("WARNING") == 1
 
 
+@pytest.mark.slow
 def test_first_use_by_many_processes_at_once(empty):
     stages = [start(empty, f"backbone/b{number}") for number in range(5)]
     errors = [stage.communicate()[1] for stage in stages]

@@ -9,8 +9,25 @@ from zoo.hostile import ANIMALS
 from zoo.judging import judged
 from zoo.species import EPS, N
 
+LONG = {
+    "a deep net",
+    "a small transformer of patches",
+    "a wide net",
+    "an ensemble",
+    "batch norm in evaluation mode",
+    "dropout that is off",
+    "gradient 1e30 of what it is",
+    "gradient drawn from anywhere",
+    "max-pooling",
+    "two hundred classes",
+}
 
-@pytest.mark.parametrize("animal", ANIMALS, ids=lambda animal: animal.name)
+
+def marked(animals):
+    return [pytest.param(animal, id=animal.name, marks=[pytest.mark.slow] * (animal.name in LONG)) for animal in animals]
+
+
+@pytest.mark.parametrize("animal", marked(ANIMALS))
 def test_a_hostile_model_is_judged_rightly_or_refused(animal):
     own = [tensor.clone() for tensor in animal.data()]
     if isinstance(animal.truth, str):
@@ -27,11 +44,7 @@ def test_a_hostile_model_is_judged_rightly_or_refused(animal):
     assert all(torch.equal(now, was) for now, was in zip(animal.data(), own)), "the caller's images stay what they were"
 
 
-LONG = ("a small transformer of patches",)
-HONEST = [pytest.param(animal, id=animal.name, marks=[pytest.mark.slow] * (animal.name in LONG)) for animal in honest.ANIMALS]
-
-
-@pytest.mark.parametrize("animal", HONEST)
+@pytest.mark.parametrize("animal", marked(honest.ANIMALS))
 def test_an_honest_model_is_judged_rightly_without_a_flag(animal):
     found, (clean, worst) = judged(animal), animal.known()
     assert found.flags == [], (found.flags, found.diagnosis.probes)

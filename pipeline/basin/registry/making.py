@@ -5,7 +5,9 @@ import json
 import logging
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -65,8 +67,13 @@ def log_files(model_id: str, run_id: str | None, one: Candidate, images: np.ndar
             code_paths=[str(contents.PACKAGE)],
             signature=ModelSignature(Schema([inputs]), Schema([outputs]), ParamSchema(params)),
             input_example=images[:2],
-            pip_requirements=[f"{library}=={importlib.metadata.version(library).partition('+')[0]}" for library in LIBRARIES],
+            pip_requirements=[f"{library}=={importlib.metadata.version(library).partition('+')[0]}" for library in libraries(one.recipe)],
         )
+
+
+def libraries(recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a model of this recipe is loaded with."""
+    return (*LIBRARIES, "timm") if '"kind": "timm"' in json.dumps(recipe) else LIBRARIES
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
 """Any classifier of torchvision by its name, up to its last layer, in whose place comes Basin's own head.
 
 Fresh weights, those of a file of one's own (`weights:` of the model's entry), or, where asked for, torchvision's pretrained ones, with the
-normalisation that belongs to them. Grey images are given to all three channels. Dropout and stochastic depth are off: they draw from
-torch's global generator, which would make a run that was interrupted another one.
+normalisation that belongs to them. Grey images are given to all three channels.
 """
 
 import hashlib
@@ -15,6 +14,7 @@ from torch import nn
 
 from basin.config.settings import Settings
 from basin.errors import Mistake, did_you_mean, said
+from basin.models.borrowed import check, quieten
 from basin.models.start import Start
 from basin.types import Features, Images, ImageShape
 
@@ -38,9 +38,7 @@ class Backbone(nn.Module):
         layer = self.network.get_submodule(self.last)
         self.width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels  # squeezenet ends with a convolution
         self.network.set_submodule(self.last, nn.Identity())
-        for module in self.network.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth":
-                module.p = 0.0  # type: ignore[assignment]
+        quieten(self.network)
 
     def forward(self, x: Images) -> Features:
         return self.network(x.expand(-1, 3, -1, -1))
@@ -63,19 +61,6 @@ def network(name: str) -> nn.Module:
 def last_layer(network: nn.Module) -> str:
     """The name of the last module that holds parameters of its own."""
     return [name for name, module in network.named_modules() if next(module.parameters(recurse=False), None) is not None][-1]
-
-
-@torch.no_grad()
-def check(network: nn.Module, name: str, shape: ImageShape) -> None:
-    if shape[0] not in (1, 3):
-        raise Mistake(f"backbone.name: {name} takes grey or colour images (got shape {shape}). Choose another kind of backbone.")
-    try:
-        network.eval()(torch.zeros(1, 3, *shape[1:]))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise Mistake(
-            f"backbone.name: {name} does not take these images (got shape {shape}: {said(error)[:120]}). Choose another name."
-        ) from None
-    network.train()
 
 
 def check_cached(url: str) -> None:
