@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,19 @@ def palette() -> dict[str, str]:
 
 def figure(name: str, rows: Sequence[dict[str, Any]], says: str, models: Sequence[str] = ()) -> Figure:
     """A figure of these rows; `says` is read out in its place. Each of `models`, in the run's order, has one look in all figures."""
-    import vl_convert
-
     spec = json.loads(template(name)) | {"data": json.loads(template(name))["data"] | {"values": list(rows)}}
     del spec["$schema"], spec["title"]  # the page has a heading, and names no address
     if models:
         _look(spec, list(models), {row["model"] for row in rows})
-    svg = vl_convert.vegalite_to_svg(_themed(spec), vl_version=VEGA_LITE)
-    return Figure(name, Markup(_slim(svg).replace("<svg", f'<svg role="img" aria-label="{escape(says)}"', 1)), spec)
+    return Figure(name, Markup(_drawn(_themed(spec)).replace("<svg", f'<svg role="img" aria-label="{escape(says)}"', 1)), spec)
+
+
+@lru_cache(maxsize=256)
+def _drawn(spec: str) -> str:
+    """The SVG: a tenth of a second, and a run's page and its cards share some."""
+    import vl_convert
+
+    return _slim(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
 
 
 def _slim(svg: str) -> str:

@@ -1,5 +1,6 @@
 """plots/: what `dvc plots show` draws our tables with, offline: the page's own figures, and a page that has Vega in it."""
 
+from functools import cache
 from pathlib import Path
 
 from basin import files
@@ -25,9 +26,14 @@ BUNDLE
 
 def write(folder: Path) -> None:
     """Templates for dvc.yaml, and the page for `plots.html_template` in .dvc/config, whose own would load Vega from elsewhere."""
-    import vl_convert
-
     for name in figures.PLOTS:
         files.write(folder / f"{name}.json", figures.template(name) + "\n")
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", figures.VEGA_LITE).replace("</script", "<\\/script")
-    files.write(folder / "page.html", PAGE.replace("BUNDLE", bundle))
+    files.write(folder / "page.html", PAGE.replace("BUNDLE", bundle()))
+
+
+@cache
+def bundle() -> str:
+    """Vega, Vega-Lite and what draws with them, as one script."""
+    import vl_convert
+
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", figures.VEGA_LITE).replace("</script", "<\\/script")

@@ -30,7 +30,7 @@ def radius(eps: float) -> str:
 
 def counted(number: float) -> str:
     """A count or a measured time: 12,345 or 0.123."""
-    return f"{number:,}" if number == int(number) else f"{number:,.3g}"
+    return f"{int(number):,}" if number == int(number) else f"{number:,.3g}"
 
 
 def threat(table: Table) -> str:

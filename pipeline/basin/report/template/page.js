@@ -65,7 +65,7 @@ function filtered(table) {
   const rows = [...table.tBodies[0].rows], heads = [...table.tHead.rows[0].cells], line = make("tr", { class: "filters" });
   const count = make("p", { class: "soft live", role: "status" });
   const inputs = heads.map((head, column) => {
-    const cell = make("td"), numbers = rows.some(row => typeof worth(row.cells[column]) === "number");
+    const cell = make("td", { class: head.className }), numbers = rows.some(row => typeof worth(row.cells[column]) === "number");
     const name = head.textContent.trim(), hint = numbers ? "≥" : "contains";
     const title = numbers ? "at least this; also >50, <50, 20-50" : "a part of it";
     cell.append(make("input", { type: "search", placeholder: hint, title, "aria-label": `Filter by ${name}` }));
