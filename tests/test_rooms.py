@@ -25,7 +25,7 @@ def layers() -> list[set[str]]:
 
 def test_about_a_dozen_rooms_in_at_most_eight_layers_and_few_loose_modules():
     assert 10 <= len(ROOMS) <= 14 and len(LOOSE) <= 8
-    assert {name for layer in layers() for name in layer} == {*ROOMS, *LOOSE, "stages"}
+    assert {name for layer in layers() for name in layer} == {*ROOMS, *LOOSE}
     assert sum(bool(layer & set(ROOMS)) for layer in layers()) <= 8
 
 
@@ -39,7 +39,7 @@ def test_a_rooms_door_says_in_three_lines_what_it_is_for_and_runs_nothing(room):
 
 
 def test_no_file_imports_itself_by_way_of_others():
-    graph = grimp.build_graph("basin", "stages", cache_dir=None)
+    graph = grimp.build_graph("basin", cache_dir=None)
     TopologicalSorter({module: graph.find_modules_directly_imported_by(module) for module in graph.modules}).prepare()  # raises on a circle
 
 
@@ -48,19 +48,19 @@ def test_the_picture_of_the_rooms_is_the_contract():
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     (picture,) = re.findall(r"```mermaid\nblock-beta\n(.*?)```", page, re.S)
     rows = [set(re.findall(r"(\w+)\[", row)) for row in picture.splitlines() if "[" in row]
-    assert rows == [layer for layer in layers() if layer & {*ROOMS, "stages"}] + [set(LOOSE)]
+    assert rows == [layer for layer in layers() if layer & {*ROOMS}] + [set(LOOSE)]
 
 
 LIGHT = {
     "basin": ("torch", "mlflow", "prefect", "dvc", "scipy", "numpy"),
     "basin.config.params": ("torch", "mlflow", "prefect", "dvc", "scipy", "numpy"),
     "basin.cli.app": ("torch", "mlflow", "prefect", "dvc", "scipy", "numpy"),
-    "stages.entry": ("torch", "mlflow", "prefect", "dvc", "scipy", "numpy"),
+    "basin.stages.entry": ("torch", "mlflow", "prefect", "dvc", "scipy", "numpy"),
     "basin.report.writing": ("torch", "mlflow", "prefect", "dvc", "scipy"),
     "basin.repro.graph": ("torch", "mlflow", "prefect", "scipy"),
     "basin.registry.lookup": ("torch", "prefect", "torchvision", "sklearn"),
     "basin.evaluation.robustness": ("torch._dynamo", "sympy", "scipy", "mlflow", "prefect", "dvc", "torchvision", "torchdiffeq", "sklearn"),
-    "stages.train": ("torch._dynamo", "sympy", "scipy", "mlflow", "prefect", "dvc", "torchvision", "torchdiffeq", "sklearn"),
+    "basin.stages.train": ("torch._dynamo", "sympy", "scipy", "mlflow", "prefect", "dvc", "torchvision", "torchdiffeq", "sklearn"),
 }
 
 

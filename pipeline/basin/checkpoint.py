@@ -15,7 +15,7 @@ from torch import Tensor
 from basin import files
 
 log = logging.getLogger(__name__)
-CODE = (Path(__file__).parent, Path(__file__).parents[2] / "stages")  # the second in a checkout alone
+CODE = Path(__file__).parent
 UNREADABLE = (SafetensorError, OSError, LookupError, TypeError, ValueError)
 Groups = dict[str, dict[str, Tensor]]
 
@@ -27,7 +27,7 @@ def folder() -> Path:
 
 def place(name: str, *asked: Any) -> Path:
     """Where the computation `name` keeps its state: a file named by everything that its result depends on, all our code included."""
-    code = [path.read_text(encoding="utf-8") for folder in CODE for path in sorted(folder.rglob("*.py"))]
+    code = [path.read_text(encoding="utf-8") for path in sorted(CODE.rglob("*.py"))]
     text = json.dumps([*asked, code], sort_keys=True, default=str)
     return folder() / name / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 

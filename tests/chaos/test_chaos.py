@@ -39,7 +39,11 @@ SEED = int(os.environ.get("CHAOS_SEED", "0"))
 PATIENCE = 300.0  # seconds for one stage, on a busy machine
 BOUND = 120.0  # seconds a kill, and ten such more
 RESUMED = re.compile("resuming at phase|goes on after")
-WORDS = {"guard": "guard.py", "stage": "-m stages.", "dvc": "-m dvc repro"}  # in the command lines of the run's processes, the first found
+WORDS = {
+    "guard": "guard.py",
+    "stage": "-m basin.stages.",
+    "dvc": "dvc.cli",
+}  # in the command lines of the run's processes, the first found
 PARAMS = """
 seed: 0
 device: cpu
@@ -67,7 +71,7 @@ suites:
     attacks:
       pgd: {kind: pgd, steps: 20}
       square: {kind: square, queries: 100}
-    curve: {attack: {kind: pgd, steps: 20}, radii: [0.05, 0.2]}
+    curve: {attack: {kind: pgd, steps: 20}, times: [0.5, 2]}
 attack: {models: [backbone/natural, head/sodef], suites: [tiny], images: 100, batch: 10}
 registry: {name: null}
 """
@@ -88,15 +92,19 @@ class Checkout:
     def __init__(self, place: Path, **extra: str):
         self.place, self.said = place, place / "said"
         ignore = shutil.ignore_patterns("__pycache__")
-        for part in ("stages", "pipeline"):
-            shutil.copytree(ROOT / part, place / part, ignore=ignore)
+        shutil.copytree(ROOT / "pipeline", place / "pipeline", ignore=ignore)
         (place / ".dvc").mkdir()
         (place / ".dvc/config").write_text("[core]\n    no_scm = True\n    analytics = false\n", encoding="utf-8")
         shutil.copy(ROOT / "dvc.yaml", place)
         (place / "params.yaml").write_text(PARAMS, encoding="utf-8")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_", "BASIN_"))}
-        paths = os.pathsep.join(map(str, (place, place / "pipeline")))
-        self.env = kept | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "DVC_NO_ANALYTICS": "1", "COLUMNS": "200", **extra}
+        self.env = kept | {
+            "PYTHONPATH": str(place / "pipeline"),
+            "CUDA_VISIBLE_DEVICES": "",
+            "DVC_NO_ANALYTICS": "1",
+            "COLUMNS": "200",
+            **extra,
+        }
 
     def start(self) -> subprocess.Popen:
         with self.said.open("ab") as log:

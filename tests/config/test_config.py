@@ -289,8 +289,8 @@ CASES = {
         "suites: nested too deep, too long, or a part of itself (got over 40 levels or 100000 values). Write it out.",
     ),
     "radii that do not rise": (
-        ("radii: [0.05, 0.1,", "radii: [0.1, 0.05,"),
-        "suites.quick.curve.radii: should rise (got [0.1, 0.05, 0.15, 0.2, 0.3, 0.5]). Order them from small to large, each once.",
+        ("times: [1/3, 2/3,", "times: [2/3, 1/3,"),
+        "suites.quick.curve.times: should rise (got ['2/3', '1/3', 1, '4/3', 2, '10/3']). Order them from small to large, each once.",
     ),
     "data set not found": (("kind: digits", "kind: digit"), "data.kind: unknown kind of sources (got 'digit'). Did you mean 'digits'?"),
     "data without a kind": (
@@ -478,7 +478,7 @@ def test_a_stage_ends_with_all_messages_code_2_and_no_traceback(tmp_path):
     for (old, new), _ in changes:
         text = text.replace(old, new, 1)
     (tmp_path / "params.yaml").write_text(text)
-    code, said = stage(tmp_path, "stages.prepare")
+    code, said = stage(tmp_path, "basin.stages.prepare")
     assert code == 2
     assert sorted(said.splitlines()) == sorted(f"error: params.yaml: {message}" for _, message in changes)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml"]  # nothing begun
@@ -486,8 +486,8 @@ def test_a_stage_ends_with_all_messages_code_2_and_no_traceback(tmp_path):
 
 def test_a_gpu_asked_for_where_there_is_none(tmp_path):
     (tmp_path / "params.yaml").write_text(RUN.replace("device: auto", "device: cuda"))
-    assert stage(tmp_path, "stages.prepare")[0] == 0, "no model is run"
-    assert stage(tmp_path, "stages.backbone", "natural") == (
+    assert stage(tmp_path, "basin.stages.prepare")[0] == 0, "no model is run"
+    assert stage(tmp_path, "basin.stages.backbone", "natural") == (
         2,
         "error: params.yaml: device: there is no GPU here that torch can use (got 'cuda'). "
         "Set it to cpu, or to auto for a GPU where there is one.\n",
@@ -497,7 +497,7 @@ def test_a_gpu_asked_for_where_there_is_none(tmp_path):
 def test_images_of_the_wrong_shape(tmp_path):
     np.savez(tmp_path / "my.npz", images=np.zeros((8, 64), np.float32), labels=np.zeros(8, np.int64))
     (tmp_path / "params.yaml").write_text(RUN.replace("kind: digits", "kind: npz\n  file: my.npz"))
-    assert stage(tmp_path, "stages.prepare") == (
+    assert stage(tmp_path, "basin.stages.prepare") == (
         2,
         "error: my.npz: images: needs shape [n, c, h, w] or [n, h, w], none of them 0 (got [8, 64]). Reshape the array.\n",
     )
@@ -505,7 +505,7 @@ def test_images_of_the_wrong_shape(tmp_path):
 
 def test_a_data_file_that_is_not_there(tmp_path):
     (tmp_path / "params.yaml").write_text(RUN.replace("kind: digits", "kind: npz\n  file: my.npz"))
-    code, said = stage(tmp_path, "stages.prepare")
+    code, said = stage(tmp_path, "basin.stages.prepare")
     assert code == 2 and said.startswith("error: data.file: no such file (got my.npz). Give the path of an .npz file")
 
 

@@ -183,7 +183,7 @@ def test_check_says_it_before_anything_runs(tmp_path, monkeypatch, capsys):
     divided = Source(Split(images, torch.arange(40) % 2), None, ("a", "b"))
     prepare(divided, SplitSettings(), "digits", "digits", 0, tmp_path / "data/prepared")
     with pytest.raises(SystemExit) as end:
-        app.app(["check"])
+        app.app(["check", "--no-data"])
     first, *others = capsys.readouterr().out.splitlines()
     assert end.value.code == 0 and first == "params.yaml: no mistakes"
     assert [line.partition(":")[0] for line in others] == [

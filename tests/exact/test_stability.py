@@ -14,8 +14,8 @@ from basin.config.solver import Solver
 from basin.methods.heads.sodef import SineDrift
 from basin.models import stability
 from basin.models.ode import Flow, flows
+from basin.stages import train
 from basin.tracking.journal import Run
-from stages import train
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:

@@ -149,9 +149,9 @@ def test_any_checkpoint(examples, tmp_path, caplog):
 LOCK = """schema: '2.0'
 stages:
   prepare:
-    cmd: python -m stages.prepare
+    cmd: python -m basin.stages.prepare
     deps:
-    - {path: stages/prepare.py, hash: md5, md5: 98f97a791ef1457579a5b7e88a495063, size: 10}
+    - {path: pipeline/basin/stages/prepare.py, hash: md5, md5: 98f97a791ef1457579a5b7e88a495063, size: 10}
     params:
       params.yaml:
         data:
@@ -164,7 +164,7 @@ stages:
       size: 128
       nfiles: 4
   report:
-    cmd: python -m stages.report
+    cmd: python -m basin.stages.report
     outs:
     - path: report/table.csv
       hash: md5

@@ -136,7 +136,7 @@ def test_no_secret_of_a_run_is_found_anywhere(tmp_path, way):
             assert code == 0, said[-3000:]
         code, said = do("models", MLFLOW_TRACKING_URI=f"http://admin:{SECRETS['S3']}@{host}", MLFLOW_TRACKING_PASSWORD=SECRETS["S3"])
         assert code == 75 and "cannot be used" in said, said[-3000:]
-    assert len(seen) > 5 and any("stages.backbone" in line for line in seen)
+    assert len(seen) > 5 and any("basin.stages.backbone" in line for line in seen)
     files = [path for path in tmp_path.rglob("*") if path.is_file() and "nobodys" not in path.parts]
     bait = baits()
     assert [str(path) for path in files if any(one in path.read_bytes() for one in bait)] == []

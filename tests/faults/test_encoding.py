@@ -11,7 +11,7 @@ import pytest
 from basin.errors import Mistake
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [path for folder in ("pipeline", "stages", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [path for folder in ("pipeline", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 OTHERS = ("Image", "tarfile", "webbrowser", "run", "self", "os")  # `open` of theirs is of no text file
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -61,7 +61,7 @@ def test_a_run_under_a_locale_without_utf_8(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
     environment = {**os.environ, **PLAIN, "BASIN_TRACKING": "off"}
     for stage in (["prepare"], ["backbone", "natural"], ["attack", "backbone/natural", "short"], ["report"]):
-        command = [sys.executable, "-m", f"stages.{stage[0]}", *stage[1:]]
+        command = [sys.executable, "-m", f"basin.stages.{stage[0]}", *stage[1:]]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
     page = (tmp_path / "report/index.html").read_text(encoding="utf-8")

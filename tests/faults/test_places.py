@@ -159,14 +159,14 @@ def test_an_evaluation_whose_disk_is_full_ends_in_a_sentence_and_goes_on_when_th
 
 
 def train(place: Path) -> tuple[int, str]:
-    command = [sys.executable, "-m", "stages.backbone", "natural"]
+    command = [sys.executable, "-m", "basin.stages.backbone", "natural"]
     done = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, encoding="utf-8", check=False)
     return done.returncode, done.stderr
 
 
 def test_a_model_that_cannot_be_written_costs_no_epoch(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "stages.prepare"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=True)
+    subprocess.run([sys.executable, "-m", "basin.stages.prepare"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=True)
     (tmp_path / "models").touch()
     code, err = train(tmp_path)
     written = "models/backbone/.natural.unfinished/weights.safetensors"

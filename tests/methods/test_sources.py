@@ -39,7 +39,7 @@ KINDS = sorted(path.stem for path in Path(sources.__file__).parent.glob("*.py") 
 def message(call, *arguments) -> str:
     with pytest.raises(Mistake) as mistake:
         call(*arguments)
-    return str(mistake.value)
+    return "\n".join(one for one in mistake.value.messages if not one.endswith(folder.ADVICE))
 
 
 # Every kind -------------------------------------------------------------------------------------------------------------------------------

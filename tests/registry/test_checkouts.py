@@ -65,7 +65,7 @@ def project(tmp_path_factory):
     (folder := tmp_path_factory.mktemp("one") / "project").mkdir()
     before = Path.cwd()
     os.chdir(folder)
-    stages = {name: stage | {"cmd": f"{sys.executable} -m stages.{stage['cmd']}"} for name, stage in STAGES.items()}
+    stages = {name: stage | {"cmd": f"{sys.executable} -m basin.stages.{stage['cmd']}"} for name, stage in STAGES.items()}
     Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
     Path("params.yaml").write_text(PARAMS)
     Path(".gitignore").write_text("/.basin\n/mlflow.db\n/mlartifacts\n/data\n/models\n/history\n/outcomes\n/report\n")

@@ -54,7 +54,7 @@ def test_another_project_reproduces_a_version(workspace, tmp_path_factory, monke
     (run / "params.yaml").write_text(f"{params}\nregistry: {{gate: {{accepted_flags: {json.dumps(FLAGS)}}}}}\n")
     stages = os.environ | {"PYTHONPATH": str(ROOT), "BASIN_TRACKING": "off"}
     for stage in ("backbone natural", "head ode", *(f"attack {model} short" for model in MODELS)):
-        subprocess.run([sys.executable, "-m", *f"stages.{stage}".split()], cwd=run, env=stages, check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", *f"basin.stages.{stage}".split()], cwd=run, env=stages, check=True, capture_output=True)
     monkeypatch.chdir(run)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     registration.register_all(params.load(), digests())

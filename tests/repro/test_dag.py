@@ -26,11 +26,13 @@ TEST_SPLIT = "data/prepared/test.safetensors"
 
 # Imports (who, whom) through which no byte of a result comes, and so no dependency. Each with its argument; `*` stands for all.
 EXEMPT = {
-    ("stages.entry", "basin.environment"): "switches of other programs (telemetry, update checks), set before anything is computed",
+    ("basin.stages.entry", "basin.environment"): "switches of other programs (telemetry, update checks), set before anything is computed",
     (
-        "stages.entry",
+        "basin.stages.entry",
         "basin.tracking.journal",
     ): "told what a stage has done; it reads nothing back, and writes the same where MLflow is away",
+    ("basin.stages.entry", "basin.repro.code"): "refuses a project whose code.yaml is untrue; otherwise silent",
+    ("*", "basin.progress"): "lines that say how far a stage is",
     ("*", "basin.errors"): "texts for a stage that ends without a result",
     ("*", "basin.types"): "annotations alone: shapes that the tests check and a run does not",
 }
@@ -68,8 +70,8 @@ def run(request, tmp_path_factory) -> Run:
 
 
 def node(stage: Any) -> Node:
-    python, flag, script, *_ = stage.cmd.split()
-    assert (python, flag) == ("python", "-m")
+    path, python, safe, flag, script, *_ = stage.cmd.split()
+    assert (path, python, safe, flag) == ("PYTHONPATH=pipeline", "python", "-P", "-m")
     params = tuple(key for dep in stage.deps if isinstance(dep, ParamsDependency) for key in dep.params)
     paths = frozenset(dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency))
     return Node(stage.name, script, paths, params)
@@ -88,7 +90,7 @@ def imports() -> grimp.ImportGraph:
 
 
 def whole() -> grimp.ImportGraph:
-    return grimp.build_graph("basin", "stages", cache_dir=None)
+    return grimp.build_graph("basin", cache_dir=None)
 
 
 def exempt(graph: grimp.ImportGraph) -> list[tuple[str, str]]:
@@ -101,7 +103,7 @@ def exempt(graph: grimp.ImportGraph) -> list[tuple[str, str]]:
 
 
 def file_of(module: str) -> str:
-    path = Path(*module.split(".")) if module.partition(".")[0] == "stages" else Path("pipeline", *module.split("."))
+    path = Path("pipeline", *module.split("."))
     return str(path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py"))
 
 
@@ -177,7 +179,7 @@ def test_every_stage_depends_on_all_its_code(run):
 
 def test_a_dependency_left_out_is_found(run):
     """The test above can fail: without a dependency that it needs, each stage that had it is named."""
-    for victim in ("pipeline/basin/data/splits.py", "stages/entry.py", "pipeline/basin/types.py"):
+    for victim in ("pipeline/basin/data/splits.py", "pipeline/basin/stages/entry.py", "pipeline/basin/types.py"):
         without = [Node(node.name, node.script, node.deps - {victim}, node.params) for node in run.nodes]
         found = {name for name, files in missing(Run(run.config, without)).items() if any(file.startswith(victim) for file in files)}
         assert found == {node.name for node in run.nodes if victim in node.deps}
@@ -192,7 +194,7 @@ def test_kinds_are_looked_for_in_params_and_in_scripts(run):
 
 def test_every_dependency_on_code_exists(run):
     """A path that is not there is one that a renamed file left behind."""
-    code = {dep for node in run.nodes for dep in node.deps if dep.startswith(("pipeline/", "stages/"))}
+    code = {dep for node in run.nodes for dep in node.deps if dep.startswith("pipeline/")}
     assert [dep for dep in sorted(code) if not (ROOT / dep).exists()] == []
 
 

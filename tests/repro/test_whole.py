@@ -121,7 +121,6 @@ def test_a_second_serve_says_why_not(project: MakeProject):
 def test_what_dvc_would_miss_in_params_is_said_with_what_to_add(tmp_path: Path):
     """All that Basin has a default for; with those lines added DVC reads graph and params."""
     root = Path(__file__).parents[2]
-    shutil.copytree(root / "stages", tmp_path / "stages")
     (tmp_path / "pipeline").symlink_to(root / "pipeline")
     shutil.copy(root / "dvc.yaml", tmp_path)
     (tmp_path / ".dvc").mkdir()

@@ -24,7 +24,7 @@ backbone:
 suites:
   own:
     adaptive: {steps: 20, targets: 3, queries: 200, doublings: 2}
-    curve: {attack: {kind: pgd, steps: 20}, radii: [0.02, 0.05]}
+    curve: {attack: {kind: pgd, steps: 20}, times: [0.2, 0.5]}
 attack: {models: [backbone/natural], suites: [own], images: 100, batch: 50}
 """
 

@@ -20,7 +20,7 @@ from basin.config.kinds import choose
 from basin.data.splits import Split, load_split
 from basin.errors import Mistake
 from basin.methods.purifiers.tv import Params as TotalVariation
-from stages import entry, train
+from basin.stages import entry, train
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = """
@@ -56,7 +56,7 @@ suites:
       square: {kind: square, queries: 5}
       transfer: {kind: transfer, attacks: [{kind: fgsm}]}
     masked: {attack: {kind: pgd, steps: 2}, solver: {method: dopri5, gradient: adjoint}}
-    curve: {attack: {kind: pgd, steps: 2}, radii: [0.05, 0.2]}
+    curve: {attack: {kind: pgd, steps: 2}, times: [0.5, 2]}
 attack: {models: [backbone/natural, head/sodef], suites: [tiny], images: 20, batch: 10}
 """
 STAGES = [
@@ -64,7 +64,7 @@ STAGES = [
     ("attack", "backbone/natural", "tiny"), ("attack", "head/sodef", "tiny"), ("exchange",), ("report",),
 ]  # fmt: skip
 MADE = ("data", "models", "history", "outcomes", "exchanged", "report")
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "BASIN_TRACKING": "off", "CUDA_VISIBLE_DEVICES": ""}
+ENVIRONMENT = {"PYTHONPATH": f"pipeline:{ROOT / 'pipeline'}", "BASIN_TRACKING": "off", "CUDA_VISIBLE_DEVICES": ""}
 
 
 @contextmanager
@@ -86,13 +86,13 @@ def run(folder: Path, stage: str, *words: str) -> None:
     import importlib
 
     with inside(folder):
-        importlib.import_module(f"stages.{stage}").main(*words)
+        importlib.import_module(f"basin.stages.{stage}").main(*words)
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen:
-    """`python -m stages.STAGE ...`, as DVC runs it."""
+    """`python -m basin.stages.STAGE ...`, as DVC runs it."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"stages.{words[0]}", *words[1:]],
+        [sys.executable, "-m", f"basin.stages.{words[0]}", *words[1:]],
         cwd=folder, env={**os.environ, **ENVIRONMENT}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -140,7 +140,7 @@ def test_a_stage_loads_nothing_that_it_does_not_need(whole, tmp_path):
     shutil.copytree(whole, folder := tmp_path / "again")
     slow = ("torch._dynamo", "sympy", "torchdiffeq", "torchvision", "mlflow", "sqlalchemy", "pandas", "sklearn", "matplotlib")
     code = (
-        "import sys, torch; from stages import attack, backbone, head; backbone.main('natural'); head.main('sodef')\n"
+        "import sys, torch; from basin.stages import attack, backbone, head; backbone.main('natural'); head.main('sodef')\n"
         "print('scipy' in sys.modules, torch.are_deterministic_algorithms_enabled())\n"
         f"attack.main('backbone/natural', 'tiny'); print([name for name in {slow} if name in sys.modules])"  # SciPy judges the outcomes
     )
@@ -201,7 +201,7 @@ def test_mlflow_is_told_the_flags_and_the_figures_behind_them(whole, tmp_path):
     recipe = folder / "models/head/sodef/recipe.json"
     recipe.write_text(recipe.read_text().replace('"steps": 4', '"steps": 1').replace('"T": 2.0', '"T": 50.0'))
     environment = {**os.environ, **ENVIRONMENT, "BASIN_TRACKING": "on", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    command = [sys.executable, "-m", "stages.attack", "head/sodef", "tiny"]
+    command = [sys.executable, "-m", "basin.stages.attack", "head/sodef", "tiny"]
     subprocess.run(command, cwd=folder, env=environment, check=True, timeout=120)
     from mlflow import MlflowClient
 
@@ -218,7 +218,7 @@ def test_mlflow_is_told_the_flags_and_the_figures_behind_them(whole, tmp_path):
 def test_another_folder_and_a_fresh_process_give_the_same_bytes(whole, tmp_path):
     """Without the checks of annotations: they change nothing either."""
     folder = workspace(tmp_path / "a folder with spaces")
-    code = f"import importlib\nfor stage, *words in {STAGES}: importlib.import_module(f'stages.{{stage}}').main(*words)"
+    code = f"import importlib\nfor stage, *words in {STAGES}: importlib.import_module(f'basin.stages.{{stage}}').main(*words)"
     subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, **ENVIRONMENT}, check=True, timeout=120)
     mine, theirs = made(folder), made(whole)
     assert [name for name in theirs if mine.get(name) != theirs[name]] == [] and set(mine) == set(theirs)
@@ -258,7 +258,7 @@ def test_a_training_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_p
 def test_an_attack_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_path):
     # The curve starts from every image that is classified right, and at this radius few fall: it takes its time after the first checkpoint.
     slow = PARAMS.replace(
-        "curve: {attack: {kind: pgd, steps: 2}, radii: [0.05, 0.2]}", "curve: {attack: {kind: pgd, steps: 500}, radii: [0.001]}"
+        "curve: {attack: {kind: pgd, steps: 2}, times: [0.5, 2]}", "curve: {attack: {kind: pgd, steps: 500}, times: [0.01]}"
     )
     assert slow != PARAMS
     cut, undisturbed = workspace(tmp_path / "cut", slow), workspace(tmp_path / "undisturbed", slow)
@@ -374,8 +374,7 @@ def test_a_rate_far_too_high_stops_with_advice_and_leaves_no_model(whole, tmp_pa
 )
 def test_a_stage_whose_params_or_sources_change_while_it_runs_fails(changed, told, whole, tmp_path):
     folder = workspace(tmp_path / "edited")
-    for part in ("pipeline", "stages"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.copytree(whole / "data", folder / "data")
     process = start(folder, "backbone", "long")
     while not list(folder.glob(".basin/checkpoints/**/*.safetensors")) and process.poll() is None:

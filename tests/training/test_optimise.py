@@ -20,11 +20,11 @@ from basin.errors import Mistake
 from basin.methods.attacks import pgd as attack
 from basin.methods.training import natural, pgd
 from basin.randomness import generator
+from basin.stages import train as train_stage
 from basin.threat.target import Target
 from basin.training import optimise
 from basin.training.averaging import Mean, measure_statistics
 from basin.training.phase import Phase
-from stages import train as train_stage
 
 
 class Killed(BaseException):

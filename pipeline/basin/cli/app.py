@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +13,7 @@ import typer
 
 from basin import environment, files
 from basin.cli import registry
-from basin.errors import Mistake, did_you_mean, exit_on_mistake
+from basin.errors import EXIT_CODE, Mistake, did_you_mean, exit_on_mistake
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -35,34 +37,83 @@ def about(
 
 
 @app.command()
-def use(name: Annotated[str, typer.Argument(help="a run under params/, without .yaml")]) -> None:
-    """Make params/NAME.yaml the params.yaml of this folder. Refuses to overwrite changes that are in no commit."""
-    from basin.repro import graph
+def init(
+    folder: Annotated[Path, typer.Argument(help="where the project is to be: empty, or beside code of your own")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="a folder of images, one sub-folder a class | an .npz | the name of a ready-made run, e.g. digits; asked for"),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="what the data set is called in reports and in the registry")] = None,
+    eps: Annotated[
+        str, typer.Option(help="radius of the threat in pixels scaled to [0, 1], e.g. 0.1 or 8/255, for your own images")
+    ] = "8/255",
+) -> None:
+    """Make a project of your own: params.yaml, the graph, .dvc, .gitignore, README.md. Then `basin repro` runs in it."""
+    from basin.repro import project
 
-    runs, current = {path.stem: path for path in Path("params").glob("*.yaml")}, Path("params.yaml")
+    if data is None and sys.stdin.isatty():
+        data = typer.prompt("Your images (a folder with one sub-folder a class, or an .npz), or a ready-made run", default="digits")
+    if data is None:
+        raise Mistake(
+            f"--data: not given (got nothing). Give a folder of images, an .npz or a ready-made run. {did_you_mean('', project.runs())}"
+        )
+    for line in project.make(folder, data, name, eps):
+        typer.echo(line)
+    typer.echo(f"{folder}: a project. Next: cd {shlex.quote(str(folder))} && basin check && basin repro")
+
+
+@app.command()
+def use(name: Annotated[str, typer.Argument(help="a ready-made run: Basin's, or one under params/, without .yaml")]) -> None:
+    """Make a ready-made run the params.yaml of this folder. Refuses to overwrite changes that are in no commit."""
+    from basin.repro import graph, project
+
+    runs, current = project.runs(), Path("params.yaml")
     if name not in runs:
         raise Mistake(f"params/{name}.yaml: no such run (got {name!r}). {did_you_mean(name, runs)}")
     is_ready_made = current.exists() and current.read_bytes() in {path.read_bytes() for path in runs.values()}
     if current.exists() and not is_ready_made and graph.is_changed(current):
         raise Mistake("params.yaml: has changes that are in no commit. Commit them, or keep a copy under params/, then run this again.")
     files.write(current, runs[name].read_bytes())
-    typer.echo(f"params.yaml is now {runs[name]}. Next: dvc repro")
+    typer.echo(f"params.yaml is now the run {name}. Next: basin repro")
 
 
 @app.command()
-def check() -> None:
-    """Read params.yaml and report every mistake in it."""
+def check(
+    data: Annotated[bool, typer.Option(help="whether to read the data too: all of it, as `prepare` does")] = True,
+) -> None:
+    """Read params.yaml and the data, and report every mistake in them."""
     from basin.config import suite
     from basin.data.about import load_about
-    from basin.repro import graph
+    from basin.repro import code, graph
 
     config = graph.check()
+    code.keep()
     typer.echo("params.yaml: no mistakes")
-    if (PREPARED / "about.json").exists():
-        classes = len(load_about(PREPARED).classes)
-        for name in config.attack.suites:
-            for attack, words in suite.replaced(config.suites[name].attacks, classes).items():
-                typer.echo(f"suites.{name}.attacks.{attack}: on the {classes} classes of {PREPARED} {words}")
+    if data:
+        from basin.data import splits
+
+        source = config.source.module.read(config.source.params)
+        divided = splits.divide(source, config.splits, config.seed)
+        typer.echo("\n".join(splits.described(config.data_name, source, divided, config.attack.images)))
+        classes, where = len(source.classes), f"data {config.data_name}"
+    elif (PREPARED / "about.json").exists():
+        classes, where = len(load_about(PREPARED).classes), str(PREPARED)
+    else:
+        return
+    for name in config.attack.suites:
+        for attack, words in suite.replaced(config.suites[name].attacks, classes).items():
+            typer.echo(f"suites.{name}.attacks.{attack}: on the {classes} classes of {where} {words}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look at what Basin stands on (installation, device, project, data, servers): what is wrong and what to do; code 2 if any is."""
+    from basin.cli import doctor
+
+    found = list(doctor.findings())
+    for well, line in found:
+        typer.echo(f"{'ok   ' if well else 'WRONG'}  {line}")
+    sys.exit(0 if all(well for well, _ in found) else EXIT_CODE)
 
 
 @app.command()
@@ -73,9 +124,10 @@ def repro(targets: Targets = None) -> None:
     from basin.tracking.parent import parent
     from basin.tracking.shared import one_mirror
 
+    _show_the_table_once(targets)
     config = params.load()
-    about = {"data": config.source.kind, "threat": config.threat.model_dump(mode="json"), "seed": config.seed, "stages": targets or "all"}
-    with one_mirror(), parent(" ".join([config.registered_name, *(targets or [])]), config.source.kind, about) as ended:
+    about = {"data": config.data_name, "threat": config.threat.model_dump(mode="json"), "seed": config.seed, "stages": targets or "all"}
+    with one_mirror(), parent(" ".join([config.registered_name, *(targets or [])]), config.data_name, about) as ended:
         ended(code := whole.reproduce(targets or []))
     _finish(code, targets)
 
@@ -89,6 +141,7 @@ def flow(
     """The same graph as a Prefect flow: in parallel as the graph allows, retried, watched."""
     from basin.flow import commands
 
+    _show_the_table_once(targets)
     _finish(commands.main(targets or None, workers, on), targets)
 
 
@@ -116,6 +169,7 @@ def evaluate(
     """
     from basin.config.threat import asked
     from basin.evaluation import outside
+    from basin.progress import clock
     from basin.registry import lookup
 
     if outcomes:
@@ -138,6 +192,8 @@ def evaluate(
         typer.echo(f"{result['largest_class']:7.1%}  are of one class: what that answer alone would score")
         typer.echo(f"{result['balanced_clean']:7.1%}  clean, mean over the classes; worst case {result['balanced_worst_case']:.1%}")
     typer.echo(f"Flags: {', '.join(result['flags']) or 'none'} (docs/flags.md)")
+    each = result["passes"] / result["n"]
+    typer.echo(f"Cost: {result['passes']:,} passes, {each:,.0f} an image, in {clock(result['seconds'])} on {result['device']}")
 
 
 @app.command()
@@ -176,10 +232,18 @@ def ui(
     from basin.config import params
     from basin.flow import server
 
-    server.show(mlflow_port, prefect_port, params.load().source.kind if Path("params.yaml").exists() else "")
+    server.show(mlflow_port, prefect_port, params.load().data_name if Path("params.yaml").exists() else "")
 
 
 registry.attach(app)
+
+
+def _show_the_table_once(targets: list[str] | None) -> None:
+    """After a whole run `_finish` does, so the stage does not."""
+    from basin.report.console import LATER
+
+    if not targets:
+        os.environ[LATER] = "1"
 
 
 def _finish(code: int, targets: list[str] | None) -> None:
@@ -197,7 +261,7 @@ def _finish(code: int, targets: list[str] | None) -> None:
         for one in (version for version in lookup.find(name=name) if version["aliases"]):
             typer.echo(f"{one['name']}/{one['version']} {one['model']}: {one['standing']} ({one['reasons']})")
         typer.echo(f"Report: {REPORT}    Champion: models:/{name}@champion")
-        typer.echo("Next:  make ui  |  dvc exp run -S head.sodef_natural.head.T=1.0  |  basin use fashion_mnist")
+        typer.echo("Next:  basin ui  |  dvc exp run -S seed=1  |  basin use NAME")
         if problems := upkeep.verify(*registry.run(), files=False):
             typer.echo("\n".join([*problems, "To mend it: basin registry sync"]))
     sys.exit(code)

@@ -107,7 +107,7 @@ def leaderboard(
     files.try_folder(to)
     if not (data and norm and eps):
         config = params.load()
-        data, norm, eps = data or config.source.kind, norm or config.threat.norm, eps or str(config.threat.eps)
+        data, norm, eps = data or config.data_name, norm or config.threat.norm, eps or str(config.threat.eps)
     written = board.leaderboard(to, data, norm, asked(norm, eps).eps)
     typer.echo(f"{to / 'index.html'}: {written} versions")
 

@@ -14,7 +14,7 @@ from basin.config.schedule import Schedule
 from basin.config.settings import Settings
 from basin.config.splits import SplitSettings
 from basin.config.start import Weights
-from basin.config.suite import READY, Suite, ready
+from basin.config.suite import READY, Curve, Suite, ready
 from basin.config.threat import Threat
 from basin.errors import Mistake, did_you_mean
 
@@ -175,7 +175,13 @@ class Config(Settings):
 
     @property
     def registered_name(self) -> str:
-        return self.registry.name or f"{self.source.kind}-{self.threat}"
+        return self.registry.name or f"{self.data_name}-{self.threat}"
+
+    @property
+    def data_name(self) -> str:
+        """What the data set is called: by `data.name`, else by its folder or file where the kind has any, else by its kind."""
+        key = getattr(self.source.tables, "NAMED_BY", None)
+        return self.splits.name or (self.splits.named(self.data[key]) if key else self.source.kind)
 
 
 def load(path: Path | str = "params.yaml", recorded: bool = False) -> Config:
@@ -197,7 +203,11 @@ def load(path: Path | str = "params.yaml", recorded: bool = False) -> Config:
 
 
 def renamed(raw: dict[str, Any]) -> dict[str, Any]:
-    """The tables of a run that is over, with the keys of today: `cleaned` was called `augmentation` up to 0.1."""
+    """The tables of a run that is over, with the keys of today: `cleaned` was called `augmentation`, and a curve had `radii`, up to 0.1."""
+    for suite in suites.values() if isinstance(suites := raw.get("suites"), dict) else ():
+        if isinstance(suite, dict) and isinstance(curve := suite.get("curve"), dict) and "radii" in curve:
+            eps = Threat.model_validate(raw.get("threat")).eps
+            curve["times"] = [radius / eps for radius in Curve.model_validate(curve | {"times": curve.pop("radii")}).times]
     for stage in STAGES:
         for entry in table.values() if isinstance(table := raw.get(stage), dict) else ():
             if isinstance(entry, dict) and isinstance(entry.get("augmentation"), dict):

@@ -1,16 +1,26 @@
 """How a data set is divided, as params.yaml has it."""
 
+import re
+from pathlib import Path
+
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from basin.config.settings import Fractional, Settings
 
 VALIDATION_SHARE, TEST_SHARE = 0.1, 0.2  # of a source that has no such split of its own, where params.yaml gives none
+NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
 
 class SplitSettings(Settings):
     """The keys of `data:` that every kind has."""
 
+    name: str | None = Field(
+        None,
+        pattern=NAME,
+        description="what the data set is called in reports and in the registry: letters (a to z), digits, _ and -, at most 64 of them; "
+        "null: the kind, or what the folder or file is called",
+    )
     validation: Fractional | None = Field(
         None,
         gt=0,
@@ -36,3 +46,8 @@ class SplitSettings(Settings):
             message = f"validation and test ({null}) leave nothing to train on. Lower them to add up to less than 1."
             raise PydanticCustomError("shares", message)  # type: ignore[arg-type]
         return self
+
+    @staticmethod
+    def named(place: str | Path) -> str:
+        """A name for the data that lie there."""
+        return re.sub(r"[^A-Za-z0-9_-]+", "_", Path(place).resolve().stem).strip("_")[:64] or "data"

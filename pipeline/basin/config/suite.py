@@ -27,14 +27,14 @@ class Curve(Settings):
     """Robust accuracy against radius."""
 
     attack: AttackChoice = Field(description="the attack that is run at each radius")
-    radii: list[Radius] = Field(min_length=1, description="a rising list of radii in pixels scaled to [0, 1]")
+    times: list[Radius] = Field(min_length=1, description="a rising list of the curve's radii, as multiples of the threat's eps")
 
-    @field_validator("radii")
+    @field_validator("times")
     @classmethod
-    def _rise(cls, radii: list[float]) -> list[float]:
-        if radii != sorted(set(radii)):
+    def _rise(cls, times: list[float]) -> list[float]:
+        if times != sorted(set(times)):
             raise PydanticCustomError("order", "should rise. Order them from small to large, each once.")
-        return radii
+        return times
 
 
 class Masked(Settings):

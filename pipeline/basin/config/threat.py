@@ -27,7 +27,14 @@ class Threat(Settings):
         return eps
 
     def __str__(self) -> str:
-        return f"{self.norm}-{self.eps:.4g}"
+        return f"{self.norm}-{written(self.eps).replace('/', '_')}"
+
+
+def written(eps: float) -> str:
+    """A radius as people write it: 0.15, and 8/255 where the number is one of grey levels that has no short decimal."""
+    steps = round(255 * eps)
+    levels = steps and abs(255 * eps - steps) < 1e-3 and float(f"{eps:.4g}") != eps
+    return f"{steps}/255" if levels else f"{eps:.4g}"
 
 
 def asked(norm: str, eps: float | str) -> Threat:

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import log_softmax
-from tqdm import tqdm
 
-from basin import files
+from basin import files, progress
 from basin.checkpoint import UNREADABLE
 from basin.errors import Mistake, said, short_of_memory
 from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
@@ -97,13 +96,10 @@ class Evaluation:
             steps.append(partial(self._curve, outcomes, *curve))
         if finished:
             log.info("%s: goes on after %d of %d steps", self.seed[1], finished, len(steps))
-        bar = tqdm(steps, desc=self.seed[1], unit="attack", initial=finished, mininterval=2, delay=2, disable=None)
-        for position, step in enumerate(steps[finished:], start=finished):
+        for position, step in enumerate(progress.each(steps[finished:], self.seed[1], "attacks", finished), start=finished + 1):
             self._fitting(step)
-            bar.update()
             if self.checkpoint:
-                files.write(self.checkpoint, pack(outcomes, position + 1, len(steps)))
-        bar.close()
+                files.write(self.checkpoint, pack(outcomes, position, len(steps)))
         return outcomes
 
     def _fitting(self, step: Callable[[], T]) -> T:
@@ -187,8 +183,8 @@ class Evaluation:
     ) -> Iterator[tuple[Tensor, Images, Logits, PerImage]]:
         """(rows, projected candidates, the reported function's logits there, the share of draws that read them rightly), in batches."""
         batches = rows.split(self.batch) if len(rows) else ()  # of no rows torch makes one batch
-        bar = tqdm(batches, desc=name, unit="batch", leave=False, mininterval=2, delay=2, disable=None)
-        for b, chosen in enumerate(bar, start=part * -(-len(o) // self.batch)):  # a number of its own for each batch of each part
+        first = part * -(-len(o) // self.batch)  # a number of its own for each batch of each part
+        for b, chosen in enumerate(progress.each(batches, name, "batches"), start=first):
             clean, labels = o.images[chosen].to(self.device), o.labels[chosen].to(self.device)
             counted, search = Counted(self.classifier), self.search if self.may_search(attempt) else None
             quick = Counted(search) if search else None

@@ -100,7 +100,7 @@ def evaluate(
         tried |= {PRECISE: _PRECISE}
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None
-    curve = (_fitted(Attempt(suite.curve.attack), declared), list(suite.curve.radii)) if suite.curve else None
+    curve = (_fitted(Attempt(suite.curve.attack), declared), threat.multiples(suite.curve.times)) if suite.curve else None
     outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
     if not declared.randomised and differs(first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")

@@ -49,7 +49,7 @@ def tag() -> None:
     """Mark this run with its data set, threat model and commit."""
     asked = params.read(Path("params.yaml"))
     threat = asked["threat"]
-    marks = [f"data: {asked['data']['kind']}", f"threat: {threat.get('norm', 'linf')} {threat['eps']}"]
+    marks = [f"data: {asked['data'].get('name') or asked['data']['kind']}", f"threat: {threat.get('norm', 'linf')} {threat['eps']}"]
     mark([*marks, f"commit: {journal.commit()['commit'][:12]}"])
 
 

@@ -14,8 +14,8 @@ from pydantic import Field
 from basin.errors import Mistake
 from basin.flow import cluster, order, pages, places, progress
 from basin.flow.children import RETRIES
+from basin.repro import code, lock, slots
 from basin.repro import graph as dvc
-from basin.repro import lock, slots
 from basin.repro.graph import Stage, StageFailed
 from basin.repro.guard import Guards
 
@@ -120,6 +120,7 @@ def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | Non
 def plan(targets: Sequence[str] | None, changes: Sequence[str] | None = None) -> list[Stage]:
     """The stages to bring up to date, in order; a `Mistake` for whatever is wrong before anything runs. With the workspace locked."""
     lock.mend()
+    code.keep()
     if changes:
         dvc.change(changes)
     dvc.check()

@@ -9,6 +9,7 @@ from typing import Any
 from basin import files
 from basin.config import kinds
 from basin.config.params import STAGES, Config
+from basin.config.threat import Threat
 from basin.errors import Mistake
 from basin.models.recipe import read_recipe
 from basin.registry import gate
@@ -59,7 +60,7 @@ class Candidate:
 
     @property
     def threat(self) -> str:
-        return "{norm}-{eps:.4g}".format(**self.protocol["threat"])
+        return str(Threat(**self.protocol["threat"]))
 
     @property
     def tags(self) -> dict[str, str]:
@@ -93,7 +94,7 @@ def read(config: Config, digests: Mapping[str, str | None], root: Path = Path())
             raise Mistake(f"{folder}: dvc.lock does not know this folder (got no digest of it). Run `dvc repro`, which records it.")
         recipe = read_recipe(folder)
         parents = {parent: digests.get(parent) for parent in reversed(recipe["chain"])}
-        found.append(Candidate(row.model, root, md5, parents, recipe, row, outcomes, protocol(config, outcomes), config.source.kind))
+        found.append(Candidate(row.model, root, md5, parents, recipe, row, outcomes, protocol(config, outcomes), config.data_name))
     return found
 
 

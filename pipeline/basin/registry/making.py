@@ -24,7 +24,7 @@ from basin.registry import contents, runs, serving
 from basin.registry.candidates import Candidate
 from basin.registry.versions import pages, record, same_path
 
-LIBRARIES = ("mlflow", "numpy", "torch", "torchvision", "torchdiffeq", "safetensors", "pydantic", "jaxtyping", "pillow", "tqdm")
+LIBRARIES = ("mlflow", "numpy", "torch", "torchvision", "torchdiffeq", "safetensors", "pydantic", "jaxtyping", "pillow")
 BATCH = 64  # images of a pass whose time is taken
 log = logging.getLogger(__name__)
 

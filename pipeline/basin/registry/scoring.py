@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from basin import progress
 from basin.data.image_file import SUFFIXES
 from basin.errors import Mistake
 from basin.evaluation import outside
@@ -45,13 +45,13 @@ def score(
     problems, written = 0, io.StringIO()
     rows = csv.writer(written, lineterminator="\n")
     rows.writerow(FIELDS)
-    with tqdm(total=len(files), desc="score", unit="image", delay=2) as bar:
+    with progress.work("score", len(files), "images") as work:
         for at in range(0, len(files), BATCH):
             batch = files[at : at + BATCH]
             for path, row in zip(batch, _rows(model, batch, shape, classes, resize), strict=True):
                 problems += bool(row[-1])
                 rows.writerow([path.relative_to(folder), *row])
-            bar.update(len(batch))
+            work.done += len(batch)
     write(table, written.getvalue().encode(errors="backslashreplace").decode())  # a file name need not be UTF-8
     return len(files), problems
 

@@ -3,6 +3,8 @@
 from basin.report.table import Table
 from basin.report.wording import interval, percent, threat
 
+LATER = "BASIN_TABLE_LATER"  # in the environment of stages: who runs them all shows the table when they have ended
+
 
 def terminal(table: Table):
     """A rich renderable: model, clean, suites, worst case with its 95% interval, masked, twin; accuracies in per cent."""

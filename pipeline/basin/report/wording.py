@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from basin.config.threat import written as radius
 from basin.report.table import Row, Share, Table, Twin
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
@@ -20,12 +21,6 @@ def percent(fraction: float) -> str:
 def interval(share: Share) -> str:
     low, high = share.interval
     return f"[{percent(low)}, {percent(high)}]"
-
-
-def radius(eps: float) -> str:
-    """0.031373 is what the literature writes as 8/255."""
-    steps = round(255 * eps)
-    return f"{steps}/255" if steps and abs(255 * eps - steps) < 1e-3 and round(eps, 3) != eps else f"{eps:.4g}"
 
 
 def counted(number: float) -> str:

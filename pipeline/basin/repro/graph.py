@@ -22,8 +22,9 @@ from basin.errors import EXIT_CODE, Mistake, did_you_mean
 from basin.repro import keys
 from basin.repro.guard import Guards, Stopped
 
-# `-P`: our folders stay off dvc's own import path. `python -m`: no console script need be on PATH.
-DVC = (sys.executable, "-P", "-m", "dvc")
+# `dvc` without its advice to `git add` after each stage. `-P`: our folders stay off its import path. No console script need be on PATH.
+QUIETER = "import logging, dvc.cli, sys; logging.getLogger('dvc.repo.scm_context').setLevel('WARNING'); sys.exit(dvc.cli.main())"
+DVC = (sys.executable, "-P", "-c", QUIETER)
 
 Outcome = Literal["ran", "unchanged", "restored"]
 
@@ -238,7 +239,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Stages say `python -m stages...`: let that be this Python even where its folder is not on PATH. Lines arrive as they are written."""
+    """Stages say `python -m ...`: let that be this Python even where its folder is not on PATH. Lines arrive as they are written."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
 

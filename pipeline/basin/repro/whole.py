@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from basin.repro import graph, lock, slots
+from basin.repro import code, graph, lock, slots
 from basin.repro.guard import Guards
 
 INTERRUPTED = 130
@@ -21,6 +21,7 @@ def reproduce(targets: Sequence[str] = (), *options: str) -> int:
     try:
         with slots.only_run(patience=math.inf) as held, ExitStack() as at_end:
             lock.mend()
+            code.keep()
             graph.graph()  # whatever dvc cannot read is said in our words
             at_end.callback((guards := Guards()).end)
             command = [*graph.DVC, "repro", *options, *targets]

@@ -4,6 +4,9 @@ In L1 a ball that is cut and then clamped is not the ball cut with the pixel ran
 arXiv 2103.01208): the nearest point of the intersection, and a step on a share of the pixels, of those that can still move.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -80,6 +83,11 @@ class ThreatModel(Threat):
     def of_radius(self, eps: float) -> "ThreatModel":
         """The same norm with another radius."""
         return self.model_copy(update={"eps": eps})
+
+    def multiples(self, times: Sequence[float]) -> list[float]:
+        """Radii of so many times this one, to six digits; in L-infinity at most the pixel range."""
+        most = HIGH - LOW if self.norm == "linf" else math.inf
+        return list(dict.fromkeys(min(float(f"{one * self.eps:.6g}"), most) for one in times))
 
     def whole_range(self, images: Images) -> "ThreatModel":
         """The same norm with a radius that leads from any image of this shape to any other."""

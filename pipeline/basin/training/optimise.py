@@ -7,7 +7,7 @@ A phase ends with its last weights, with their mean (basin/training/averaging.py
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
-from basin import checkpoint
+from basin import checkpoint, progress
 from basin.checkpoint import Groups
 from basin.config.schedule import Schedule
 from basin.data.splits import Split
@@ -135,7 +134,7 @@ def run(
     for i, phase in enumerate(phases[done.phase :], start=done.phase):
         where = f"{purpose[1]}, phase {phase.name}"
         work, saved = Work(phase, saved, Paced(model.backbone, phase.schedule, batches.device, where)), {}
-        for epoch in _bar(f"{purpose[1]}: {phase.name}", done.epoch, phase.schedule.epochs):
+        for epoch in progress.each(range(done.epoch, phase.schedule.epochs), where, "epochs", done.epoch):
             if done.exhausted(phase):
                 log.info("%s: ends after %d epochs, with the best of them", where, epoch)
                 break
@@ -155,10 +154,6 @@ def run(
     if not keep:
         path.unlink(missing_ok=True)
     return done.history
-
-
-def _bar(name: str, first: int, epochs: int) -> Iterable[int]:
-    return tqdm(range(first, epochs), desc=name, initial=first, total=epochs, unit="epoch", mininterval=2, delay=2)
 
 
 def _measure(model: nn.Module, phase: Phase, phases: Sequence[Phase], accuracy: Callable[..., float]) -> Row:
@@ -199,7 +194,7 @@ def _epoch(model: Classifier, work: Work, epoch: int, batches: Batches, purpose:
     losses = Losses(f"{purpose[1]}, phase {phase.name}, epoch {epoch + 1}", batches.device)
     with work.paced.in_place(model), drawing(model, draws), losses.to_blame():
         work.align()
-        for step, rows in enumerate(split := batches.split(order, phase.schedule.batch)):
+        for step, rows in enumerate(progress.each(split := batches.split(order, phase.schedule.batch), "epoch", "batches")):
             rate = phase.schedule.rate_at(epoch * len(split) + step, phase.schedule.epochs * len(split))
             evaluate = partial(phase.loss, *batches.at(rows, draws), draws)
             for loss in work.perturbed.losses(evaluate, epoch, draws):

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
-from tqdm import tqdm
 
+from basin import progress
 from basin.config.settings import Settings
 from basin.data import image_file
 from basin.data.image_file import SUFFIXES
@@ -23,8 +23,11 @@ from basin.errors import Mistake, did_you_mean
 
 log = logging.getLogger(__name__)
 
+NAMED_BY = "folder"  # the key that a data set without a name is called by
 Files = dict[str, list[Path]]  # a class -> its images
 TEST, VALIDATION = ("test",), ("val", "validation", "valid")  # what a split's folder may be called
+RESIZE = "Set data.size: [height, width] to resize all of them."
+ADVICE = "Mend or remove them, or leave them out: `unreadable: leave_out` in the data table of params.yaml."
 Side = Annotated[int, Field(ge=1, le=4096)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]  # YAML has lists
 
@@ -37,19 +40,42 @@ class Params(Settings):
         None, description="[height, width] in pixels to resize every image to, bilinear, proportions not kept; null: as they are"
     )
     channels: Literal[1, 3] = Field(3, description="1 (grey) or 3 (red, green, blue); images are converted, transparency is dropped")
+    unreadable: Literal["refuse", "leave_out"] = Field(
+        "refuse", description="what becomes of files that cannot be read as an image: refuse (all are named), or leave_out, with a warning"
+    )
 
 
 def read(params: Params) -> Source:
-    """Decode every image. Raises Mistake naming the folder or the file at fault."""
+    """Decode every image. Raises Mistake naming the folder, or every file at fault."""
+    train, own = _listed(params)
+    decoder = Decoder(params)
+    whole = decoder.split(train, tuple(train))
+    test, validation = (decoder.split(own[name], tuple(train)) if name in own else None for name in (TEST, VALIDATION))
+    decoder.refuse()
+    return Source(whole, test, tuple(train), validation)
+
+
+def sizes(params: Params) -> tuple[set[tuple[int, int]], int]:
+    """The heights and widths that files' headers say, and how many files have none that can be read. Decodes nothing."""
+    train, own = _listed(params)
+    found, bad = set(), 0
+    for path in (path for files in (train, *own.values()) for paths in files.values() for path in paths):
+        try:
+            with image_file.opened(str(path), path) as image:
+                found.add((image.height, image.width))
+        except Mistake:
+            bad += 1
+    return found, bad
+
+
+def _listed(params: Params) -> tuple[Files, dict[tuple[str, ...], Files]]:
+    """The files of the training images, and of each split beside them."""
     root = Path(params.folder)
     if not os.path.isdir(root):  # False, where Path's own would raise, on a name that is too long
         raise Mistake(f"data.folder: no such folder (got {root}). Give the path of a folder that holds one sub-folder a class.")
     divided = (root / "train").is_dir() and bool(_folders(root / "train"))
     train = _classes(root / "train" if divided else root)
-    own = _own(root, train) if divided else {}
-    classes = tuple(train)
-    test, validation = (_split(own[name], classes, params) if name in own else None for name in (TEST, VALIDATION))
-    return Source(_split(train, classes, params), test, classes, validation)
+    return train, _own(root, train) if divided else {}
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -118,33 +144,60 @@ def _check_classes(folder: Path, classes: Files, train: Files) -> None:
             raise Mistake(f"{folder / name}: a class that train/ does not have (got '{name}'). {did_you_mean(name, train)}")
 
 
-def _split(files: Files, classes: tuple[str, ...], params: Params) -> Split:
-    labelled = [(path, label) for label, name in enumerate(classes) for path in files.get(name, ())]
-    images = _decode_all([path for path, _ in labelled], params)
-    return Split(torch.from_numpy(images), torch.tensor([label for _, label in labelled]))
+class Decoder:
+    """Files to arrays, in threads: Pillow lets go of the interpreter's lock while it decodes. What cannot be is told at once."""
 
+    def __init__(self, params: Params):
+        self.params, self.read = params, 0
+        self.unreadable: list[str] = []
+        self.wrong: list[str] = []
 
-def _decode_all(paths: list[Path], params: Params) -> np.ndarray:
-    """uint8 [n, c, h, w], in threads: Pillow lets go of the interpreter's lock while it decodes."""
-    first = _decode(paths[0], params)
-    images = np.empty((len(paths), *first.shape), np.uint8)
+    def split(self, files: Files, classes: tuple[str, ...]) -> Split:
+        """The images that can be read, with their labels."""
+        labelled = [(path, label) for label, name in enumerate(classes) for path in files.get(name, ())]
+        images, kept = self._all([path for path, _ in labelled])
+        return Split(torch.from_numpy(images), torch.tensor([labelled[position][1] for position in kept], dtype=torch.int64))
 
-    def fill(position: int) -> None:
-        image = _decode(paths[position], params)
-        if image.shape != first.shape:
-            raise Mistake(
-                f"{paths[position]}: images differ in height and width (got {list(image.shape[1:])}, "
-                f"and {list(first.shape[1:])} for {paths[0]}). Set data.size: [height, width] to resize all of them."
-            )
-        images[position] = image
+    def _all(self, paths: list[Path]) -> tuple[np.ndarray, list[int]]:
+        """uint8 [n, c, h, w], and which of the paths they are of."""
+        images = np.empty((0, self.params.channels, 1, 1), np.uint8)
+        kept: list[int] = []
+        odd: list[tuple[Path, list[int]]] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            decoded = pool.map(self._decode, paths)
+            for position in progress.each(range(len(paths)), self.params.folder, "images"):
+                image = next(decoded)
+                if image is None:
+                    continue
+                if not kept:
+                    images = np.empty((len(paths), *image.shape), np.uint8)
+                if image.shape == images.shape[1:]:
+                    images[len(kept)] = image
+                    kept.append(position)
+                else:
+                    odd.append((paths[position], list(image.shape[1:])))
+        if odd:
+            got = f"{odd[0][1]}, and {list(images.shape[2:])} for {paths[kept[0]]}" + f"; {len(odd)} files in all" * (len(odd) > 1)
+            self.wrong.append(f"{odd[0][0]}: images differ in height and width (got {got}). {RESIZE}")
+        self.read += len(paths)
+        return images[: len(kept)], kept
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(fill, range(len(paths))), total=len(paths), desc="images", unit="image", delay=2):
-            pass
-    return images
+    def _decode(self, path: Path) -> np.ndarray | None:
+        """One image, uint8 [c, h, w]; None, and its message kept, where that cannot be."""
+        try:
+            with image_file.opened(str(path), path) as image:
+                return image_file.pixels(image, self.params.channels, self.params.size)
+        except Mistake as mistake:
+            self.unreadable += mistake.messages
+            return None
 
-
-def _decode(path: Path, params: Params) -> np.ndarray:
-    """One image, uint8 [c, h, w]."""
-    with image_file.opened(str(path), path) as image:
-        return image_file.pixels(image, params.channels, params.size)
+    def refuse(self) -> None:
+        """Raise Mistake with all that is wrong; unreadable files are a warning where params say so."""
+        bad, wrong = sorted(self.unreadable), self.wrong
+        if bad and self.params.unreadable == "leave_out":
+            told = f"{len(bad)} of {self.read} files cannot be read and are left out"
+            log.warning("%s: %s:\n%s", self.params.folder, told, "\n".join(bad))
+        elif bad:
+            wrong = [*wrong, *bad, f"{self.params.folder}: {len(bad)} of {self.read} files cannot be read as images. {ADVICE}"]
+        if wrong:
+            raise Mistake(*wrong)

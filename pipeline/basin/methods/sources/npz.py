@@ -25,6 +25,7 @@ from basin.data.splits import Source, Split
 from basin.errors import Mistake, did_you_mean
 from basin.types import Images, Labels
 
+NAMED_BY = "file"  # the key that a data set without a name is called by
 OWN = ("test", "validation")
 KEYS = ("images", "labels", *(f"{split}_{key}" for split in OWN for key in ("images", "labels")), "classes")
 # What damaged archives raise, and ones that claim more than there is memory for.

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from basin import checkpoint, files
+from basin import checkpoint, files, progress
 from basin.config.kinds import Choice
 from basin.config.params import Adversarial, Backbone, Head
 from basin.data.about import About, load_about
@@ -22,13 +21,13 @@ from basin.models import recipe as recipes
 from basin.models.classifier import Classifier
 from basin.models.start import Start
 from basin.randomness import drawing, generator
+from basin.stages import entry
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target
 from basin.training import optimise
 from basin.training.optimise import Row
 from basin.training.phase import Phase
 from basin.types import Images, Losses, NetworkLoss
-from stages import entry
 
 log = logging.getLogger(__name__)
 BATCH = 1024  # images a pass where no weights are trained
@@ -90,7 +89,7 @@ def augment(asked: Backbone | Head | Adversarial, images: Images, draws: torch.G
 def purified_copies(stage: entry.Stage, split: Split, purifier: Choice) -> Split:
     """The split followed by a copy of it that the purifier cleaned, in the stored 256 grey levels. Masks are drawn once, by the seed."""
     purify = purifier.module.Purifier(purifier.params)
-    batches = tqdm(torch.arange(len(split)).split(BATCH), desc=f"{stage.name}: purified copies", unit="batch", mininterval=2, delay=2)
+    batches = progress.each(torch.arange(len(split)).split(BATCH), f"{stage.name}: purified copies", "batches")
     with drawing(purify, generator(stage.config.seed, stage.name, "purified copies", device=stage.device)):
         cleaned = [(purify(split.floats(rows).to(stage.device)) * 255).round().byte().cpu() for rows in batches]
     return Split(torch.cat([split.images, *cleaned]), torch.cat([split.labels, split.labels]))

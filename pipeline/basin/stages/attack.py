@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from stages import entry
+from basin.stages import entry
 
 
 def main(model: str, suite_name: str) -> None:
@@ -15,8 +15,8 @@ def main(model: str, suite_name: str) -> None:
         from basin import checkpoint
         from basin.evaluation import outcomes, robustness, trajectories
         from basin.models import artifact, recipe
+        from basin.stages import judging
         from basin.threat.ball import ThreatModel
-        from stages import judging
 
         settings, suite, threat = stage.config.attack, stage.config.suites[suite_name], ThreatModel.of(stage.config.threat)
         classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)

@@ -1,6 +1,6 @@
 """register: the attacked models -> MLflow's registry; aliases and champion. The receipt is what DVC keeps of it."""
 
-from stages import entry
+from basin.stages import entry
 
 
 def main() -> None:

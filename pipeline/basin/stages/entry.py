@@ -20,6 +20,7 @@ from basin.config.params import Config
 from basin.config.settings import Settings
 from basin.data.about import load_about
 from basin.errors import Mistake, exit_on_mistake
+from basin.repro import code
 from basin.tracking import journal
 
 PREPARED = Path("data/prepared")
@@ -70,6 +71,7 @@ def stage(
 
     DVC records the params and sources that it finds when a stage has ended: one that began with others fails, and is not recorded.
     """
+    code.check()
     config, began = params.load(), sources()
     chosen = asked(config)
     device = prepare_torch(config.device if gpu else "cpu", config.threads) if computes else "cpu"
@@ -77,7 +79,7 @@ def stage(
     if (PREPARED / "about.json").exists():
         tags["data_digest"] = load_about(PREPARED).digest
     recorded = chosen if isinstance(chosen, dict) else chosen.model_dump(mode="json", by_alias=True)
-    with journal.run(name, recorded, tags, config.source.kind) as run:
+    with journal.run(name, recorded, tags, config.data_name) as run:
         yield (running := Stage(name, config, device, run))
         _check_unchanged(name, lambda config: (asked(config), reads(config), [getattr(config, key) for key in ALL_READ]), config, began)
         for checkpoint in running.checkpoints:
@@ -86,8 +88,8 @@ def stage(
 
 def sources() -> dict[Path, str]:
     """The digest of every source file that a stage may load."""
-    folders = Path(__file__).parent, Path(environment.__file__).parent
-    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for folder in folders for file in folder.rglob("*.py")}
+    folder = Path(environment.__file__).parent
+    return {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*.py")}
 
 
 def _check_unchanged(name: str, read: Callable[[Config], object], config: Config, began: dict[Path, str]) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 from basin.data.about import load_about
 from basin.data.splits import load_split
 from basin.evaluation.classes import BALANCE
+from basin.stages import entry
 from basin.types import Images, Labels
-from stages import entry
 
 
 def images(number: int) -> tuple[Images, Labels]:

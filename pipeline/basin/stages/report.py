@@ -1,6 +1,8 @@
 """report: outcomes and histories -> report/index.html, table.csv, metrics.json, curves.csv, history.csv. Runs no model."""
 
-from stages import entry
+import os
+
+from basin.stages import entry
 
 
 def main() -> None:
@@ -11,7 +13,8 @@ def main() -> None:
 
         attack = stage.config.attack
         table = writing.write(entry.OUTCOMES, entry.HISTORY, attack.models, attack.suites, entry.REPORT)
-        Console().print(console.terminal(table))
+        if console.LATER not in os.environ:
+            Console().print(console.terminal(table))
 
 
 if __name__ == "__main__":

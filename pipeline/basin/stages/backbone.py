@@ -2,7 +2,7 @@
 
 from basin.config.params import Backbone
 from basin.data.about import load_about
-from stages import entry
+from basin.stages import entry
 
 
 def main(name: str) -> None:
@@ -10,7 +10,7 @@ def main(name: str) -> None:
     with entry.stage(model, lambda config: config.entry(model)) as stage:
         from basin.models import artifact, start
         from basin.randomness import construct
-        from stages import train
+        from basin.stages import train
 
         asked: Backbone = stage.config.backbone[name]
         kind = asked.backbone.module

@@ -1,7 +1,7 @@
 """head@NAME: a new head on the backbone of the model it is built `from` -> models/head/NAME."""
 
 from basin.config.params import Head
-from stages import entry
+from basin.stages import entry
 
 
 def main(name: str) -> None:
@@ -9,7 +9,7 @@ def main(name: str) -> None:
     with entry.stage(model, lambda config: config.entry(model)) as stage:
         from basin.models import artifact
         from basin.randomness import construct
-        from stages import train
+        from basin.stages import train
 
         asked: Head = stage.config.head[name]
         below = entry.MODELS / asked.from_

@@ -1,7 +1,7 @@
 """adversarial@NAME: the model it is built `from`, trained further end to end -> models/adversarial/NAME."""
 
 from basin.config.params import Adversarial
-from stages import entry
+from basin.stages import entry
 
 
 def main(name: str) -> None:
@@ -9,7 +9,7 @@ def main(name: str) -> None:
     with entry.stage(model, lambda config: config.entry(model)) as stage:
         from basin.models import artifact
         from basin.randomness import construct
-        from stages import train
+        from basin.stages import train
 
         asked: Adversarial = stage.config.adversarial[name]
         below = entry.MODELS / asked.from_

@@ -1,24 +1,24 @@
 """exchange: every attacked model, judged at the points that were found on the others -> exchanged/MODEL."""
 
-from stages import entry
+from basin.stages import entry
 
 
 def main() -> None:
     with entry.stage("exchange", lambda config: config.attack) as stage:
-        from basin import checkpoint
+        from basin import checkpoint, progress
         from basin.evaluation import exchange, outcomes
         from basin.evaluation.cascade import Evaluation
         from basin.models import artifact, recipe
         from basin.randomness import random_layers
         from basin.report import outcomes as reading
         from basin.report.table import worst_case
+        from basin.stages import judging
         from basin.threat.ball import ThreatModel
-        from stages import judging
 
         settings, threat = stage.config.attack, ThreatModel.of(stage.config.threat)
         own = reading.read_all(entry.OUTCOMES, settings.models, settings.suites)
         images, labels = judging.images(settings.images)
-        for model in settings.models:
+        for model in progress.each(settings.models, "exchange", "models"):
             classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)
             seed, randomised = (stage.config.seed, f"exchange/{model}"), bool(random_layers(classifier))
             points = exchange.points(entry.OUTCOMES, model, settings.models, settings.suites)

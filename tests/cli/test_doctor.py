@@ -1,0 +1,59 @@
+"""`basin doctor`: each thing that is wrong is named with what to do, and the others are looked at all the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from basin.cli import doctor
+from basin.errors import Mistake
+
+BASIN = [sys.executable, "-c", "from basin.cli.app import main; main()"]
+ROOT = Path(__file__).parents[2]
+
+
+def said(place: Path, **environment: str) -> tuple[int, list[str]]:
+    here = {**os.environ, "PYTHONPATH": str(ROOT / "pipeline"), "CUDA_VISIBLE_DEVICES": "", **environment}
+    here["PATH"] = environment.get("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    done = subprocess.run([*BASIN, "doctor"], cwd=place, env=here, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_all_that_is_wrong_is_said_at_once_with_what_to_do(tmp_path: Path):
+    (tmp_path / "params.yaml").write_text("seed: x\n", encoding="utf-8")
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    (tmp_path / "data/prepared/about.json").write_text("{}", encoding="utf-8")
+    code, lines = said(tmp_path, PATH="/nowhere", MLFLOW_TRACKING_URI="http://me:secret@127.0.0.1:9")
+    wrong = [line.removeprefix("WRONG  ") for line in lines if line.startswith("WRONG")]
+    assert code == 2 and not any("secret" in line for line in lines)
+    for start in (
+        "python: PATH has another Python than Basin's (got None).",
+        "git: not found (got a PATH without it). Install it;",
+        "params.yaml: seed: input should be a valid integer (got 'x').",
+        "data/prepared/about.json: damaged, or not written by this version",
+        "MLflow: http://...@127.0.0.1:9 does not answer (got URLError: <urlopen error [Errno 111] Connection refused>). Start it, or mend",
+    ):
+        assert any(line.startswith(start) for line in wrong), (start, wrong)
+    assert any(line.startswith("ok     torch") for line in lines)
+
+
+@pytest.mark.slow
+def test_in_a_folder_without_a_project_nothing_is_wrong(tmp_path: Path):
+    code, lines = said(tmp_path)
+    assert [line for line in lines if not line.startswith("ok ")] == [] and code == 0
+    assert "ok     project: none in this folder (`basin init FOLDER` makes one)" in lines
+
+
+def test_a_library_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["torch<1", "no-such-thing==1", "numpy", 'ray; extra == "ray"'])
+    with pytest.raises(Mistake) as mistake:
+        list(doctor._pins())
+    first, second = mistake.value.messages
+    assert first.startswith("torch: not of a version that Basin stands on (got ") and first.endswith(
+        "Run: python -m pip install 'torch<1'."
+    )
+    assert second.startswith("no-such-thing: not of a version that Basin stands on (got none).")

@@ -1,0 +1,159 @@
+"""A project of one's own: what `basin init` writes, and by what DVC sees that Basin's code is another."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dvc.repo import Repo
+from PIL import Image
+
+from basin.config import params
+from basin.errors import Mistake
+from basin.repro import code, graph, project
+
+ROOT = Path(__file__).parents[2]
+
+
+def images(folder: Path, size: tuple[int, int] = (64, 64), classes: int = 3, each: int = 6) -> Path:
+    draw = np.random.default_rng(0)
+    for name in ("cat", "dog", "owl")[:classes]:
+        (folder / name).mkdir(parents=True)
+        for number in range(each):
+            Image.fromarray(draw.integers(0, 256, (*size, 3), np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project on a folder of images, without git."""
+    (place := tmp_path_factory.mktemp("one") / "own").mkdir()
+    assert project.make(place, str(images(place.parent / "my pets")), None, "8/255") == [project.NO_GIT]
+    return place
+
+
+@pytest.fixture
+def made(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
+    shutil.copytree(fresh, tmp_path / "own")
+    monkeypatch.chdir(tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_the_graph_is_the_checkouts_with_its_code_as_keys(made: Path):
+    assert graph.check().registered_name == "my_pets-linf-8_255"
+    names = [stage.name for stage in graph.graph()]
+    assert names[0] == "prepare" and names[-1] == "register" and "attack@adversarial/pgd-standard" in names
+    with Repo() as repo:
+        asked = {
+            key for stage in repo.index.stages for dep in stage.deps for key in getattr(dep, "params", ()) if dep.def_path == "code.yaml"
+        }
+        paths = {dep.def_path for stage in repo.index.stages for dep in stage.deps}
+    assert asked and {key.removeprefix("code.") for key in asked} <= code.digests().keys()
+    assert not [path for path in paths if path.startswith("pipeline")]
+    assert "PYTHONPATH" not in Path("dvc.yaml").read_text(encoding="utf-8")
+
+
+def test_every_dependency_on_code_of_the_checkout_is_a_key(made: Path):
+    here = {code.key(dep) for body in code.bodies(code.read(ROOT / "dvc.yaml")) for dep in body["deps"] if code.is_code(dep)}
+    there = [
+        key
+        for body in code.bodies(code.read(Path("dvc.yaml")))
+        for one in body["params"]
+        if isinstance(one, dict)
+        for key in one["code.yaml"]
+    ]
+    assert {key.removeprefix("code.") for key in there} == here and len(here) > 20
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("report/page.py", {"basin", "basin/report"}),
+        ("methods/heads/sodef.py", {"basin", "basin/methods/heads/sodef"}),
+        ("methods/attacks/pgd.py", {"basin", "basin/methods/attacks", "basin/methods/attacks/pgd"}),
+        ("stages/train.py", {"basin", "basin/stages/train"}),
+    ],
+)
+def test_an_upgrade_changes_the_keys_of_what_it_changes(file: str, keys: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shutil.copytree(ROOT / "pipeline/basin", tmp_path / "basin", ignore=shutil.ignore_patterns("__pycache__"))
+    before = code.digests()
+    monkeypatch.setattr(code, "PACKAGE", tmp_path / "basin")
+    with (tmp_path / "basin" / file).open("a", encoding="utf-8") as source:
+        source.write("\n")
+    after = code.digests()
+    assert before.keys() == after.keys() and {key for key in before if before[key] != after[key]} - {"basin"} == keys - {"basin"}
+    assert before["basin"] != after["basin"]
+
+
+def test_a_stage_of_another_code_is_refused_until_basin_has_looked(made: Path):
+    code.check()
+    code.FILE.write_text(code.text().replace("version: ", "version: 0.0."), encoding="utf-8")
+    with pytest.raises(Mistake) as mistake:
+        code.check()
+    assert str(mistake.value) == (
+        "code.yaml: not of the code that runs here (got another than Basin 0.1.0). Run `basin repro`, which mends it."
+    )
+    assert code.keep() and not code.keep()
+    code.check()
+
+
+def test_beside_code_of_ones_own_in_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    for folder in ("stages", "pipeline"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("raise SystemExit('not Basin\\'s')", encoding="utf-8")
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    (tmp_path / ".gitignore").write_text("mine\n/models/", encoding="utf-8")
+    assert project.make(tmp_path, "digits", None, "8/255") == []
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine" and (tmp_path / "BASIN.md").is_file()
+    assert (tmp_path / ".gitignore").read_text(encoding="utf-8").splitlines()[:3] == ["mine", "/models/", "/.basin/"]
+    assert "no_scm" not in (tmp_path / ".dvc/config").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert len(graph.graph()) == 16 and params.load().registered_name == "digits-linf-0.15"
+    assert len((tmp_path / "BASIN.md").read_text(encoding="utf-8").splitlines()) == 10
+    with pytest.raises(Mistake) as mistake:
+        project.make(tmp_path, "digits", None, "8/255")
+    assert str(mistake.value) == (
+        f"{tmp_path}/params.yaml: is there already (got a project, or a file of another's). "
+        f"Give a folder of its own: basin init {tmp_path}/robust."
+    )
+
+
+def test_a_folder_within_a_repository(tmp_path: Path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (place := tmp_path / "robust").mkdir()
+    assert project.make(place, "digits", None, "8/255") == [] and (place / ".dvc").is_dir() and not (tmp_path / ".dvc").exists()
+
+
+def test_what_is_seen_of_the_images_is_said_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (place := tmp_path / "own").mkdir()
+    folder = images(place / "images")
+    Image.fromarray(np.zeros((200, 300, 3), np.uint8)).save(folder / "cat" / "large.png")
+    (folder / "dog" / "odd.png").write_bytes(b"none")
+    told = project.make(place, str(folder), "pets", "0.05")
+    assert told[:2] == [
+        f"{folder}: 1 files are no images. `basin check` names all; `unreadable: leave_out` in params.yaml leaves them out.",
+        f"{folder}: images of 2 sizes, up to (200, 300); brought to [64, 64]. Change that as you like: data.size.",
+    ]
+    monkeypatch.chdir(place)
+    config = params.load()
+    assert config.data == {
+        "kind": "folder", "name": "pets", "folder": "images", "size": [64, 64], "channels": 3, "unreadable": "refuse",
+        "validation": None, "test": None,
+    }  # fmt: skip
+    assert config.registered_name == "pets-linf-0.05"
+
+
+@pytest.mark.parametrize(
+    ("data", "eps", "told"),
+    [
+        ("digts", "8/255", "--data: no folder of images, no .npz, no ready-made run (got 'digts'). Did you mean 'digits'?"),
+        ("digits", "much", "eps: input should be a valid number (got 'much'). It is radius"),
+    ],
+)
+def test_a_wrong_word_makes_nothing(data: str, eps: str, told: str, tmp_path: Path):
+    with pytest.raises(Mistake) as mistake:
+        project.make(tmp_path, data, None, eps)
+    assert str(mistake.value).startswith(told) and not list(tmp_path.iterdir())
