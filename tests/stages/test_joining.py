@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from basin.errors import Mistake
+from stages import joining
+
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = """
 seed: 0
@@ -30,6 +33,7 @@ suites:
     curve: {attack: {kind: pgd, steps: 2}, radii: [0.05, 0.2]}
 attack: {models: [backbone/natural], suites: [tiny], images: 20, batch: 5}
 """
+ATTACK = ("attack", "backbone/natural", "tiny")
 GRAPH = "stages: {backbone: {foreach: [natural], do: {meta: {gpu: 2}}}, attack: {meta: {gpu: 2}}}\n"
 
 
@@ -40,6 +44,43 @@ def run(folder: Path, *words: str, gpus: str = "", patch: str = "") -> subproces
     env = os.environ | {"DVC_STAGE": f"{words[0]}@x", "CUDA_VISIBLE_DEVICES": gpus, "BASIN_TRACKING": "off", "PYTHONPATH": path}
     command = [sys.executable, "-m", f"basin.stages.{words[0]}", *words[1:]]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("stage", "gpus", "processes"),
+    [
+        ("backbone@x", "0,1,2", 2),
+        ("backbone@x", "0", 1),
+        ("backbone@x", "", 1),
+        ("attack@x-y", "0,1", 2),
+        ("report", "0,1", 1),
+        ("", "0,1", 1),
+    ],
+)
+def test_a_stage_is_as_many_processes_as_its_meta_says_of_the_gpus_there_are(
+    stage: str, gpus: str, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "dvc.yaml").write_text(GRAPH)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", stage)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    assert joining.asked() == processes
+
+
+def test_a_number_that_dvc_would_put_in_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "dvc.yaml").write_text("stages: {attack: {meta: {gpu: '${gpus}'}}}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "attack@x")
+    said = r"^dvc.yaml: attack: meta.gpu: the stage reads it as it stands \(got '\$\{gpus\}'\)\. Write the number itself\.$"
+    with pytest.raises(Mistake, match=said):
+        joining.asked()
+
+
+def test_a_stage_that_is_one_process_refuses_torchruns(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Mistake, match=r"^report: is one process \(got 2 of torchrun's\)\. Start it with: python -m\.$"):
+        with joining.joined("report", False, "cpu"):
+            pass
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +95,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def attacked(place: Path, tmp_path: Path, gpus: str = "") -> Path:
+    """A copy of the project whose attack has run, by a process on each GPU."""
+    folder = shutil.copytree(place, tmp_path / f"on {gpus}")
+    done = run(folder, *ATTACK, gpus=gpus, patch=COUNT)
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("process-*"))) == (2 if gpus else 1)
+    return folder
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "outcomes").rglob("*.*")}
+
+
 @pytest.mark.slow
 def test_an_attack_by_two_processes_writes_the_bytes_of_one(place: Path, tmp_path: Path):
-    made = []
-    for gpus in ("", "0,1"):
-        folder = shutil.copytree(place, tmp_path / f"on {gpus}")
-        done = run(folder, "attack", "backbone/natural", "tiny", gpus=gpus, patch=COUNT)
-        assert done.returncode == 0, done.stderr
-        made.append({path.name: path.read_bytes() for path in (folder / "outcomes").rglob("*.*")})
-        assert len(list(folder.glob("process-*"))) == (2 if gpus else 1)
-    assert made[0] == made[1] and "outcomes.csv" in made[0]
+    one, two = (made(attacked(place, tmp_path, gpus)) for gpus in ("", "0,1"))
+    assert one == two and "outcomes.csv" in one
 
 
 COUNT = "import os, sys\nif 'basin.stages.attack' in sys.orig_argv: open(f'process-{os.getpid()}', 'w')\n"
@@ -94,6 +142,35 @@ def test_a_process_that_dies_is_told_and_may_be_tried_again(place: Path, tmp_pat
     assert re.fullmatch(
         r"error: processes: another one of this stage is gone \(got .*\)\. Run it again; what is done is kept\.\n", done.stderr
     )
+
+
+STOPPED = """
+import sys
+if "stages.attack" in sys.orig_argv:
+    from basin.evaluation.cascade import Evaluation
+    def stop(*_): sys.exit(3)
+    Evaluation._curve = stop
+"""
+SHORT = """
+import os, sys
+if "stages.attack" in sys.orig_argv and os.environ.get("RANK") == "1":
+    from basin.methods.attacks import square
+    perturb = square.perturb
+    def short(params, target, images, *rest):
+        if len(images) > 3: raise MemoryError
+        return perturb(params, target, images, *rest)
+    square.perturb = short
+"""
+
+
+@pytest.mark.slow
+def test_an_attack_that_two_began_one_ends_and_memory_that_is_short_in_one_halves_the_batches_of_both(place: Path, tmp_path: Path):
+    stopped, short = (shutil.copytree(place, tmp_path / name) for name in ("stopped", "short"))
+    assert run(stopped, *ATTACK, gpus="0,1", patch=STOPPED).returncode == 3
+    done = run(stopped, *ATTACK)
+    assert "goes on after" in done.stderr and (done.returncode, made(stopped)) == (0, made(attacked(place, tmp_path)))
+    done = run(short, *ATTACK, gpus="0,1", patch=SHORT)
+    assert done.returncode == 0 and "memory is short (MemoryError: in one of the processes); goes on with batches of 3" in done.stderr
 
 
 @pytest.mark.slow

@@ -12,6 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from basin.config.schedule import Schedule
+from basin.errors import Mistake
+from basin.processes import ALONE, Group
+from basin.randomness import Random, drawing, generator
+from basin.training.pace import Paced
+
 ROOT = Path(__file__).resolve().parents[2]
 RESNET = {"kind": "resnet", "depth": 8, "width": 4}
 DRAWN = {"kind": "distribution", "of": {"kind": "convnet", "channels": [4], "hidden": 8}}
@@ -30,7 +36,6 @@ def trained(case: dict[str, Any], group: Any, place: Path) -> dict[str, torch.Te
     """The weights after two epochs of 5 batches, the last of one image, and the losses that were recorded."""
     from small import classifier, method
 
-    from basin.config.schedule import Schedule
     from basin.config.splits import SplitSettings
     from basin.data.splits import divide
     from basin.methods.augmentations import crop
@@ -58,6 +63,33 @@ def main(place: Path, device: str) -> None:
             save_file(trained(dict(case), group, place), place / f"{name}-{group.rank}")
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 97])
+def test_every_row_is_one_processs_or_all_are_everybodys(n: int):
+    groups = [Group(rank, 3) for rank in range(3)]
+    shares = [list(range(n)[group.rows(n)]) for group in groups]
+    assert sum(shares, []) == list(range(n)) if n >= 3 else shares == [list(range(n))] * 3
+
+
+def test_a_part_of_a_batch_is_drawn_as_in_the_whole_batch():
+    layer, whole = Random(), torch.zeros(6, 2)
+    with drawing(layer, generator(0, "draws")):
+        drawn = layer.normal_rows(whole)
+    for rows in (slice(0, 4), slice(4, 6)):
+        layer.part = rows, 6
+        with drawing(layer, generator(0, "draws")):
+            assert torch.equal(layer.normal_rows(whole[rows]), drawn[rows])
+
+
+@pytest.mark.parametrize(("asked", "told"), [({"compile": True}, "schedule.compile"), ({}, "solver.gradient")])
+def test_what_several_processes_cannot_share_is_refused(asked: dict[str, bool], told: str):
+    from small import classifier
+
+    solver = {"method": "rk4", "steps": 2, "gradient": "adjoint"}
+    backbone = classifier({"kind": "odenet", "channels": 4, "halvings": 1, "solver": solver}).backbone
+    with pytest.raises(Mistake, match=rf"^here: {told}: .*is for one process \(got \w+\)\. Set it to \w+\.$"):
+        Paced(backbone, Schedule(epochs=1, **asked), torch.device("cpu"), "here", Group(0, 2))
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes have left their weights."""
@@ -74,8 +106,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_end_with_the_weights_of_one(name: str, two: Path, tmp_path: Path):
-    from basin.processes import ALONE
-
     one, first, second = trained(dict(CASES[name]), ALONE, tmp_path), *(load_file(two / f"{name}-{rank}") for rank in range(2))
     assert all(torch.equal(first[key], second[key]) for key in one), "both hold the same model"
     torch.testing.assert_close({key: first[key] for key in one}, one, rtol=1e-3, atol=1e-5)

@@ -35,9 +35,9 @@ class Paced(nn.Module):
         self.backbone, self.width, self.where, self.group = backbone, backbone.width, where, group
         self.layout = layout(backbone)
         self.narrow = schedule.precision == "bf16"
-        self.compiled = torch.compile(lambda images: backbone(images)) if schedule.compile else None
         if group.size > 1:
             check_shared(backbone, schedule, where)
+        self.compiled = torch.compile(lambda images: backbone(images)) if schedule.compile else None
         if self.narrow:
             check(backbone, device, where)
 

@@ -9,14 +9,13 @@ itself alone, a head or a penalty, counts once, and so does what all computed to
                                                     Part: all -> own rows; backward the rows of all, over n
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.functional import batch_norm
+from torch.overrides import TorchFunctionMode
 
 from basin.processes import Group
 from basin.randomness import random_layers
@@ -68,48 +67,53 @@ def shared(passed: Callable[[Tensor], Tensor], backbone: nn.Module, images: Tens
     for layer in (layers := random_layers(backbone)):
         layer.part = group.rows(n), n
     try:
-        with synchronised(backbone, group):
+        with Synchronised(group):
             return Whole.apply(passed(Part.apply(images, group)), group, n)
     finally:
         for layer in layers:
             layer.part = None
 
 
-@contextmanager
-def synchronised(backbone: nn.Module, group: Group) -> Iterator[None]:
-    """Have every batch normalisation in training mode take the statistics of all processes' rows.
+class Synchronised(TorchFunctionMode):
+    """Has every batch normalisation of a pass, in whoever's layer, take the statistics of all processes' rows.
 
-    torch.nn.SyncBatchNorm would do, but on a GPU alone.
+    torch.nn.SyncBatchNorm would do, but for torch's own layers, and on a GPU alone.
     """
-    layers = [layer for layer in backbone.modules() if isinstance(layer, _BatchNorm) and layer.training]
-    for layer in layers:
-        layer.forward = partial(normalised, layer, group)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.group = group
+
+    def __torch_function__(self, func: Callable[..., Tensor], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is batch_norm:
+            return normalised(self.group, *args, **kwargs or {})
+        return func(*args, **kwargs or {})
 
 
-def normalised(layer: _BatchNorm, group: Group, x: Tensor) -> Tensor:
-    """Batch normalisation of rows that are a part of a batch."""
+def normalised(
+    group: Group,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`torch.nn.functional.batch_norm` of rows that are a part of a batch."""
+    if not training:
+        return batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
     z = x.float()
     n = float(group.total(z.new_tensor([x.numel() / x.shape[1]])))
     mean = Total.apply(z.sum(axes), group) / n
     centred = z - mean.view(shape)
     variance = Total.apply(centred.square().sum(axes), group) / n
-    _remember(layer, mean, variance * (n / (n - 1)))
-    z = centred * (variance + layer.eps).rsqrt().view(shape)
-    return (z * layer.weight.view(shape) + layer.bias.view(shape) if layer.affine else z).to(x.dtype)
-
-
-@torch.no_grad()
-def _remember(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
-    """The running statistics, as torch keeps them."""
-    if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
-        return
-    layer.num_batches_tracked += 1
-    share = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-    layer.running_mean.lerp_(mean, share)
-    layer.running_var.lerp_(variance, share)
+    with torch.no_grad():
+        for running, value in ((running_mean, mean), (running_var, variance * (n / (n - 1)))):
+            if running is not None:
+                running.lerp_(value, momentum)
+    z = centred * (variance + eps).rsqrt().view(shape)
+    z = z if weight is None else z * weight.view(shape)
+    return (z if bias is None else z + bias.view(shape)).to(x.dtype)
