@@ -108,10 +108,23 @@ def made(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "outcomes").rglob("*.*")}
 
 
+STOPPED = """
+import sys
+if "stages.attack" in sys.orig_argv:
+    from basin.evaluation.cascade import Evaluation
+    def stop(*_): sys.exit(3)
+    Evaluation._curve = stop
+"""
+
+
 @pytest.mark.slow
-def test_an_attack_by_two_processes_writes_the_bytes_of_one(place: Path, tmp_path: Path):
+def test_an_attack_by_two_processes_writes_the_bytes_of_one_and_so_does_one_that_goes_on_for_two(place: Path, tmp_path: Path):
     one, two = (made(attacked(place, tmp_path, gpus)) for gpus in ("", "0,1"))
     assert one == two and "outcomes.csv" in one
+    folder = shutil.copytree(place, tmp_path / "stopped")
+    assert run(folder, *ATTACK, gpus="0,1", patch=STOPPED).returncode == 3
+    done = run(folder, *ATTACK)
+    assert "goes on after" in done.stderr and made(folder) == one
 
 
 COUNT = "import os, sys\nif 'basin.stages.attack' in sys.orig_argv: open(f'process-{os.getpid()}', 'w')\n"
@@ -122,6 +135,7 @@ if os.environ.get("RANK", "0") == "{rank}" and "basin.stages.backbone" in sys.or
     def read(self): raise {error}
     losses.Losses.read = read
 """
+SHARED = "backbone/natural: shared by 2 processes\n"
 MISTAKE = 'losses.Mistake("here: it is wrong (got 1). Mend it.")'
 
 
@@ -130,7 +144,7 @@ MISTAKE = 'losses.Mistake("here: it is wrong (got 1). Mend it.")'
 def test_a_mistake_in_one_process_ends_both_with_one_sentence(rank: int, place: Path, tmp_path: Path):
     folder = shutil.copytree(place, tmp_path / "place", ignore=shutil.ignore_patterns("models", "history"))
     done = run(folder, "backbone", "natural", gpus="0,1", patch=BROKEN.format(rank=rank, error=MISTAKE))
-    assert (done.returncode, done.stderr) == (2, "error: here: it is wrong (got 1). Mend it.\n")
+    assert (done.returncode, done.stderr) == (2, SHARED + "error: here: it is wrong (got 1). Mend it.\n")
     assert not (folder / "models").exists()
 
 
@@ -139,38 +153,28 @@ def test_a_process_that_dies_is_told_and_may_be_tried_again(place: Path, tmp_pat
     folder = shutil.copytree(place, tmp_path / "place")
     done = run(folder, "backbone", "natural", gpus="0,1", patch=BROKEN.format(rank=1, error="os._exit(9)"))
     assert done.returncode == 75
-    assert re.fullmatch(
-        r"error: processes: another one of this stage is gone \(got .*\)\. Run it again; what is done is kept\.\n", done.stderr
-    )
+    told = r"error: processes: another one of this stage is gone \(got .*\)\. Run it again; what is done is kept\.\n"
+    assert re.fullmatch(SHARED + told, done.stderr), done.stderr
 
 
-STOPPED = """
-import sys
-if "stages.attack" in sys.orig_argv:
-    from basin.evaluation.cascade import Evaluation
-    def stop(*_): sys.exit(3)
-    Evaluation._curve = stop
-"""
 SHORT = """
 import os, sys
 if "stages.attack" in sys.orig_argv and os.environ.get("RANK") == "1":
-    from basin.methods.attacks import square
-    perturb = square.perturb
+    from basin.methods.attacks import pgd
+    perturb = pgd.perturb
     def short(params, target, images, *rest):
         if len(images) > 3: raise MemoryError
         return perturb(params, target, images, *rest)
-    square.perturb = short
+    pgd.perturb = short
 """
 
 
 @pytest.mark.slow
-def test_an_attack_that_two_began_one_ends_and_memory_that_is_short_in_one_halves_the_batches_of_both(place: Path, tmp_path: Path):
-    stopped, short = (shutil.copytree(place, tmp_path / name) for name in ("stopped", "short"))
-    assert run(stopped, *ATTACK, gpus="0,1", patch=STOPPED).returncode == 3
-    done = run(stopped, *ATTACK)
-    assert "goes on after" in done.stderr and (done.returncode, made(stopped)) == (0, made(attacked(place, tmp_path)))
-    done = run(short, *ATTACK, gpus="0,1", patch=SHORT)
-    assert done.returncode == 0 and "memory is short (MemoryError: in one of the processes); goes on with batches of 3" in done.stderr
+def test_memory_that_is_short_in_one_process_halves_the_batches_of_both(place: Path, tmp_path: Path):
+    folder = shutil.copytree(place, tmp_path / "place")
+    done = run(folder, *ATTACK, gpus="0,1", patch=SHORT)
+    assert done.returncode == 0, done.stderr
+    assert "memory is short (MemoryError: in one of the processes); goes on with batches of 3" in done.stderr
 
 
 @pytest.mark.slow
