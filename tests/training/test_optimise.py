@@ -387,7 +387,7 @@ def test_what_one_phase_watches_is_an_empty_column_in_the_others(train, tmp_path
 
 
 def test_robust_accuracy_is_that_of_the_first_images_under_attack(trained, digits):
-    split, cpu = digits["validation"], torch.device("cpu")
+    split, cpu = digits["validation"], "cpu"
     x, y = few(split, 60)
     moved = attack.perturb(attack.Params(steps=10, step=0.25), Target(trained, BALL), x, y, generator(0, "accuracy"))
     by_hand = (trained(moved).argmax(1) == y).float().mean().item()
