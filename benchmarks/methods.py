@@ -15,8 +15,8 @@ from basin.config import params
 from basin.config.params import Config
 from basin.errors import Mistake
 from basin.registry import candidates, snapshot
-from basin.registry.gate import Difference, paired
 from basin.registry.promotion import Unregistered
+from basin.report.pairs import Difference, paired
 from basin.report.summary import Summary
 from basin.report.table import Share
 from benchmarks import as_command, write_csv

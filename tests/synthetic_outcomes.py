@@ -137,7 +137,7 @@ def write_history(history: Path, made: Made, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["phase", "epoch", "loss", "accuracy", "robust_accuracy"])
+        writer.writerow(["phase", "epoch", "loss", "accuracy", "robust"])
         for phase, epochs in phases.items():
             for epoch in range(1, epochs + 1):
                 noise = 0.02 * draws.standard_normal()

@@ -204,7 +204,7 @@ def remembered(database: Path) -> dict[str, Any]:
     (model,) = (model for model in store.search_registered_models() if not model.name.startswith(lease.NAME))
     found = {version.version: (version.tags["model"], version.tags["dvc.md5"]) for version in store.search_model_versions()}
     return {
-        "runs": Counter(run.info.run_name for run in runs if run.info.status == "FINISHED"),
+        "runs": Counter(run.info.run_name for run in runs if run.info.status == "FINISHED" and run.data.tags["stage"] != "repro"),
         "versions": sorted(found.values()),
         "aliases": {alias: found[int(version)] for alias, version in model.aliases.items()},
     }

@@ -47,7 +47,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_basin_alone(wheel: Path):
     assert sorted(path.name for path in wheel.iterdir() if path.is_dir() and path.suffix != ".dist-info") == ["basin", "bin"]
-    for file in ("py.typed", "report/template/page.html", "repro/template/graph.yaml", "repro/template/runs/digits.yaml"):
+    for file in (
+        "py.typed",
+        "report/template/page.html",
+        "report/template/figures/glance.json",
+        "repro/template/graph.yaml",
+        "repro/template/runs/digits.yaml",
+    ):
         assert (wheel / "basin" / file).is_file()
 
 

@@ -9,7 +9,8 @@ from scipy.stats import binomtest
 
 from basin.config.params import Gate
 from basin.registry import gate
-from basin.registry.gate import Contender, Difference, attacked_by_less, decide, paired
+from basin.registry.gate import Contender, attacked_by_less, decide
+from basin.report.pairs import Difference, paired
 
 PGD = {"kind": "pgd", "steps": 20}
 QUICK = {"attacks": {"pgd": PGD}, "adaptive": None, "masked": None}

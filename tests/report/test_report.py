@@ -1,8 +1,11 @@
 import csv
+import hashlib
 import io
 import json
+import re
 import shutil
-from base64 import b64decode
+from base64 import b64decode, b64encode
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,8 +19,9 @@ from synthetic_outcomes import RUN, SUITES, Made, write_run
 
 from basin.errors import Mistake
 from basin.evaluation import classes, interval, outcomes
-from basin.report import figures, pictures, stability, table, wording, writing
+from basin.report import album, by_class, figures, pairs, pictures, stability, table, tidy, wording, writing
 from basin.report.console import terminal
+from basin.report.meanings import MEANINGS
 from basin.report.outcomes import read
 from basin.threat.ball import ThreatModel
 
@@ -79,6 +83,10 @@ def written(run) -> tuple[table.Table, Path]:
     return reported(run)
 
 
+def everything(root: Path, models=MODELS) -> table.ByModel:
+    return {model: {suite: read(root / "outcomes", model, suite) for suite in SUITES} for model in models}
+
+
 def edit(path: Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -118,19 +126,18 @@ def test_worst_case_is_joined_on_the_image_index(own):
             writer.writerows(rows)
         save_file(points, folder / "adversarial.safetensors")
         edit(folder / "summary.json", clean=1.0, robust=0.75)
-    numbers = reported(own, [model])[0].metrics()[model]
+    numbers = writing.read(own / "outcomes", [model], list(SUITES)).metrics()[model]
     assert (numbers["quick"], numbers["standard"], numbers["worst_case"]) == (0.75, 0.75, 0.5)
     first, second = (read(own / "outcomes", model, suite) for suite in SUITES)
     assert all(np.array_equal(first.points(i)[0], second.points(i)[0]) for i in (0, 7, 199))
 
 
-def test_twin_comes_from_the_run_else_from_the_summary(run, tmp_path):
+def test_twin_comes_from_the_run_else_from_the_summary(run):
     def twin(models):
-        root = shutil.copytree(run, tmp_path / models[0].replace("/", "-"))
-        row = next(row for row in reported(root, models)[0].rows if row.model == "head/sodef_natural")
+        row = next(row for row in writing.read(run / "outcomes", models, list(SUITES)).rows if row.model == "head/sodef_natural")
         return row.twin.model, row.twin.share.value, row.twin.source
 
-    run_table = reported(shutil.copytree(run, tmp_path / "all"))[0].metrics()
+    run_table = writing.read(run / "outcomes", MODELS, list(SUITES)).metrics()
     assert twin(["backbone/natural", "head/sodef_natural"]) == ("backbone/natural", run_table["backbone/natural"]["worst_case"], "run")
     assert twin(["head/sodef_natural", "adversarial/pgd"]) == ("backbone/natural", 0.02, "transfer")
 
@@ -154,8 +161,9 @@ def test_table_csv_says_what_metrics_say(written):
 
 def test_curves_and_history_are_tidy(written):
     curves, history = ([*csv.DictReader((written[1] / f"{name}.csv").open(newline=""))] for name in ("curves", "history"))
-    assert list(curves[0]) == ["model", "attack", "eps", "robust"] and {row["model"] for row in curves} == set(MODELS)
-    assert list(history[0]) == ["model", "phase", "epoch", "step", "loss", "accuracy", "robust_accuracy"]
+    assert list(curves[0]) == ["model", "attack", "eps", "robust", "interval_low", "interval_high", "threat"]
+    assert {row["model"] for row in curves} == set(MODELS)
+    assert list(history[0]) == ["model", "phase", "epoch", "step", "loss", "accuracy", "robust"]
     steps = [int(row["step"]) for row in history if row["model"] == "head/sodef_natural"]
     assert steps == list(range(1, 17))
 
@@ -170,18 +178,34 @@ def test_page_parses_and_its_table_holds_the_metrics(written):
     assert {model: row for model, row in page.numbers.items() if model} == expected
 
 
+def programs(page: Page) -> list[dict]:
+    return [found for tag, found in page.tags if tag == "script" and found.get("type") != "application/json"]
+
+
 def test_page_needs_no_network_and_is_accessible(written):
     text = (written[1] / "index.html").read_text()
     page = Page(text)
     loads = [found[name] for _, found in page.tags for name in ("src", "href", "srcset", "action", "data") if name in found]
-    assert loads and all(link.startswith(("#", "data:image/png;base64,")) for link in loads)
-    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert loads and all(link.startswith(("#", "data:image/png;base64,", "../outcomes/")) for link in loads)
+    assert not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     assert "://" not in text and "@import" not in text and "url(" not in text
     assert all(found.get("alt") for tag, found in page.tags if tag == "img")
     assert all(found.get("scope") for tag, found in page.tags if tag == "th")
     assert all("aria-label" in found or "aria-hidden" in found for tag, found in page.tags if tag == "svg")
     anchors = {found["id"] for _, found in page.tags if "id" in found}
     assert all(link[1:] in anchors for link in loads if link.startswith("#"))
+    assert all((written[1] / link).is_file() for link in loads if link.startswith("../"))
+
+
+def test_the_page_allows_its_own_script_and_style_by_their_hash_and_no_other(written):
+    text = (written[1] / "index.html").read_text()
+    page, policy = Page(text), re.findall('Content-Security-Policy" content="([^"]*)"', text)[0]
+    (script,), (style,) = re.findall(r"<script>(.*?)</script>", text, re.S), re.findall(r"<style>(.*?)</style>", text, re.S)
+    for what, content in (("script", script), ("style", style)):
+        digest = b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{what}-src 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+    assert not [found for _, found in page.tags if "style" in found or any(name.startswith("on") for name in found)]
 
 
 def test_hostile_names_are_text(own):
@@ -199,27 +223,30 @@ def test_hostile_names_are_text(own):
     for path in own.glob("history/*/*.csv"):
         path.write_text(f'phase,epoch,loss,accuracy\n"{HOSTILE.replace(chr(34), chr(34) * 2)}",1,0.5,0.9\n')
     text = (reported(own)[1] / "index.html").read_text()
-    assert "script" not in {tag for tag, _ in Page(text).tags} and text.count("evil.example") > 20
+    page = Page(text)
+    assert len(programs(page)) == 1 and text.count("evil.example") > 20
+    assert not [found for _, found in page.tags if "evil" in found.get("src", "")]
 
 
 def test_same_inputs_give_the_same_bytes(run, own, written):
     again = reported(own)[1]
     names = {"index.html", "table.csv", "metrics.json", "curves.csv", "history.csv"}
-    assert {path.name for path in again.iterdir()} == names
+    names |= {f"plots/{name}" for name in ("page.html", "glance.json", "radius.json", "loss.json", "accuracy.json")}
+    assert {path.relative_to(again).as_posix() for path in again.rglob("*.*")} == names
     assert all((again / name).read_bytes() == (written[1] / name).read_bytes() for name in names)
     assert not any(str(run) in (again / name).read_text() for name in names)
 
 
-@pytest.mark.parametrize("many", [1, 2, 20])
+@pytest.mark.parametrize("many", [1, 2, pytest.param(20, marks=pytest.mark.slow)])
 def test_any_number_of_models_fits(tmp_path, many):
     made = [Made(f"head/variant_{i:02d}", 0.1 + 0.1 * i, source="backbone/elsewhere", masking=0.5 * (i % 2)) for i in range(many)]
     write_run(tmp_path, made, n=40)
     table, out = reported(tmp_path, [one.model for one in made])
     page = Page((out / "index.html").read_text())
-    lines = [found["style"] for tag, found in page.tags if tag == "g" and found.get("class") == "series"]
-    assert len(page.numbers) >= many == len(table.rows) and len(lines) >= many
-    looks = {(look.colour, look.dash, look.marker) for look in map(figures.Look, range(20))}
-    assert len(looks) == 20
+    assert len(page.numbers) >= many == len(table.rows)
+    svg = figures.figure("radius", tidy.points(everything(tmp_path, [one.model for one in made])), "", [one.model for one in made]).svg
+    looks = re.findall(r'<path aria-label="head/variant_(\d+), [^>]*? d="([^"]*)" fill="([^"]*)"', svg)
+    assert len({look[1:] for look in looks}) == len({look[0] for look in looks}) == many
 
 
 def test_a_model_without_history_or_curve_is_said_not_hidden(own):
@@ -245,7 +272,7 @@ def test_report_reads_what_the_evaluation_writes(tmp_path):
     about = {"model": "head/tiny", "suite": "quick", "data": "digits", "data_digest": "0" * 64, "seed": 0, "from": None}
     about |= {"backbone": "convnet", "head": "ode", "training": "natural", "flags": []}
     outcomes.write(tmp_path / "outcomes/head/tiny/quick", found, ThreatModel(norm="linf", eps=0.1), about)
-    numbers = reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics()["head/tiny"]
+    numbers = writing.read(tmp_path / "outcomes", ["head/tiny"], ["quick"]).metrics()["head/tiny"]
     assert (numbers["clean"], numbers["worst_case"], numbers["masked"]) == (0.833333, 0.5, 0.833333)
 
 
@@ -273,15 +300,15 @@ def test_where_classes_differ_in_size_their_means_stand_beside_the_accuracies(tm
     console = Console(width=200, file=io.StringIO())
     console.print(terminal(found))
     assert "50.0, 37.5" in (said := console.file.getvalue()) and "80.0 are of one class" in said
-    assert "over classes" not in (written[1] / "index.html").read_text()
+    assert ">over classes" not in (written[1] / "index.html").read_text()
 
 
 def test_outcomes_from_before_there_were_means_over_classes_are_read(tmp_path):
     summary = uneven(tmp_path)
-    now = reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics()
+    now = writing.read(tmp_path / "outcomes", ["head/tiny"], ["quick"]).metrics()
     old = json.loads(summary.read_text())
     summary.write_text(json.dumps({key: old[key] for key in old.keys() - {"uneven", "by_class", *classes.BALANCE}}))
-    assert reported(tmp_path, ["head/tiny"], ["quick"])[0].metrics() == now
+    assert writing.read(tmp_path / "outcomes", ["head/tiny"], ["quick"]).metrics() == now
 
 
 # Stability
@@ -294,8 +321,7 @@ def edit_flow(path: Path, **changes) -> None:
 
 
 def flows(root: Path) -> dict[str, stability.Flow]:
-    everything = {model: {suite: read(root / "outcomes", model, suite) for suite in SUITES} for model in MODELS}
-    return {flow.model: flow for flow in stability.section(everything, {model: i for i, model in enumerate(MODELS)})}
+    return {flow.model: flow for flow in stability.section(everything(root), MODELS)}
 
 
 def test_models_with_a_flow_have_a_row_of_cells_and_two_charts(run, written):
@@ -324,26 +350,23 @@ def test_the_last_suite_that_measured_a_flow_is_shown(own):
     assert flows(own)["head/sodef_natural"].cells["NFE"] == "64"
 
 
-def test_the_spectrum_is_drawn_around_the_imaginary_axis(own):
-    edit_flow(own / FLOW, spectrum=[[-3.0, 0.0], [-1.0, 2.0]])
-    chart = flows(own)["head/sodef_natural"].spectrum
-    dots = [tuple(map(float, dot.removesuffix("h0").split(","))) for dot in chart.lines[0].path.split("M")[1:]]
-    at = dict(zip([-3, "above", "below"], dots, strict=True))
-    assert at["above"][0] == at["below"][0] and at["above"][1] < at[-3][1] < at["below"][1]
-    zero, _ = chart.rule
-    assert (zero - at["above"][0]) * 3 == pytest.approx(zero - at[-3][0], abs=0.05) and zero < chart.right
+def test_the_spectrum_is_drawn_with_its_conjugates():
+    rows = stability.spectrum("head/sodef", [(-3.0, 0.0), (-1.0, 2.0), (-1.0, 2.0)])
+    assert [(row["real"], row["imaginary"]) for row in rows] == [(-3.0, 0.0), (-1.0, 2.0), (-1.0, -2.0)]
 
 
-def test_distances_are_drawn_in_decades_and_bounds_end_where_they_leave(own):
+def test_bounds_end_where_they_leave_the_chart(own):
     path = own / FLOW
     ways = json.loads(path.read_text())["flows"][0]["trajectories"] | {"times": [0, 1, 2]}
     ways |= {"lower": [1, 5, 50], "median": [1, 10, 100], "upper": [1, 20, 200]}
     edit_flow(path, trajectories=ways | {"exponents": {"lipschitz": [0, 5000, 10000], "log_norm": [0, 3, 6]}})
     flow = flows(own)["head/sodef_natural"]
-    bound, log_norm, measured = ([tuple(map(float, p.split(","))) for p in line.path[1:].split("L")] for line in flow.growth.lines)
-    ticks = {text: y for y, text in flow.growth.y_ticks}
-    assert [y for _, y in measured] == pytest.approx([ticks["1"], (ticks["1"] + ticks["100"]) / 2, ticks["100"]], abs=0.02)
-    assert len(log_norm) == 3 and len(bound) == 2 and bound[1][1] < ticks["100"] and bound[1][0] - bound[0][0] < 1
+    drawn = flow.growth.spec["data"]["values"]
+    lines = {what: [(row["t"], row["ratio"]) for row in drawn if row["what"] == what] for what in {row["what"] for row in drawn}}
+    assert lines[stability.MEASURED] == [(0, 1), (1, 10), (2, 100)]
+    assert [t for t, _ in lines["estimate by the logarithmic norm"]] == [0, 1, 2]
+    (_, first), (t, last) = lines["bound exp(L t)"]
+    assert first == 1 and t < 0.01 and last == pytest.approx(200 * 10**stability.ROOM)
     assert dict(flow.curves)["bound exp(L t)"] == ["1", stability.power(5000), stability.power(10000)]
 
 
@@ -390,15 +413,17 @@ def test_radius_is_written_as_the_literature_does():
     assert [wording.radius(eps) for eps in (8 / 255, 0.031373, 0.15, 0.1, 1.0, 0.2)] == ["8/255", "8/255", "0.15", "0.1", "1", "0.2"]
 
 
-@pytest.mark.parametrize("high", [1e-4, 0.3, 1.0, 7.3, 2500.0])
-def test_ticks_are_round_few_and_inside(high):
-    ticks = figures.Scale(0, high, 0, 100).ticks()
-    assert 3 <= len(ticks) <= 7 and ticks[0] == 0 and ticks[-1] <= high * (1 + 1e-9)
-    assert np.allclose(np.diff(ticks), ticks[1])
+@pytest.mark.parametrize("name", ["glance", "radius", "loss", "accuracy", "confusion", "spectrum", "growth"])
+def test_every_colour_of_a_figure_is_one_of_the_pages(name):
+    spec = json.dumps(json.loads((figures.TEMPLATE / f"figures/{name}.json").read_text()))
+    config = (figures.TEMPLATE / "figures/config.json").read_text()
+    assert set(re.findall("#[0-9a-f]{6}", spec + config)) <= set(figures.palette().values())
 
 
-def test_losses_far_apart_get_a_logarithmic_axis():
-    assert figures.loss_scale([300.0, 2.0, 0.01])[1] and not figures.loss_scale([3.0, 2.0, float("nan")])[1]
+def test_figures_follow_the_theme_and_their_axes_are_in_per_cent(run):
+    svg = figures.figure("radius", tidy.points(everything(run)), "says", MODELS).svg
+    assert "#" not in re.sub("&#", "", svg) and "var(--s3)" in svg and ">50%<" not in svg and ">40%<" in svg
+    assert svg.startswith('<svg role="img" aria-label="says"') and "://" not in svg and "style=" not in svg
 
 
 def test_picture_shows_the_pixels():
@@ -409,12 +434,63 @@ def test_picture_shows_the_pixels():
 
 
 def test_the_same_images_are_shown_for_every_model(run):
-    everything = {model: {suite: read(run / "outcomes", model, suite) for suite in SUITES} for model in MODELS}
-    gallery = pictures.gallery(everything)
+    gallery = pictures.gallery(everything(run))
     assert len(gallery.clean) == 5 and len({name for _, name, _ in gallery.clean}) == 5
     examples = dict(gallery.rows)
     assert {one.fate for one in examples["backbone/natural"]} == {"broken"}
     assert all(one.amplified == pytest.approx(0.5 / 0.15, rel=0.01) for one in examples["head/sodef_natural"])
+
+
+def test_the_album_has_every_image_of_every_model(run):
+    found = everything(run)
+    made, suites = album.album(found), found["head/sodef_natural"]
+    fates, position = made.about["models"][1], next(i for i in range(200) if suites["standard"].attack[i] == "apgd_t")
+    assert made.about["image"] == suites["quick"].image.tolist() and len(made.sheets) == 1 + len(MODELS)
+    assert fates["name"] == "head/sodef_natural" and fates["attacks"][fates["attack"][position]] == "apgd_t"
+    assert fates["held"] == table.held(suites).tolist() and fates["read"][position] == suites["standard"].adversarial[position]
+    sheet = np.asarray(Image.open(io.BytesIO(b64decode(made.sheets[2].split(",")[1]))))
+    row, column = divmod(position, made.about["columns"])
+    assert np.array_equal(sheet[8 * row :, 8 * column :][:8, :8], np.round(255 * suites["standard"].points(position)[1][0]))
+
+
+def test_points_of_other_models_count_only_where_nothing_else_broke_an_image(run):
+    suites = everything(run)["head/sodef_natural"]
+    exchanged = replace(
+        suites["standard"], robust=np.zeros(200), summary=suites["standard"].summary.model_copy(update={"suite": "exchange"})
+    )
+    chosen = pictures.strongest(suites | {"exchange": exchanged})
+    held = np.array([one.robust for one in suites.values()]).min(0) == 1
+    assert held.any() and (chosen[held] == 2).all() and (chosen[~held] < 2).all()
+    names = set(suites["standard"].attack.tolist()) - {"", "clean"}
+    assert {name for name in exchanged.by.tolist() if "point" in name} == {f"the point of {name}" for name in names}
+
+
+def test_large_images_are_averaged_so_that_the_album_stays_light():
+    assert album._block((300, 3, 32, 32), 5) == 1 and album._block((300, 3, 224, 224), 5) == 4
+    block = album._block((10000, 3, 32, 32), 5)
+    assert 10000 * 3 * (32 // block) ** 2 * 5 <= album.MOST
+
+
+def test_classes_add_up_to_the_whole(run):
+    found = everything(run)
+    made, rows = by_class.by_class(found), table.tabulate(found, list(SUITES)).rows
+    for i, row in enumerate(rows):
+        assert sum(one.n * one.shares[i][1] for one in made.classes) / 200 == pytest.approx(row.worst.value)
+        assert sum(cell["images"] for cell in made.becomes[i][1]) == 200
+        assert made.means[i] == pytest.approx((row.balance["balanced_clean"], row.balance["balanced_worst_case"]), abs=1e-6)
+
+
+def test_pairs_are_compared_image_by_image(run):
+    found = everything(run)
+    difference = pairs.differences(found)["backbone/natural", "adversarial/pgd"]
+    one, other = (table.held(found[model]) for model in ("backbone/natural", "adversarial/pgd"))
+    assert (difference.k, difference.l) == ((one > other).sum(), (other > one).sum())
+    assert difference.interval == pairs.paired(dict(enumerate(one)), dict(enumerate(other))).interval
+
+
+def test_every_flag_of_the_documentation_has_its_meaning_on_the_page():
+    text = (Path(__file__).parents[2] / "docs/flags.md").read_text(encoding="utf-8")
+    assert set(re.findall("^## (.*)$", text, re.M)) == set(MEANINGS)
 
 
 def test_terminal_summary_says_what_the_table_says(written):

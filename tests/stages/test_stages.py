@@ -129,6 +129,7 @@ def test_every_stage_writes_its_files_and_no_others(whole):
         + ["outcomes/head/sodef/tiny/stability.json"]
         + [f"exchanged/{name}/{file}" for name in ("backbone/natural", "head/sodef") for file in outcome]
         + [f"report/{name}" for name in ("curves.csv", "history.csv", "index.html", "metrics.json", "table.csv")]
+        + [f"report/plots/{name}" for name in ("accuracy.json", "glance.json", "loss.json", "page.html", "radius.json")]
     )
     assert not list(whole.glob(".basin/checkpoints/**/*.safetensors"))  # a finished stage needs none
 

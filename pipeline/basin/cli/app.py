@@ -119,12 +119,16 @@ def doctor() -> None:
 @app.command()
 def repro(targets: Targets = None) -> None:
     """`dvc repro`, after params.yaml was checked as a whole; then the result, and where to look."""
+    from basin.config import params
     from basin.repro import whole
+    from basin.tracking.parent import parent
     from basin.tracking.shared import one_mirror
 
     _show_the_table_once(targets)
-    with one_mirror():
-        code = whole.reproduce(targets or [])
+    config = params.load()
+    about = {"data": config.data_name, "threat": config.threat.model_dump(mode="json"), "seed": config.seed, "stages": targets or "all"}
+    with one_mirror(), parent(" ".join([config.registered_name, *(targets or [])]), config.data_name, about) as ended:
+        ended(code := whole.reproduce(targets or []))
     _finish(code, targets)
 
 
@@ -225,9 +229,10 @@ def ui(
     prefect_port: Annotated[int, typer.Option(help="port of Prefect's pages")] = 4200,
 ) -> None:
     """MLflow's and Prefect's pages, for this machine only, until interrupted."""
+    from basin.config import params
     from basin.flow import server
 
-    server.show(mlflow_port, prefect_port)
+    server.show(mlflow_port, prefect_port, params.load().data_name if Path("params.yaml").exists() else "")
 
 
 registry.attach(app)

@@ -26,7 +26,7 @@ Json = Annotated[Path | None, typer.Option("--json", callback=_tried, help="wher
 
 def attach(app: typer.Typer) -> None:
     """Add the commands to the console script."""
-    for command in (models, show, compare, pull, promote, checkout, gc):
+    for command in (models, show, compare, leaderboard, pull, promote, checkout, gc):
         app.command()(command)
     app.add_typer(registry_app, name="registry")
 
@@ -91,6 +91,25 @@ def compare(a: Target, b: Target, json_file: Json = None) -> None:
             typer.echo("\n".join(f"{side.upper()} was attacked by less: {way}" for way in ways), nl=bool(ways))
     else:
         typer.echo("Not comparable: measured on other data, other images or another threat.")
+
+
+def leaderboard(
+    data: Annotated[str | None, typer.Option(help="kind of the data set, e.g. digits; that of params.yaml by default")] = None,
+    norm: Annotated[str | None, typer.Option(help="of the threat: linf | l2 | l1; that of params.yaml by default")] = None,
+    eps: Annotated[str | None, typer.Option(help="its radius, e.g. 0.1 or 8/255; that of params.yaml by default")] = None,
+    to: Annotated[Path, typer.Option(help="the folder to make, or to write anew")] = Path("leaderboard"),
+) -> None:
+    """All that the registry holds for one data set and threat, as a folder of pages to be put on a web server."""
+    from basin.config import params
+    from basin.config.threat import asked
+    from basin.registry import board
+
+    files.try_folder(to)
+    if not (data and norm and eps):
+        config = params.load()
+        data, norm, eps = data or config.data_name, norm or config.threat.norm, eps or str(config.threat.eps)
+    written = board.leaderboard(to, data, norm, asked(norm, eps).eps)
+    typer.echo(f"{to / 'index.html'}: {written} versions")
 
 
 def pull(

@@ -75,20 +75,23 @@ def _restart(process: subprocess.Popen, run: Callable[[], subprocess.Popen]) -> 
             process = run()
 
 
-def show(mlflow_port: int, prefect_port: int) -> None:
-    """MLflow's and Prefect's pages on the loopback address, until interrupted.
+def show(mlflow_port: int, prefect_port: int, experiment: str = "") -> None:
+    """MLflow's and Prefect's pages on the loopback address, until interrupted; MLflow's at an experiment, where one is named.
 
     Raises Mistake where a port is taken.
     """
     for port in (mlflow_port, prefect_port):
         _check_free(port)
+    from basin.tracking import client
+
     guards = Guards()
     place = ["--host", "127.0.0.1", "--port", str(mlflow_port), "--workers", "1"]
     database = {"MLFLOW_BACKEND_STORE_URI": journal.uri()}  # no argument: it may hold a password, and everybody sees those
     pages = guards.start([sys.executable, "-m", "mlflow", "server", *place], {**os.environ, **database})
     try:
         prefect = start(os.environ.get("PREFECT_HOME", ".basin/prefect"), prefect_port)
-        sys.stderr.write(f"MLflow: http://127.0.0.1:{mlflow_port}   Prefect: {prefect.removesuffix('/api')}   Ctrl-C ends both.\n")
+        mlflow = client.page(f"http://127.0.0.1:{mlflow_port}", experiment) if experiment else f"http://127.0.0.1:{mlflow_port}"
+        sys.stderr.write(f"MLflow: {mlflow}   Prefect: {prefect.removesuffix('/api')}   Ctrl-C ends both.\n")
         pages.wait()
     except KeyboardInterrupt:
         return

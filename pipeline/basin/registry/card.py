@@ -4,7 +4,7 @@ It says what depends on the model and its outcomes alone, so that it can be writ
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,7 +16,7 @@ from basin.evaluation.interval import wilson
 from basin.registry.candidates import Candidate
 from basin.report.outcomes import Outcome
 from basin.report.page import page
-from basin.report.pictures import choose, class_name, shrunk
+from basin.report.pictures import choose, class_name, shrunk, strongest
 from basin.report.table import tabulate
 from basin.report.tidy import read_history
 from basin.report.wording import plain
@@ -99,7 +99,7 @@ def _pictures(one: Candidate) -> Iterator[str]:
     yield ""
     yield "Clean image, adversarial image, perturbation scaled to the whole range. From left to right:"
     for i in chosen(one):
-        outcome = strongest(one.outcomes, i)
+        outcome = shown(one, i)
         fate = "holds" if outcome.robust[i] >= 0.5 else f"is read as {plain(class_name(outcome, outcome.adversarial[i]))}"
         yield f"image {outcome.image[i]}, a {plain(class_name(outcome, outcome.label[i]))}, {fate};"
     yield "plots: `card.html`."
@@ -110,16 +110,16 @@ def chosen(one: Candidate) -> list[int]:
     return choose({one.model: one.outcomes}, min(SHOWN, one.row.worst.n))
 
 
-def strongest(outcomes: Mapping[str, Outcome], position: int) -> Outcome:
-    """The suite whose stored point is shown: the last that broke the image, else the last."""
-    return min(list(outcomes.values())[::-1], key=lambda suite: suite.robust[position])
+def shown(one: Candidate, position: int) -> Outcome:
+    """The suite whose stored point is shown."""
+    return list(one.outcomes.values())[strongest(one.outcomes)[position]]
 
 
 def examples(one: Candidate, positions: list[int]) -> Image.Image:
     """Three rows: clean, adversarial, perturbation; a column for each position."""
     columns = []
     for i in positions:
-        clean, adversarial = strongest(one.outcomes, i).points(i)
+        clean, adversarial = shown(one, i).points(i)
         delta = adversarial - clean
         columns.append(np.concatenate([_tile(clean), _tile(adversarial), _tile(0.5 + 0.5 * delta / (np.abs(delta).max() or 1))]))
     return Image.fromarray(np.concatenate(columns, 1))

@@ -2,20 +2,16 @@
 
 A version is *unreliable* where a flag on its number is not resolved: the number may be too high, and counts for nothing. Else it is a
 *challenger*, and *champion* if it reads enough clean images rightly, was attacked by no less than the champion, and holds more of the same
-images. Of n images let k be held by it alone and l by the champion alone (of random models: the sums of what one holds more often than the
-other). The difference is (k - l) / n. Its interval is that of Clopper and Pearson for k of k + l, whose lower end is above zero exactly
-where McNemar's exact test rejects (1947; Psychometrika 12:153); shares, which vary less than whole images, make it wider than it need be.
+images, by a paired difference (report/pairs.py) that is above zero with confidence.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-
 from basin.config.params import Gate
+from basin.report.pairs import paired
 
 Standing = Literal["champion", "challenger", "unreliable"]
 BLIND = ("more-steps-help", "large-radius-holds", "too-few-draws", "probabilities")  # what no attempt of an adaptive suite answers
@@ -49,46 +45,11 @@ class Contender(ABC):
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Of robust accuracy, on the same n images: k held by the first alone, l by the second alone."""
-
-    k: float
-    l: float  # noqa: E741
-    n: int
-    confidence: float = 0.95
-
-    @property
-    def value(self) -> float:
-        return (self.k - self.l) / self.n
-
-    @cached_property
-    def interval(self) -> tuple[float, float]:
-        from scipy.special import betaincinv
-
-        k, m, tail = self.k, self.k + self.l, (1 - self.confidence) / 2
-        low = float(betaincinv(k, m - k + 1, tail)) if k > 0 else 0.0
-        high = float(betaincinv(k + 1, m - k, 1 - tail)) if k < m else 1.0
-        return (2 * low - 1) * m / self.n + 0.0, (2 * high - 1) * m / self.n + 0.0
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] on {self.n} images"
-
-
-@dataclass(frozen=True)
 class Decision:
     """What a version is, and why."""
 
     standing: Standing
     reasons: tuple[str, ...]
-
-
-def paired(a: Mapping[int, float], b: Mapping[int, float], confidence: float = 0.95) -> Difference | None:
-    """How much more `a` holds than `b` of the images that both were attacked on; None where there are none."""
-    if not (both := sorted(a.keys() & b.keys())):
-        return None
-    d = np.array([a[image] - b[image] for image in both])
-    return Difference(float(d.clip(0).sum()), float((-d).clip(0).sum()), len(both), confidence)
 
 
 def unresolved(flags: Mapping[str, Sequence[str]], adaptive: Sequence[str], black_box_last: bool) -> list[str]:

@@ -13,9 +13,10 @@ from mlflow.exceptions import MlflowException
 from basin.errors import Mistake, did_you_mean
 from basin.registry import contents, versions
 from basin.registry.candidates import SCHEMA
-from basin.registry.gate import attacked_by_less, paired
+from basin.registry.gate import attacked_by_less
 from basin.registry.opening import aliases, opened
 from basin.registry.promotion import Registered
+from basin.report.pairs import paired
 from basin.tracking import journal
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from basin.config.params import Config, Gate
 from basin.data.splits import load_split
 from basin.errors import Mistake
 from basin.models import artifact
-from basin.registry import candidates, contents, making, needs, promotion, runs, serving, snapshot, versions
+from basin.registry import board, candidates, contents, making, needs, promotion, runs, serving, snapshot, versions
 from basin.registry.candidates import Candidate
 from basin.registry.gate import Decision
 from basin.registry.opening import aliases, opened
@@ -52,6 +52,8 @@ def register_all(
             for one in run if files.checkout() == Path() else ():  # an experiment leaves the names of the checkout's own models
                 checks.point(config.alias(one.model), current[one.model])
             decide(store, name, config.registry.gate, checks)
+        if root == Path():
+            board.write_page(store, name, run, current)
     if root == Path():
         snapshot.keep(snapshot.of(root, at), name, {one.model: one.md5 for one in run})
     return candidates.receipt(name, run)

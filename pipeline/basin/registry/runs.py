@@ -1,7 +1,8 @@
 """The runs behind a version: which one trained it, which belong to one pipeline run, and on what data.
 
-Runs of one pipeline run carry its digest in their tag `pipeline`. A tag and no parent run, because DVC reuses what is unchanged: a training
-run belongs to every pipeline run that used its model, and a run can have one parent only.
+Runs of one pipeline run carry its digest in their tag `pipeline`. A tag and not the parent run, which is the `basin repro`
+that did the work: DVC reuses what is unchanged, so a training run belongs to every pipeline run that used its model, and a run can have one
+parent only.
 """
 
 from collections.abc import Sequence

@@ -80,11 +80,12 @@ def digests(settings: Config, root: Path = Path()) -> dict[str, str | None]:
 
 
 def here() -> dict[str, str]:
-    """Tags that say with which code the workspace runs: the commit, and the tracked files that differ from it."""
+    """Tags that say with which code the workspace runs: the commit, its author, and the tracked files that differ from it."""
     at = journal.commit()
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":(exclude){LOCK}", ":(exclude)report")
     names = ", ".join(line[3:] for line in changed.splitlines())
-    return {"commit": at["commit"], "dirty": at["dirty"], "changed": names[:4000] or "none"}
+    author = git("log", "-1", "--format=%an").strip()
+    return {"commit": at["commit"], "dirty": at["dirty"], "changed": names[:4000] or "none", "author": author[:200] or "none"}
 
 
 def git(*arguments: str) -> str:

@@ -1,153 +1,87 @@
-"""The geometry of the charts, in user units of an SVG; the template draws it, so that every text is escaped in one place."""
+"""The figures, each one Vega-Lite spec under template/figures/: the page shows it as SVG, `dvc plots show` draws it from our tables.
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+A spec has the light palette of style.css; on the page each of its colours is the variable of that name, so that a figure follows the
+theme. No Vega runs in the reader's browser: it would take a script of 800 kB, and its compiler needs what a strict policy forbids.
+"""
 
-from basin.report.summary import Curve
-from basin.report.table import ByModel, Share, Table
-from basin.report.tidy import History, last_curve, number
-from basin.report.wording import interval, percent, radius
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
 
-Point = tuple[float, float]
-TOP, BOTTOM = 30.0, 112.0  # of the panels of a training history
-COLOURS, DASHES, MARKERS = 10, ("", "7 4", "2 3"), ("circle", "square", "diamond", "triangle")
+from markupsafe import Markup, escape
 
-
-@dataclass(frozen=True)
-class Scale:
-    """A linear map of [low, high] onto [start, end]."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / ((self.high - self.low) or 1)
-        return round(self.start + share * (self.end - self.start), 2)
-
-    def ticks(self, about: int = 5) -> list[float]:
-        """Round values inside the range: steps of 1, 2 or 5 times a power of ten."""
-        rough = ((self.high - self.low) or 1) / about
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * one for one in (1, 2, 5, 10) if power * one >= 0.999 * rough)
-        first = math.ceil(self.low / step - 1e-9)
-        return [round(i * step, 12) for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+TEMPLATE = Path(__file__).parent / "template"
+DATA, TITLE = "<DVC_METRIC_DATA>", "<DVC_METRIC_TITLE>"  # where DVC puts the rows of a table, and the name of a plot
+PLOTS = ("glance", "radius", "loss", "accuracy")  # that `dvc plots show` draws
+VEGA_LITE = "6.4"
 
 
 @dataclass(frozen=True)
-class Look:
-    """Colour, dashes and marker of a model, from its position in the run; thirty models differ."""
-
-    position: int
-
-    @property
-    def colour(self) -> str:
-        return f"var(--s{self.position % COLOURS})"
-
-    @property
-    def dash(self) -> str:
-        return DASHES[self.position // COLOURS % len(DASHES)]
-
-    @property
-    def marker(self) -> str:
-        return MARKERS[self.position % len(MARKERS)]
-
-
-@dataclass(frozen=True)
-class Line:
+class Figure:
     name: str
-    look: Look
-    path: str
-    band: str = ""
-    marks: list[tuple[float, float, str]] = field(default_factory=list)  # x, y, what it says when pointed at
-    note: str = ""
+    svg: Markup
+    spec: dict[str, Any]  # complete, with its rows
 
 
-@dataclass(frozen=True)
-class Chart:
-    width: int
-    height: int
-    left: float
-    right: float
-    top: float
-    bottom: float
-    x_ticks: list[tuple[float, str]]
-    y_ticks: list[tuple[float, str]]
-    lines: list[Line]
-    rule: tuple[float, str] | None = None
-    spans: list[tuple[float, str]] = field(default_factory=list)  # where a phase begins, and its name
-    label: str = ""  # of the vertical axis
-    note: str = ""
-    dots: bool = False  # a path is of points, not a line
+@cache
+def template(name: str) -> str:
+    """The spec as DVC takes it, as JSON: with our look, and places for rows and title."""
+    config = json.loads((TEMPLATE / "figures/config.json").read_text(encoding="utf-8"))
+    spec = json.loads((TEMPLATE / f"figures/{name}.json").read_text(encoding="utf-8"))
+    return json.dumps(spec | {"config": config}, indent=1, ensure_ascii=False)
 
 
-def path(points: Iterable[Point]) -> str:
-    return "M" + "L".join(f"{x:g},{y:g}" for x, y in points)
+@cache
+def palette() -> dict[str, str]:
+    """Variable of style.css -> its colour in the light theme."""
+    light = (TEMPLATE / "style.css").read_text(encoding="utf-8").partition("}")[0]
+    return dict(re.findall(r"(--[\w-]+): (#[0-9a-f]{6})", light))
 
 
-def curves(table: Table, everything: ByModel) -> Chart | None:
-    """Robust accuracy against the radius: a line with its 95% band for each model that has a curve."""
-    measured = [(row, curve) for row in table.ranked if (curve := last_curve(everything[row.model]))]
-    if not measured:
-        return None
-    left, right, top, bottom = 58.0, 624.0, 22.0, 334.0
-    x = Scale(0, max(table.threat.eps, *(eps for _, curve in measured for eps, _ in curve.points)), left, right)
-    y = Scale(0, 1, bottom, top)
-    return Chart(
-        640, 372, left, right, top, bottom,
-        [(x(eps), f"{eps:g}") for eps in x.ticks()], [(y(share), percent(share)[:-2]) for share in y.ticks()],
-        [_curve(row.model, Look(row.position), curve, table.n, x, y) for row, curve in measured],
-        (x(table.threat.eps), f"ε = {radius(table.threat.eps)}"),
-    )  # fmt: skip
+def figure(name: str, rows: Sequence[dict[str, Any]], says: str, models: Sequence[str] = ()) -> Figure:
+    """A figure of these rows; `says` is read out in its place. Each of `models`, in the run's order, has one look in all figures."""
+    spec = json.loads(template(name)) | {"data": json.loads(template(name))["data"] | {"values": list(rows)}}
+    del spec["$schema"], spec["title"]  # the page has a heading, and names no address
+    if models:
+        _look(spec, list(models), {row["model"] for row in rows})
+    return Figure(name, Markup(_drawn(_themed(spec)).replace("<svg", f'<svg role="img" aria-label="{escape(says)}"', 1)), spec)
 
 
-def _curve(model: str, look: Look, curve: Curve, n: int, x: Scale, y: Scale) -> Line:
-    points = [(eps, Share(round(robust * n), n)) for eps, robust in sorted(curve.points)]
-    low = [(x(eps), y(share.interval[0])) for eps, share in points]
-    high = [(x(eps), y(share.interval[1])) for eps, share in points]
-    marks = [(x(eps), y(share.value), f"{model}, ε {eps:g}: {percent(share.value)}% {interval(share)}") for eps, share in points]
-    return Line(model, look, path((a, b) for a, b, _ in marks), path([*high, *reversed(low)]) + "Z", marks, curve.attack)
+@lru_cache(maxsize=256)
+def _drawn(spec: str) -> str:
+    """The SVG: a tenth of a second, and a run's page and its cards share some."""
+    import vl_convert
+
+    return _slim(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE))
 
 
-def training(epochs: History, positions: dict[str, int]) -> list[tuple[str, list[Chart]]]:
-    """Per model: the loss, and below it whatever columns of its history are accuracies."""
-    return [(model, _panels(rows, Look(positions[model]))) for model, rows in epochs.items() if rows]
+def _slim(svg: str) -> str:
+    """What Vega writes, without what a page does not need: a third of it."""
+    bare = re.sub(r' (xmlns(:\w+)?|version|role|aria-roledescription|aria-hidden|pointer-events)="[^"]*"| opacity="1"', "", svg)
+    bare = re.sub(r'<path class="(background|foreground)"[^>]*/>', "", bare)
+    return re.sub(r'(?<= )(d|transform|opacity)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), bare)
 
 
-def _panels(rows: Sequence[dict[str, str]], look: Look) -> list[Chart]:
-    columns = {name: [number(row[name]) for row in rows] for name in rows[0] if name not in ("step", "phase", "epoch")}
-    accuracies = {name: values for name, values in columns.items() if "accuracy" in name or "robust" in name}
-    phases = [row["phase"] for row in rows]
-    panels = [_panel("loss", {"loss": columns["loss"]}, phases, look, loss_scale(columns["loss"]))]
-    return panels + ([_panel("accuracy", accuracies, phases, look, (Scale(0, 1, BOTTOM, TOP), False))] if accuracies else [])
+def _themed(spec: dict[str, Any]) -> str:
+    """The spec with a variable for each colour of the palette."""
+    names = {colour: f"var({name})" for name, colour in palette().items()}
+    return re.sub('"(#[0-9a-f]{6})"', lambda found: f'"{names.get(found[1], found[1])}"', json.dumps(spec))
 
 
-def loss_scale(loss: Sequence[float]) -> tuple[Scale, bool]:
-    """From zero, or logarithmic where the losses of different phases lie a hundredfold apart."""
-    finite = [value for value in loss if math.isfinite(value)] or [0.0]
-    if min(finite) > 0 and max(finite) > 100 * min(finite):
-        return Scale(math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite))), BOTTOM, TOP), True
-    return Scale(min(0.0, *finite), max(0.0, *finite) or 1.0, BOTTOM, TOP), False
-
-
-def _panel(label: str, columns: dict[str, list[float]], phases: list[str], look: Look, scale: tuple[Scale, bool]) -> Chart:
-    y, logarithmic = scale
-    x = Scale(1, max(2, len(phases)), 44.0, 292.0)
-    lines, left_out = [], 0
-    for i, (name, values) in enumerate(columns.items()):
-        points = [(x(step), y(math.log10(value) if logarithmic else value)) for step, value in enumerate(values, 1) if math.isfinite(value)]
-        left_out += len(values) - len(points)
-        if points:
-            marks = [(*point, "") for point in points] if len(points) < 3 else []
-            lines.append(Line(name, look, path(points), marks=marks, note=("", "5 3", "1 3")[i % 3]))
-    starts = [i for i, phase in enumerate(phases) if i == 0 or phase != phases[i - 1]]
-    lost = f"{left_out} epochs without a finite loss are left out." if left_out and label == "loss" else ""
-    return Chart(
-        300, 132, 44.0, 292.0, TOP, BOTTOM,
-        [(x(step), f"{step:g}") for step in x.ticks(4) if step == int(step)],
-        [(y(value), f"{10.0**value if logarithmic else value:g}") for value in y.ticks(3) if not logarithmic or value == int(value)],
-        lines, spans=[(x(i + 1), phases[i] if label == "loss" else "") for i in starts],
-        label=label + (", log" if logarithmic else ""), note=lost,
-    )  # fmt: skip
+def _look(part: Any, models: list[str], shown: set[str]) -> None:
+    """Give every scale over models the whole run, so that a model's colour and marker do not hang on which others are drawn."""
+    if isinstance(part, list):
+        for one in part:
+            _look(one, models, shown)
+    elif isinstance(part, dict):
+        for channel, encoding in part.items():
+            if channel in ("color", "shape") and isinstance(encoding, dict) and encoding.get("field") in ("who", "model"):
+                encoding["scale"] = {"domain": models}
+                if encoding.get("legend", True) is not None:
+                    encoding["legend"] = {"values": [model for model in models if model in shown]}
+            else:
+                _look(encoding, models, shown)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -37,11 +37,22 @@ class Outcome:
     masked: np.ndarray  # the same under the naive gradient alone, or nan where not measured
     row: np.ndarray  # position of each image in adversarial.safetensors
 
+    @property
+    def by(self) -> np.ndarray:
+        """The attack that broke each image, in words: of the exchange, on which model the point was found."""
+        other = self.summary.suite == EXCHANGE
+        return np.array([f"the point of {name}" if other and name not in ("", "clean") else name for name in self.attack.tolist()])
+
     def points(self, position: int) -> tuple[np.ndarray, np.ndarray]:
         """The clean image and the stored adversarial point, float32 [c, h, w] in [0, 1]."""
         row = int(self.row[position])
         with safe_open(self.folder / "adversarial.safetensors", framework="numpy") as file:
             return file.get_slice("clean")[row], file.get_slice("images")[row]
+
+    def stored(self, name: Literal["clean", "images"]) -> np.ndarray:
+        """All clean images, or all stored points, float32 [n, c, h, w], in the order of the other arrays."""
+        with safe_open(self.folder / "adversarial.safetensors", framework="numpy") as file:
+            return file.get_tensor(name)[self.row]
 
 
 def rerun(folder: Path) -> str:

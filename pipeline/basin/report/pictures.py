@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from basin.report.outcomes import Outcome
+from basin.report.outcomes import EXCHANGE, Outcome
 from basin.report.table import ByModel
 
 LARGEST = 64  # pixels a side; larger images are averaged down, so that the page stays light
@@ -69,10 +69,23 @@ def choose(everything: ByModel, count: int) -> list[int]:
     return chosen
 
 
+def strongest(outcomes: Mapping[str, Outcome]) -> np.ndarray:
+    """int [n]: of each image, which suite's stored point counts: the last that broke it, else the last; the points of other models only
+    where nothing else broke it."""
+    order = sorted(range(len(outcomes)), key=lambda i: list(outcomes)[i] != EXCHANGE)
+    robust = np.array([one.robust for one in outcomes.values()])[order]
+    return np.array(order)[len(order) - 1 - np.argmin(robust[::-1], 0)]
+
+
+def of_strongest(outcomes: Mapping[str, Outcome], column: str) -> np.ndarray:
+    """A column of the outcomes, each image's from its strongest suite."""
+    chosen = strongest(outcomes)
+    return np.array([getattr(one, column) for one in outcomes.values()])[chosen, np.arange(len(chosen))]
+
+
 def example(model: str, outcomes: Mapping[str, Outcome], position: int) -> Example:
-    """The stored point of the last suite that broke the image, else the last suite's strongest one."""
-    suites = list(outcomes.values())[::-1]
-    one = min(suites, key=lambda suite: suite.robust[position])
+    """The stored point of the strongest suite."""
+    one = list(outcomes.values())[strongest(outcomes)[position]]
     clean, adversarial = one.points(position)
     delta = adversarial - clean
     largest = float(np.abs(delta).max())
@@ -83,7 +96,7 @@ def example(model: str, outcomes: Mapping[str, Outcome], position: int) -> Examp
     return Example(
         Picture(png(shrunk(adversarial)), f"{which}, read as {read}"),
         Picture(png(shrunk(0.5 + factor * delta)), f"its perturbation, {factor:.1f} times amplified"),
-        factor, read, fate, str(one.attack[position]), float(one.distance[position]),
+        factor, read, fate, str(one.by[position]), float(one.distance[position]),
     )  # fmt: skip
 
 
@@ -94,12 +107,16 @@ def class_name(outcome: Outcome, index: int | np.integer) -> str:
 
 def shrunk(image: np.ndarray) -> np.ndarray:
     """[c, h, w] with no side above LARGEST, by averaging whole blocks."""
-    channels, height, width = image.shape
-    block = -(-max(height, width) // LARGEST)
+    return averaged(image, -(-max(image.shape[1:]) // LARGEST))
+
+
+def averaged(images: np.ndarray, block: int) -> np.ndarray:
+    """float [..., h, w] with the mean of each whole block of pixels in its place."""
     if block == 1:
-        return image
-    height, width = height // block, width // block
-    return image[:, : height * block, : width * block].reshape(channels, height, block, width, block).mean((2, 4))
+        return images
+    height, width = (side // block for side in images.shape[-2:])
+    whole = images[..., : height * block, : width * block]
+    return whole.reshape(*images.shape[:-2], height, block, width, block).mean((-3, -1))
 
 
 def png(image: np.ndarray) -> str:

@@ -4,21 +4,22 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from basin.report.figures import Chart, Line, Look, Scale, path
+from basin.report.figures import Figure, figure
 from basin.report.outcomes import opened
 from basin.report.summary import Measured, Stability, Trajectories
 from basin.report.table import ByModel
 from basin.report.wording import percent
 
 FILE = "stability.json"
-LEFT, RIGHT, TOP = 44.0, 292.0, 34.0
 SMALLEST = 1e-12  # of the ratios that are drawn
 ROOM = 2  # decades above the largest ratio in which bounds are drawn; a line ends where it leaves the chart
-BOUNDS = {  # of stability.json's exponents, the name in the key and the dashes
-    "lipschitz": ("bound exp(L t)", "7 4"),
-    "lipschitz_met": ("estimate exp(L t), L the largest ‖J‖ met", "2 3"),
-    "log_norm": ("estimate by the logarithmic norm, median", "8 3 2 3"),
+MEASURED = "measured: median, quartiles"
+BOUNDS = {  # of stability.json's exponents, the name in the figure `growth`
+    "lipschitz": "bound exp(L t)",
+    "lipschitz_met": "estimate exp(L t), L the largest ‖J‖ met",
+    "log_norm": "estimate by the logarithmic norm",
 }
 MEASURES = {  # a row of the table: its numbers, and what they are
     "left half-plane": (("left_half_plane",), "Share of images in %, at which all eigenvalues of J have negative real parts"),
@@ -45,18 +46,18 @@ class Flow:
     suite: str
     measured: Measured
     cells: dict[str, str]
-    spectrum: Chart | None
-    growth: Chart | None
+    spectrum: Figure | None
+    growth: Figure | None
     curves: list[tuple[str, list[str]]]  # the growth chart as numbers: what is drawn, its value at each time
 
 
-def section(everything: ByModel, positions: dict[str, int]) -> list[Flow]:
+def section(everything: ByModel, models: Sequence[str]) -> list[Flow]:
     """Every flow of every model, from the last suite that has measured it; empty where no model has one.
 
     Raises: Mistake naming a file that is damaged.
     """
     return [
-        _flow(model, suite, measured, Look(positions[model]))
+        _flow(model, suite, measured, models)
         for model, outcomes in everything.items()
         for suite, flows in _last([(suite, read(one.folder / FILE)) for suite, one in outcomes.items()])
         for measured in flows
@@ -72,13 +73,17 @@ def read(file: Path) -> list[Measured]:
     return opened(file, lambda file: Stability.model_validate_json(file.read_bytes())).flows if file.is_file() else []
 
 
-def _flow(model: str, suite: str, measured: Measured, look: Look) -> Flow:
+def _flow(model: str, suite: str, measured: Measured, models: Sequence[str]) -> Flow:
     cells = {measure: _cell(measured.numbers, names) for measure, (names, _) in MEASURES.items()}
-    spectrum = _spectrum(measured.spectrum, look) if measured.spectrum else None
-    ways = measured.trajectories
+    what, ways = f"{model}, {measured.flow}", measured.trajectories
+    drawn = spectrum(model, measured.spectrum)
+    says = f"Eigenvalues of J of {what}, in the complex plane: left of the imaginary axis at {cells['left half-plane']}% of the images; "
+    says += f"the rightmost has the real part {cells['rightmost']} (median, maximum)"
+    of_j = figure("spectrum", drawn, says, models) if drawn else None
     if ways is None:
-        return Flow(model, suite, measured, cells, spectrum, None, [])
-    return Flow(model, suite, measured, cells, spectrum, _growth(ways, look), list(_curves(ways)))
+        return Flow(model, suite, measured, cells, of_j, None, [])
+    says = f"Distance of adversarial from clean trajectories of {what}, over t, relative to that at 0; the numbers are below"
+    return Flow(model, suite, measured, cells, of_j, figure("growth", growth(model, ways), says, models), list(_curves(ways)))
 
 
 def _cell(numbers: dict[str, float], names: Sequence[str]) -> str:
@@ -86,40 +91,24 @@ def _cell(numbers: dict[str, float], names: Sequence[str]) -> str:
     return ", ".join(found) or "–"
 
 
-def _spectrum(eigenvalues: Sequence[tuple[float, float]], look: Look) -> Chart:
-    """Eigenvalues and their conjugates in the complex plane, the imaginary axis as a rule."""
-    real, imaginary = zip(*eigenvalues)
-    width, height = max(0.0, *real) - min(0.0, *real) or 1.0, max(map(abs, imaginary)) or 1.0
-    x = Scale(min(0.0, *real) - 0.05 * width, max(0.0, *real) + 0.05 * width, LEFT, RIGHT)
-    y = Scale(-1.1 * height, 1.1 * height, 176.0, TOP)
-    dots = "".join(f"M{x(a):g},{y(b):g}h0" for a, b in dict.fromkeys(pair for a, b in eigenvalues for pair in ((a, b), (a, -b))))
-    return Chart(
-        300, 198, LEFT, RIGHT, TOP, 176.0,
-        [(x(value), f"{value:g}") for value in x.ticks(4)], [(y(value), f"{value:g}") for value in y.ticks(4)],
-        [Line("eigenvalues", look, dots)], (x(0), "Re λ = 0"), label="Im λ", dots=True,
-    )  # fmt: skip
+def spectrum(model: str, eigenvalues: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Eigenvalues and their conjugates, each once."""
+    both = dict.fromkeys(pair for a, b in eigenvalues for pair in ((a, b), (a, -b)))
+    return [{"model": model, "real": real, "imaginary": imaginary} for real, imaginary in both]
 
 
-def _growth(ways: Trajectories, look: Look) -> Chart:
-    """r(t) on a logarithmic axis, its median in the band of its quartiles, and what it is held to."""
-    lower, median, upper = (_decades(curve) for curve in (ways.lower, ways.median, ways.upper))
-    bounds = {name: [exponent / math.log(10) for exponent in ways.exponents[name]] for name in _drawn(ways)}
-    low, high = math.floor(min(lower)), math.ceil(min(max(upper) + ROOM, max(*upper, *(max(bound) for bound in bounds.values()), 1)))
-    x, y = Scale(0, ways.times[-1], LEFT, RIGHT), Scale(low, max(high, low + 1), 142.0, 18.0)
-    band = [*((x(t), y(v)) for t, v in zip(ways.times, upper)), *((x(t), y(v)) for t, v in reversed([*zip(ways.times, lower)]))]
-    lines = [
-        Line(BOUNDS[name][0], look, path((x(t), y(v)) for t, v in _inside([*zip(ways.times, bound)], y.high)), note=BOUNDS[name][1])
-        for name, bound in bounds.items()
+def growth(model: str, ways: Trajectories) -> list[dict[str, Any]]:
+    """r(t), its median with its quartiles, and what it is held to, as far as that is within ROOM decades of what was measured."""
+    lower, median, upper = ([max(ratio, SMALLEST) for ratio in curve] for curve in (ways.lower, ways.median, ways.upper))
+    rows = [
+        {"model": model, "what": MEASURED, "t": t, "ratio": ratio, "lower": low, "upper": high}
+        for t, low, ratio, high in zip(ways.times, lower, median, upper)
     ]
-    lines.append(Line("measured: median, quartiles", look, path((x(t), y(v)) for t, v in zip(ways.times, median)), path(band) + "Z"))
-    return Chart(
-        300, 164, LEFT, RIGHT, 18.0, 142.0, [(x(t), f"{t:g}") for t in x.ticks(4)],
-        [(y(value), f"{10.0**value:g}") for value in y.ticks(4) if value == int(value)], lines, label="r(t), log",
-    )  # fmt: skip
-
-
-def _decades(ratios: Sequence[float]) -> list[float]:
-    return [math.log10(max(ratio, SMALLEST)) for ratio in ratios]
+    highest = math.log10(max(*upper, 1)) + ROOM
+    for name in _drawn(ways):
+        decades = [(t, exponent / math.log(10)) for t, exponent in zip(ways.times, ways.exponents[name])]
+        rows += [{"model": model, "what": BOUNDS[name], "t": t, "ratio": 10.0**decade} for t, decade in _inside(decades, highest)]
+    return rows
 
 
 def _drawn(ways: Trajectories) -> list[str]:
@@ -144,7 +133,7 @@ def _curves(ways: Trajectories) -> Iterator[tuple[str, list[str]]]:
         yield title, [f"{ratio:.3g}" for ratio in getattr(ways, name)]
     for name in BOUNDS:
         if name in ways.exponents:
-            yield BOUNDS[name][0], [power(exponent) for exponent in ways.exponents[name]]
+            yield BOUNDS[name], [power(exponent) for exponent in ways.exponents[name]]
 
 
 def power(exponent: float) -> str:

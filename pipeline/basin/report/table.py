@@ -61,6 +61,7 @@ class Row:
     masked_attack: str
     twin: Twin | None
     balance: dict[str, float]  # share of the largest class, means over the classes
+    passes: int  # images sent through the model while attacking it, over all suites
     uneven: bool  # whether the classes differ in size, so that these say something
     position: int  # in the run's order; gives the model its colour on the page
 
@@ -149,6 +150,7 @@ def _row(model: str, position: int, everything: ByModel, suites: Sequence[str]) 
         masked_attack=masked[-1].summary.masked.attack if masked and masked[-1].summary.masked else "",
         twin=_twin(outcomes, everything),
         balance=_balance(first, held(outcomes)),
+        passes=sum(one.summary.passes for one in outcomes.values()),
         uneven=classes.is_uneven(first.label),
         position=position,
     )

@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from basin import files
 from basin.errors import Mistake
 from basin.report.outcomes import Outcome
 from basin.report.summary import Curve
-from basin.report.table import MADE, MEASURED, ByModel, Row, Table
+from basin.report.table import MADE, MEASURED, ByModel, Row, Share, Table
 
 History = dict[str, list[dict[str, str]]]  # model -> rows of history/<model>.csv with a running `step`
 
@@ -21,7 +22,12 @@ def metrics(table: Table, path: Path) -> None:
 
 
 def rows(table: Table, path: Path) -> None:
-    write(path, [*MADE, *table.suites, *MEASURED], ({**_words(row), **row.metrics()} for row in table.rows))
+    write(path, [*MADE, *table.suites, *MEASURED], results(table))
+
+
+def results(table: Table) -> list[dict[str, Any]]:
+    """A row a model, in the run's order; accuracies are fractions, and a key is absent where nothing was measured."""
+    return [{**_words(row), **row.metrics()} for row in table.rows]
 
 
 def _words(row: Row) -> dict[str, str]:
@@ -30,11 +36,19 @@ def _words(row: Row) -> dict[str, str]:
 
 
 def curves(everything: ByModel, path: Path) -> None:
-    """One curve a model, from the last of its suites that measured one."""
-    write(path, ["model", "attack", "eps", "robust"], (
-        {"model": model, "attack": curve.attack, "eps": eps, "robust": robust}
-        for model, outcomes in everything.items() if (curve := last_curve(outcomes)) for eps, robust in sorted(curve.points)
-    ))  # fmt: skip
+    write(path, ["model", "attack", "eps", "robust", "interval_low", "interval_high", "threat"], points(everything))
+
+
+def points(everything: ByModel) -> list[dict[str, Any]]:
+    """Of each model that has a curve, from the last of its suites that measured one: a row a radius."""
+    first = next(iter(next(iter(everything.values())).values())).summary
+    curves = {model: curve for model, outcomes in everything.items() if (curve := last_curve(outcomes))}
+    return [
+        {"model": model, "attack": curve.attack, "eps": eps, "robust": robust, "interval_low": low, "interval_high": high,
+         "threat": first.threat.eps}
+        for model, curve in curves.items() for eps, robust in sorted(curve.points)
+        for low, high in [Share(round(robust * first.n), first.n).interval]
+    ]  # fmt: skip
 
 
 def last_curve(outcomes: Mapping[str, Outcome]) -> Curve | None:
@@ -67,6 +81,10 @@ def _epochs(path: Path) -> list[dict[str, str]]:
 def number(cell: str) -> float:
     """A cell of a history; an empty one is nan."""
     return float(cell) if cell else math.nan
+
+
+def is_finite(cell: str) -> bool:
+    return math.isfinite(number(cell))
 
 
 def history(epochs: History, path: Path) -> None:

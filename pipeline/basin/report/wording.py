@@ -23,6 +23,11 @@ def interval(share: Share) -> str:
     return f"[{percent(low)}, {percent(high)}]"
 
 
+def counted(number: float) -> str:
+    """A count or a measured time: 12,345 or 0.123."""
+    return f"{int(number):,}" if number == int(number) else f"{number:,.3g}"
+
+
 def threat(table: Table) -> str:
     norm = NORMS.get(table.threat.norm, table.threat.norm)
     return f"{norm} distance at most {radius(table.threat.eps)} on pixels in [0, 1], n = {table.n}"

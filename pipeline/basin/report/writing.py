@@ -6,7 +6,7 @@ from pathlib import Path
 from basin import files
 from basin.errors import Mistake
 from basin.report import outcomes as reading
-from basin.report import tidy
+from basin.report import plots, tidy
 from basin.report.table import Table, tabulate
 
 
@@ -20,7 +20,7 @@ def _all(outcomes: Path, models: Sequence[str], suites: Sequence[str]) -> dict[s
 
 
 def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence[str], out: Path) -> Table:
-    """Read outcomes/ and history/, write index.html, table.csv, metrics.json, curves.csv and history.csv into `out`.
+    """Read outcomes/ and history/, write index.html, table.csv, metrics.json, curves.csv, history.csv and plots/ into `out`.
 
     The same inputs give the same bytes.
 
@@ -41,5 +41,6 @@ def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence
     tidy.metrics(table, out / "metrics.json")
     tidy.curves(everything, out / "curves.csv")
     tidy.history(epochs, out / "history.csv")
-    files.write(out / "index.html", page(table, everything, epochs))
+    plots.write(out / "plots")
+    files.write(out / "index.html", page(table, everything, epochs, "../"))
     return table

@@ -127,7 +127,8 @@ def _init_dvc(folder: Path) -> list[str]:
         said = " ".join(done.stderr.split())[-300:]
         raise Mistake(f"{folder}: DVC cannot begin a project there (got {said}). Mend that, then run in it: dvc {' '.join(words)}.")
     (settings := ConfigParser()).read(config := folder / ".dvc/config", encoding="utf-8")
-    settings.read_dict({"core": {"analytics": "false", "check_update": "false"}})
+    plots = {"html_template": "../report/plots/page.html"}  # which the report writes: DVC's own needs a network
+    settings.read_dict({"core": {"analytics": "false", "check_update": "false"}, "plots": plots})
     with config.open("w", encoding="utf-8") as file:
         settings.write(file)
     return [] if top else [NO_GIT]

@@ -34,8 +34,8 @@ def describe(model: str, suite: str, recipe: dict[str, Any]) -> dict[str, Any]:
 def numbers(summary: dict[str, Any]) -> dict[str, float]:
     """The summary's figures under flat names."""
     flat = {key: summary[key] for key in ("n", "clean", "robust", "passes", *BALANCE)} | {
-        "low": summary["interval"][0],
-        "high": summary["interval"][1],
+        "interval_low": summary["interval"][0],
+        "interval_high": summary["interval"][1],
     }
     flat |= {f"after.{name}": robust for name, robust in summary["attacks"].items()} | {"flags": len(summary["flags"])}
     flat |= {f"probe.{name}": figure for name, figure in summary.get("probes", {}).items()}

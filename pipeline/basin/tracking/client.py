@@ -177,6 +177,13 @@ def experiment_id(store: MlflowClient, name: str) -> str:
     return found.experiment_id
 
 
+def page(base: str, name: str) -> str:
+    """Where MLflow's pages below `base` list the runs of an experiment. They open as pages of chat traces, whatever the experiment's kind,
+    unless the address says otherwise."""
+    found = client().get_experiment_by_name(name)
+    return f"{base}/#/experiments/{found.experiment_id}/runs?workflowType=machine_learning" if found else base
+
+
 def _create(store: MlflowClient, name: str) -> Experiment:
     database = local_database()
     folder = (database.parent / ARTIFACTS / name).as_uri() if database else None

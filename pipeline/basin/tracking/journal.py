@@ -25,6 +25,7 @@ from basin.tracking import shared, system
 RUNS = Path(".basin/runs")
 PATIENCE = 30  # seconds that a stage waits at its end for the mirror, and that the mirror outlives a stage
 SQLITE = "sqlite:///"
+PARENT = "BASIN_PARENT"  # in the environment of the stages of a `basin repro`: its journal (parent.py)
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +70,10 @@ def run(stage: str, params: Mapping[str, Any], tags: Mapping[str, Any], experime
     always = {"stage": stage, "asked": digest(params)}
     if dvc := os.environ.get("DVC_STAGE"):
         always |= {"dvc.stage": dvc, "mlflow.source.name": f"dvc repro {dvc}", "mlflow.source.type": "LOCAL"}
-    start = {"experiment": experiment, "run_name": stage, "params": flatten(params), "resume": f"{stage}.{key}.json"}
+    start = {"experiment": experiment, "run_name": shown_name(stage), "params": flatten(params), "resume": f"{stage}.{key}.json"}
+    if parent := os.environ.get(PARENT):
+        start["parent"] = parent
+        Run(checkout() / RUNS / parent).tags({f"ran.{stage}": "yes"})
     tracked._write({"start": start, "tags": {**always, **commit(), **tags}})
     status = "FAILED"
     try:
@@ -96,14 +100,25 @@ def _open(journal: Path) -> tuple[Run, subprocess.Popen | None]:
     The stage and its mirror hold a shared lock on the journal, from before it has its name: nobody else takes it for an old one.
     """
     try:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        held = (unnamed := journal.with_suffix(".new")).open("a", encoding="utf-8")
-        fcntl.flock(held, fcntl.LOCK_SH)
-        unnamed.rename(journal)
+        held = opened(journal)
         return Run(journal, held), None if shared.hand_over(journal) else shared.start(str(journal), str(os.getpid()))
     except OSError as error:
         log.warning("%s: no journal can be kept (got %s). The stage goes on untracked.", journal, error)
         return Run(Path(os.devnull)), None
+
+
+def opened(journal: Path) -> TextIO:
+    """A new journal, locked. Raises OSError."""
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    held = (unnamed := journal.with_suffix(".new")).open("a", encoding="utf-8")
+    fcntl.flock(held, fcntl.LOCK_SH)
+    unnamed.rename(journal)
+    return held
+
+
+def deliver(journal: Path) -> None:
+    """Hand a journal that has ended to the run's mirror, else to one of its own, and give it its time."""
+    _wait(None if shared.hand_over(journal) else shared.start(str(journal), str(os.getpid())), journal)
 
 
 def _wait(mirror: subprocess.Popen | None, journal: Path) -> None:
@@ -131,6 +146,14 @@ def kept(problem: object, journal: Path) -> str:
         f"tracking: MLflow at {shown(uri())} does not take this run (got {problem}). The stage goes on; {journal} keeps the run. "
         f"Deliver it when MLflow is back: python -m basin.tracking.mirror"
     )
+
+
+def shown_name(stage: str) -> str:
+    """What tells a run apart in a list that shows 17 letters: of `attack/head/sodef/quick` the suite and the model."""
+    if stage.count("/") != 3:
+        return stage
+    _, kind, name, suite = stage.split("/")
+    return f"{suite}: {name} ({kind})"
 
 
 def uri() -> str:

@@ -37,12 +37,13 @@ def _below(name: str) -> str:
 
 
 class Start(BaseModel, strict=True):
-    """What a run is made from; `resume` names a file below RUNS."""
+    """What a run is made from; `resume` names a file below RUNS, `parent` the journal of the run that it stands under."""
 
     experiment: str
     run_name: str
     params: dict[str, str]
     resume: Annotated[str, AfterValidator(_below)]
+    parent: Annotated[str, AfterValidator(_below)] = ""
 
 
 class Said(BaseModel, strict=True):
@@ -171,24 +172,36 @@ class Delivery:
         self.store, start = client(), first["start"]
         self.resume = checkout() / RUNS / start["resume"]
         experiment = experiment_id(self.store, start["experiment"])
-        run_id = self._earlier(self.known) or self._earlier(self.resume) or self._made(experiment) or self._make(experiment, first)
+        known = self._earlier(self.known) or self._earlier(self.resume) or self._made(experiment, self.name)
+        run_id = known or self._make(experiment, first, self.name)
         for place in (self.known, self.resume):
             files.write(place, json.dumps({"uri": shown(uri()), "run_id": run_id, "sent": self.sent}).encode())
         self.run_id = run_id
         self.overtaken = (self.store.get_run(run_id).info.end_time or 0) > last["time"]
         if not self.overtaken:
             self.store.update_run(self.run_id, "RUNNING")
+        if over := self._over(experiment, start.get("parent")):
+            self.store.set_tag(self.run_id, "mlflow.parentRunId", over)
         self._params(start["params"])
         self._dataset(start["experiment"], first.get("tags", {}).get("data_digest", ""))
 
-    def _make(self, experiment: str, first: Line) -> str:
-        tags = {JOURNAL: self.name}
+    def _make(self, experiment: str, first: Line, journal: str) -> str:
+        tags = {JOURNAL: journal}
         return self.store.create_run(experiment, first["time"], tags, run_name=first["start"]["run_name"]).info.run_id
 
-    def _made(self, experiment: str) -> str | None:
-        """The run that was made for this journal, where nobody lived to hear of it."""
-        found = self.store.search_runs([experiment], f"tags.{JOURNAL} = '{self.name}'", max_results=1)
+    def _made(self, experiment: str, journal: str) -> str | None:
+        """The run that was made for a journal: for this one, where nobody lived to hear of it; for a parent's, by an earlier stage."""
+        found = self.store.search_runs([experiment], f"tags.{JOURNAL} = '{journal}'", max_results=1)
         return found[0].info.run_id if found else None
+
+    def _over(self, experiment: str, parent: str | None) -> str | None:
+        """The run over this one. Its journal is delivered when all stages have ended; the first of them makes the run."""
+        if not parent or (found := self._made(experiment, parent)):
+            return found if parent else None
+        journal = checkout() / RUNS / parent
+        lines = _complete_lines(journal.open(encoding="utf-8")) if journal.exists() else iter(())
+        first = next(lines, {})
+        return self._make(experiment, first, parent) if "start" in first else None
 
     def _earlier(self, place: Path) -> str | None:
         """The run that an earlier delivery or a killed attempt left, where MLflow still has it."""

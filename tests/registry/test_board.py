@@ -1,0 +1,60 @@
+"""Pages for others: the leaderboard of a data set and threat as a static folder, and a run's report with what the registry knows of it."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+from test_registry import MODELS, NAME, digests, enter, registered, registered_workspace, retrain, store, workspace  # noqa: F401
+
+from basin.errors import Mistake
+from basin.registry import board, registration
+
+pytestmark = pytest.mark.slow  # a registered run of its own
+
+BOARD = Path("board")
+
+
+def test_the_leaderboard_has_every_version_with_its_page_and_outcomes(registered):  # noqa: F811
+    retrain(registered, "head/ode", 1, 30)
+    registration.register_all(registered, digests())
+    assert board.leaderboard(BOARD, "digits", "linf", 0.15) == 3
+    text = (BOARD / "index.html").read_text(encoding="utf-8")
+    rows = list(csv.DictReader((BOARD / "table.csv").open(newline="", encoding="utf-8")))
+    assert [(row["version"], row["model"], row["worst_case"], row["twin"]) for row in rows] == [
+        ("3", "head/ode", "0.75", "0.25"), ("2", "head/ode", "0.5", "0.25"), ("1", "backbone/natural", "0.25", ""),
+    ]  # fmt: skip
+    assert all(int(float(row["parameters"])) > 0 and float(row["latency_ms.1"]) > 0 for row in rows)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["author"] and row["commit"] for row in rows)
+    linked = re.findall(f'href="({NAME}-[^"]*)"', text)
+    assert len(linked) == 3 and "://" not in text and "script-src 'sha256-" in text
+    for page in linked:
+        places = re.findall(r'href="(outcomes/[^"#]*)"', (BOARD / page).read_text(encoding="utf-8"))
+        assert places and all((BOARD / page).parent.joinpath(place).is_file() for place in places)
+    assert not list(BOARD.rglob("*.safetensors"))
+    assert board.leaderboard(BOARD, "digits", "linf", 0.15) == 3, "it is written anew"
+
+
+def test_what_stands_in_the_way_of_a_leaderboard_is_said(registered):  # noqa: F811
+    with pytest.raises(Mistake, match=r"registry: no version fits \(got digits, linf, 0.2\). `basin models` lists what there is."):
+        board.leaderboard(BOARD, "digits", "linf", 0.2)
+    (BOARD / "thesis").mkdir(parents=True)
+    with pytest.raises(Mistake, match=r"board: holds something else \(got no index.html in it\). Give another --to."):
+        board.leaderboard(BOARD, "digits", "linf", 0.15)
+
+
+def test_the_page_of_a_registered_run_has_versions_commit_date_and_costs(registered):  # noqa: F811
+    text = board.PAGE.read_text(encoding="utf-8")
+    for number, model in enumerate(MODELS, 1):
+        assert f'<a href="{board.LOCAL}/#/models/{NAME}/versions/{number}">{NAME}/{number}</a>' in text and model in text
+    for term in ("commit", "by", "date", "Basin", "device", "with"):
+        assert f"<dt>{term}</dt><dd>" in text
+    for title, _ in board.COSTS.values():
+        assert f">{title}</th>" in text
+
+
+def test_a_servers_address_is_given_without_its_password(registered, monkeypatch):  # noqa: F811
+    version = store().get_model_version(NAME, "1")
+    assert board.address(version) == ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:se@cret@mlflow.example:5001/team/")
+    assert board.address(version) == f"https://mlflow.example:5001/team/#/models/{NAME}/versions/1"
