@@ -58,7 +58,9 @@ class Shown:
         return min((works[0].done + self.share(works[1:])) / max(works[0].total, 1), 1.0)
 
     def report(self) -> None:
-        """Until it has ended: draw the line, or log it."""
+        """Until it has ended: draw the line, or log it; nothing where no such line is wanted."""
+        if not log.isEnabledFor(logging.INFO):
+            return
         terminal = sys.stderr.isatty()
         drawn = False
         while not self.ended.wait(REDRAWN if terminal else EVERY):

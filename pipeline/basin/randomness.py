@@ -41,11 +41,17 @@ class Random(nn.Module):
     training_draws: int = 1
     inference_draws: int = 1
     generator: torch.Generator | None = None
+    part: tuple[slice, int] | None = None  # which rows of a batch of how many are passed, where others pass the rest
     place: str = ""  # in its classifier, which sets it: two layers of one shape do not share their noise
 
     def normal(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Standard normal draws, with the type and on the device of `like`."""
         return torch.randn(shape, generator=self._generator(like.device), dtype=like.dtype, device=like.device)
+
+    def normal_rows(self, like: Tensor) -> Tensor:
+        """Standard normal draws of the shape of `like`, which has a row an image; of a part of a batch, those of the whole batch."""
+        rows, n = self.part or (slice(None), len(like))
+        return self.normal((n, *like.shape[1:]), like)[rows]
 
     def uniform(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Uniform draws from [0, 1), with the type and on the device of `like`."""

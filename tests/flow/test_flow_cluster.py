@@ -59,6 +59,27 @@ stages:
 """
 
 
+PAIR = """
+stages:
+  both:
+    cmd: python stage.py both e
+    deps: [stage.py]
+    outs: [e]
+    meta: {gpu: 2}
+"""
+TWO = """
+import os, socket, sys, time
+rank, size, gpu = (os.environ.get(name, "-") for name in ("RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"))
+print("process", rank, "of", size, "on", gpu, os.getpid(), file=open(os.environ["NOTES"], "a"))
+place = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT", 0))
+while rank == "1":
+    try: socket.create_connection(place); sys.exit()
+    except OSError: time.sleep(0.1)
+if rank == "0": socket.create_server(place).accept()
+open(sys.argv[2], "w").write("made")
+"""
+
+
 def git(place: Path, *words: str) -> None:
     identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
     subprocess.run(["git", "-C", str(place), *identity, *words], check=True, capture_output=True)
@@ -159,10 +180,15 @@ def cluster(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def small(cluster: Cluster) -> Cluster:
     """prepare, then left and right, which want a GPU and wait for the gate, then join; all of it started."""
+    return begun(cluster, GRAPH, STAGE)
+
+
+def begun(cluster: Cluster, graph: str, stage: str) -> Cluster:
+    """A project of this graph and this stage.py, and its nodes."""
     cluster.head.mkdir()
     git(cluster.head, "init", "-q")
     subprocess.run([*DVC, "init", "-q"], cwd=cluster.head, check=True)
-    files = {"dvc.yaml": GRAPH, "params.yaml": PARAMS, "stage.py": STAGE, ".gitignore": "/.basin/\n/a\n/b\n/c\n/d\n"}
+    files = {"dvc.yaml": graph, "params.yaml": PARAMS, "stage.py": stage, ".gitignore": "/.basin/\n/a\n/b\n/c\n/d\n/e\n"}
     for name, text in files.items():
         (cluster.head / name).write_text(text)
     cluster.share()
@@ -223,6 +249,28 @@ def test_a_flow_goes_over_both_nodes_and_ends_as_on_one_machine_though_one_is_ki
 
 
 @pytest.mark.slow
+def test_a_stage_of_two_gpus_is_a_process_on_each_node_and_the_lock_is_that_of_one(cluster: Cluster):
+    begun(cluster, PAIR, TWO).flow("both")
+    cluster.ends(0)
+    assert sorted(line.rsplit(" ", 1)[0] for node in ("one", "two") for line in cluster.notes(node).read_text().splitlines()) == [
+        "process 0 of 2 on 0", "process 1 of 2 on 0",
+    ]  # fmt: skip
+    subprocess.run([*DVC, "repro", "-q"], cwd=cluster.home / "plain", env=cluster.env | {"NOTES": os.devnull}, check=True)
+    assert (cluster.head / "dvc.lock").read_text() == (cluster.home / "plain/dvc.lock").read_text()
+
+
+@pytest.mark.slow
+def test_a_node_without_the_commit_ends_a_stage_of_two_and_is_told(cluster: Cluster):
+    begun(cluster, PAIR, TWO)
+    (cluster.head / "stage.py").write_text(TWO + "\n# changed")
+    git(cluster.head, "commit", "-q", "-a", "-m", "changed")
+    git(cluster.home / "one", "fetch", "-q")
+    cluster.flow()
+    cluster.ends(2)
+    assert re.search(r"failed: both: exit code 2: \S+: \S+/two: the run's commit is not here \(got \w{12}\)", cluster.said())
+
+
+@pytest.mark.slow
 def test_a_stopped_flow_stops_its_stages_on_the_nodes(small: Cluster):
     small.flow("left", "right")
     small.until_it_runs("one", "two")
@@ -246,22 +294,42 @@ def test_what_a_node_would_not_have_is_told(small: Cluster):
 
 @pytest.mark.slow
 def test_the_digits_run_splits_over_both_nodes_and_ends_with_the_digests_of_one_machine(cluster: Cluster):
-    git(cluster.home, "clone", "-q", str(ROOT), "head")
-    params = YAML(typ="safe").load(cluster.head / "params.yaml")
-    params["backbone"]["natural"]["schedule"]["epochs"] = params["adversarial"]["pgd"]["schedule"]["epochs"] = 2
-    params["head"] = {"linear": {"from": "backbone/natural", "head": {"kind": "linear"}, "training": {"kind": "natural"}}}
-    params["head"]["linear"]["schedule"] = {"classifier": {"epochs": 2, "batch": 128, "optimiser": "adam", "rate": 0.01}}
-    params["suites"] = {"short": {"attacks": {"fgsm": {"kind": "fgsm"}}}}
-    params["attack"] |= {"models": ["backbone/natural", "head/linear"], "suites": ["short"], "images": 50}
-    YAML().dump(params, cluster.head / "params.yaml")
-    cluster.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{cluster.home}/mlflow.db"
-    (cluster.head / "dvc.lock").unlink(missing_ok=True)
-    cluster.share()
+    shortened_digits(cluster)
     subprocess.run([*DVC, "repro", "-q"], cwd=cluster.home / "plain", env=cluster.env, check=True)
     cluster.start()
     cluster.flow("--workers", "4")
     cluster.ends(0)
     where = {node: set(re.findall(rf"'(\S+) on \S+' - On .* in {cluster.home}/{node}/", cluster.said())) for node in ("one", "two")}
-    print(where)
     assert all(where.values()), cluster.said()
+    for model in ("backbone/natural", "head/linear"):
+        assert f"attack/{model}/short: shared by 2 processes" in cluster.said()
     assert (cluster.head / "dvc.lock").read_text() == (cluster.home / "plain/dvc.lock").read_text()
+
+
+@pytest.mark.slow
+def test_an_attack_on_two_slots_ends_with_the_digests_of_one_process(cluster: Cluster):
+    shortened_digits(cluster)
+    subprocess.run([*DVC, "repro", "-q", "attack"], cwd=cluster.home / "plain", env=cluster.env, check=True)
+    command = [*CLI, "flow", "attack"]
+    env = cluster.env | {"CUDA_VISIBLE_DEVICES": "0,1"}
+    done = subprocess.run(command, cwd=cluster.home / "two", env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.stdout.count("shared by 2 processes") == 2, done.stdout
+    assert (cluster.home / "two/dvc.lock").read_text() == (cluster.home / "plain/dvc.lock").read_text()
+
+
+def shortened_digits(cluster: Cluster) -> None:
+    """This repository's graph on the digits, with little of everything, and its attacks on two GPUs each."""
+    git(cluster.home, "clone", "-q", str(ROOT), "head")
+    graph = cluster.head / "dvc.yaml"
+    before, attack, after = graph.read_text().partition("  attack:\n")
+    graph.write_text(before + attack + after.replace("meta: {gpu: 1}", "meta: {gpu: 2}", 1))
+    params = YAML(typ="safe").load(cluster.head / "params.yaml")
+    params["backbone"]["natural"]["schedule"]["epochs"] = params["adversarial"]["pgd"]["schedule"]["epochs"] = 2
+    params["head"] = {"linear": {"from": "backbone/natural", "head": {"kind": "linear"}, "training": {"kind": "natural"}}}
+    params["head"]["linear"]["schedule"] = {"classifier": {"epochs": 2, "batch": 128, "optimiser": "adam", "rate": 0.01}}
+    params["suites"] = {"short": {"attacks": {"fgsm": {"kind": "fgsm"}}}}
+    params["attack"] |= {"models": ["backbone/natural", "head/linear"], "suites": ["short"], "images": 50, "batch": 10}
+    YAML().dump(params, cluster.head / "params.yaml")
+    cluster.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{cluster.home}/mlflow.db"
+    (cluster.head / "dvc.lock").unlink(missing_ok=True)
+    cluster.share()

@@ -26,6 +26,8 @@ TEST_SPLIT = "data/prepared/test.safetensors"
 
 # Imports (who, whom) through which no byte of a result comes, and so no dependency. Each with its argument; `*` stands for all.
 EXEMPT = {
+    ("basin.stages.entry", "basin.stages.joining"): "starts the processes of a stage; what they tell one another is basin.processes'",
+    ("basin.stages.entry", "basin.processes"): "a name for the processes; those that compute import it themselves",
     ("basin.stages.entry", "basin.environment"): "switches of other programs (telemetry, update checks), set before anything is computed",
     (
         "basin.stages.entry",

@@ -6,16 +6,19 @@ judged here, by the reported function, whatever the attack says of it.
 A random model is judged over draws: an image counts with the share of them in which it is read rightly, the worst point is that of the
 lowest share, and when all attacks are done the stored points are judged again over fresh draws, because the lowest of many noisy shares
 is lower than the truth.
+
+Several processes share the batches out and have the same outcomes after each: a batch draws from a generator of its own, so who computes
+it changes no bit, and what is earned is decided by each from all images.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ from basin.errors import Mistake, said, short_of_memory
 from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
 from basin.evaluation.subject import device_of
 from basin.evaluation.ways import Attempt, Way
+from basin.processes import ALONE, Group
 from basin.randomness import drawing, generator, seed_for
 from basin.threat.ball import TOLERANCE, ThreatModel
 from basin.threat.target import Target
@@ -62,7 +66,7 @@ class Evaluation:
     """A suite on a model. `classifier` is in evaluation mode, its parameters frozen; images are in [0, 1].
 
     `randomised` says whether two passes over an image may differ; `seed` is (seed, name) of everything that is drawn; `search` is a quicker
-    function in which gradients may be followed (basin/evaluation/search.py).
+    function in which gradients may be followed (basin/evaluation/search.py); `group`: the processes that share the batches.
     """
 
     classifier: Module
@@ -73,6 +77,7 @@ class Evaluation:
     checkpoint: Path | None = None
     randomised: bool = False
     search: Module | None = None
+    group: Group = ALONE
 
     def run(
         self,
@@ -94,11 +99,13 @@ class Evaluation:
             steps.append(partial(self._judge_again, outcomes))
         if curve:
             steps.append(partial(self._curve, outcomes, *curve))
+        if self.group.size > (batches := self.batches(len(images))):
+            log.warning("%s: not all of %d processes have work (got %d batches of images)", self.seed[1], self.group.size, batches)
         if finished:
             log.info("%s: goes on after %d of %d steps", self.seed[1], finished, len(steps))
         for position, step in enumerate(progress.each(steps[finished:], self.seed[1], "attacks", finished), start=finished + 1):
             self._fitting(step)
-            if self.checkpoint:
+            if self.checkpoint and self.group.first:
                 files.write(self.checkpoint, pack(outcomes, position, len(steps)))
         return outcomes
 
@@ -140,10 +147,14 @@ class Evaluation:
 
     def _stored(self, o: Outcomes, name: str, points: Images) -> None:
         """Points [n, c, h, w] that are there already, a row an image, on the images that still hold."""
-        for b, rows in enumerate(o.alive.split(self.batch) if len(o.alive) else ()):
+
+        def judged(b: int, rows: Tensor) -> tuple[Images, Logits, PerImage]:
             with self.seeded(name, b):
                 x = self.threat.project(points[rows], o.images[rows])
-                o.record(name, rows, x, *self.judge(x, o.labels[rows]))
+                return x, *self.judge(x, o.labels[rows])
+
+        for rows, found in self._shared(o.alive, judged):
+            o.record(name, rows, *found)
             o.passes += len(rows) * (JUDGED if self.randomised else 1)
         o.after[name] = o.robust
 
@@ -167,39 +178,58 @@ class Evaluation:
 
     def _judge_again(self, o: Outcomes) -> None:
         """The stored points of a random model over fresh draws, alone and in ensembles."""
-        ensembles = []
-        for b, rows in enumerate(torch.arange(len(o)).split(self.batch)):
+
+        def judged(b: int, rows: Tensor) -> tuple[PerImage, PerImage, PerImage, Tensor]:
+            y = o.labels[rows]
             with self.seeded("fresh draws", b):
-                clean = self._passes(o.images[rows], FRESH)
-                passes = self._passes(o.points[rows], FRESH)
-            o.share[rows], o.clean_share[rows] = _right(passes, o.labels[rows]), _right(clean, o.labels[rows])
-            o.loss[rows] = -_averaged(passes)[torch.arange(len(rows)), o.labels[rows]]
-            ensembles.append(torch.stack([_ensembles(one, o.labels[rows]) for one in (clean, passes)], 1))
+                clean, passes = self._passes(o.images[rows], FRESH), self._passes(o.points[rows], FRESH)
+            loss = -_averaged(passes)[torch.arange(len(rows)), y]
+            return _right(passes, y), _right(clean, y), loss, torch.stack([_ensembles(one, y) for one in (clean, passes)], 1)
+
+        ensembles = []
+        for rows, found in self._shared(torch.arange(len(o)), judged):
+            o.share[rows], o.clean_share[rows], o.loss[rows], ensemble = found
+            ensembles.append(ensemble)
             o.passes += 2 * FRESH * len(rows)
         o.ensemble = torch.cat(ensembles)
+
+    def batches(self, images: int) -> int:
+        """How many batches so many images make."""
+        return -(-images // self.batch)
+
+    def _shared(self, rows: Tensor, compute: Callable[[int, Tensor], Sequence[Tensor]]) -> Iterator[tuple[Tensor, Any]]:
+        """(the rows of a batch, what `compute(number, rows)` makes of it), batch by batch; each is computed by one of the processes."""
+        batches = rows.split(self.batch) if len(rows) else ()  # of no rows torch makes one batch
+        return zip(batches, self.group.over(batches, compute))
 
     def _candidates(
         self, o: Outcomes, rows: Tensor, name: str, attempt: Attempt, threat: ThreatModel, part: int = 0
     ) -> Iterator[tuple[Tensor, Images, Logits, PerImage]]:
         """(rows, projected candidates, the reported function's logits there, the share of draws that read them rightly), in batches."""
-        batches = rows.split(self.batch) if len(rows) else ()  # of no rows torch makes one batch
-        first = part * -(-len(o) // self.batch)  # a number of its own for each batch of each part
-        for b, chosen in enumerate(progress.each(batches, name, "batches"), start=first):
+        first = part * self.batches(len(o))  # a number of its own for each batch of each part
+
+        def found(b: int, chosen: Tensor) -> tuple[Images, Logits, PerImage, Tensor]:
             clean, labels = o.images[chosen].to(self.device), o.labels[chosen].to(self.device)
             counted, search = Counted(self.classifier), self.search if self.may_search(attempt) else None
             quick = Counted(search) if search else None
             single = counted.single if self.randomised and hasattr(self.classifier, "single") else None
             features, judge = getattr(self.classifier, "features", None), counted if quick else None
             target = Target(quick or counted, threat, self.twin, features, single, judge)
-            with self.seeded(name, b):
+            with self.seeded(name, first + b):
                 with attempt.way.through(self.classifier):
-                    draws = generator(*self.seed, name, b, device=self.device)
+                    draws = generator(*self.seed, name, first + b, device=self.device)
                     x = attempt.attack.module.perturb(attempt.attack.params, target, clean, labels, draws)
                 x = threat.project(x.detach(), clean)
                 assert bool((threat.distance(x, clean) <= threat.eps + TOLERANCE).all()), f"{name} left the ball"
                 logits, share = self.judge(x, o.labels[chosen])
-            o.passes += counted.passes + (quick.passes if quick else 0) + len(chosen) * (JUDGED if self.randomised else 1)
-            yield chosen, x.cpu(), logits, share
+            passes = counted.passes + (quick.passes if quick else 0) + len(chosen) * (JUDGED if self.randomised else 1)
+            return x.cpu(), logits, share, torch.tensor(passes)
+
+        with progress.work(name, self.batches(len(rows)), "batches") as work:
+            for chosen, (x, logits, share, passes) in self._shared(rows, found):
+                work.done += 1
+                o.passes += int(passes)
+                yield chosen, x, logits, share
 
     @staticmethod
     def may_search(attempt: Attempt) -> bool:
@@ -233,6 +263,8 @@ class Evaluation:
 
     def _resume(self, index: Labels, images: Images, labels: Labels) -> tuple[Outcomes, int]:
         """The state at the checkpoint, or after the clean pass alone."""
+        if self.checkpoint:
+            self.group.copy(self.checkpoint)
         if self.checkpoint and self.checkpoint.exists():
             try:
                 return unpack(self.checkpoint, index, images, labels)
@@ -244,11 +276,12 @@ class Evaluation:
         return Outcomes.untouched(index, images, labels, logits, share, len(images) * (JUDGED if self.randomised else 1)), 0
 
     def _clean(self, images: Images, labels: Labels) -> tuple[Logits, PerImage]:
-        judged = []
-        for b, rows in enumerate(torch.arange(len(images)).split(self.batch)):
+
+        def judged(b: int, rows: Tensor) -> tuple[Logits, PerImage]:
             with self.seeded("clean", b):
-                judged.append(self.judge(images[rows], labels[rows]))
-        logits, share = (torch.cat(parts) for parts in zip(*judged))
+                return self.judge(images[rows], labels[rows])
+
+        logits, share = map(torch.cat, zip(*(found for _, found in self._shared(torch.arange(len(images)), judged))))
         return logits, share
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,6 +50,11 @@ class Declaration:
     purifier: bool  # something cleans the image first
     distributions: bool  # weights are drawn, and have means
     twin: bool  # there is an undefended model of the same data
+
+    @classmethod
+    def of(cls, said: dict[str, Any]) -> "Declaration":
+        """From what `asdict` or JSON made of one."""
+        return cls(**said | {"gradients": tuple(said["gradients"])})
 
     @property
     def batch_dependent(self) -> bool:

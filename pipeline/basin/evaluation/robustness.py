@@ -1,7 +1,7 @@
 """One call from a model and a suite to a robust accuracy: declare, attack, judge, diagnose."""
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +15,10 @@ from basin.evaluation.cascade import Evaluation
 from basin.evaluation.declaration import Declaration, declare, differs, drawn
 from basin.evaluation.diagnostics import Diagnosis, diagnose
 from basin.evaluation.outcomes import Outcomes, interval, mean
-from basin.evaluation.search import search
+from basin.evaluation.search import Search, search
 from basin.evaluation.subject import device_of, subject
 from basin.evaluation.ways import Attempt, Way
+from basin.processes import ALONE, Group
 from basin.threat.ball import HIGH, LOW, ThreatModel
 from basin.types import Images, Labels, Logits
 
@@ -73,11 +74,13 @@ def evaluate(
     batch: int = 256,
     checkpoint: Path | None = None,
     classes: int | None = None,
+    group: Group = ALONE,
 ) -> Result:
     """The outcome of every image under a suite. `model` is in evaluation mode and maps images in [0, 1] to logits [n, classes].
 
-    `classes`: how many the data have; None: up to the largest label. The `checkpoint` is the caller's to delete when the result is
-    kept. Raises Mistake where images, labels or model cannot be evaluated.
+    `classes`: how many the data have; None: up to the largest label. `group`: the processes that share the work; each gets the same
+    outcomes. The `checkpoint` is the caller's to delete when the result is kept. Raises Mistake where images, labels or model cannot be
+    evaluated.
     """
     check(images, labels)
     model = subject(model, images[: min(LOOKED_AT, batch)])
@@ -85,17 +88,18 @@ def evaluate(
     first = _logits(model, sample)
     model = drawn(model, sample)
     twin = None if twin is None else subject(twin, sample)
-    declared = declare(model, twin, sample)
+    declared = Declaration.of(group.told(lambda: asdict(declare(model, twin, sample))))
     check_labels(labels, declared.classes)
     certain = not (suite.thorough or declared.randomised or declared.blind)
-    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised)
+    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised, group=group)
     asked = {name: attempt for name, attempt in _asked(suite, declared, model).items() if evaluation.can(attempt)}
     others = replaced({name: attempt.attack for name, attempt in asked.items()}, declared.classes, declared.randomised)
     if others:
         log.info("suite: %d classes%s: %s", declared.classes, ", random" * declared.randomised, "; ".join(dict.fromkeys(others.values())))
     tried = {name: _fitted(attempt, declared) for name, attempt in asked.items()}
     if certain and any(map(evaluation.may_search, tried.values())):
-        evaluation.search = search(model, sample, labels[: len(sample)].to(sample.device))
+        quick = search(model, sample, labels[: len(sample)].to(sample.device))
+        evaluation.search = (quick or Search(model)) if group.told(lambda: quick is not None) else None
     if searched := evaluation.search is not None:
         tried |= {PRECISE: _PRECISE}
     way = suite.masked and naive(declared, suite.masked.solver)

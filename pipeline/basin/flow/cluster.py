@@ -47,24 +47,20 @@ class Nodes:
         """
         if stage.upstream:
             children.run(stage.name, [*dvc.DVC, "--wait-for-lock", "push", *stage.upstream], on_line, guards, keep=keep)
-        future = self._context.copy().run(self._submit, stage)
-        self._live.add(future)
-        outcome = _outcome(stage, future, guards)
-        self._live.discard(future)
+        with _places(stage) as (options, group):
+            future = self._context.copy().run(self._submit, stage, options, group)
+            self._live.add(future)
+            outcome = _outcome(stage, future, guards)
+            self._live.discard(future)
         dvc.reproduce_one(stage.name, on_line, guards, keep=keep, pull=True, run=False)
         return outcome
 
-    def _submit(self, stage: Stage) -> Any:
-        import ray
+    def _submit(self, stage: Stage, options: dict[str, Any], group: Any) -> Any:
         from prefect_ray.context import remote_options
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        # One that asks for more than any node has would wait for ever.
-        cpus, gpus = (max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU"))
-        wanted = {"num_cpus": min(stage.cpus, cpus), "num_gpus": min(stage.gpus if stage.gpus <= 1 else round(stage.gpus), gpus)}
         files = {name: Path(name).read_text(encoding="utf-8") for name in TRAVEL if Path(name).exists()}
-        with remote_options(**wanted, scheduling_strategy="SPREAD"):
-            return self._runner.submit(make, {"stage": stage, "commit": self._commit, "files": files})
+        with remote_options(**options):
+            return self._runner.submit(make, {"stage": stage, "commit": self._commit, "files": files, "group": group})
 
     def cancel(self) -> None:
         """End what is under way on the nodes; a stage has its grace for a last checkpoint."""
@@ -75,6 +71,30 @@ class Nodes:
             ray.cancel(reference)
         if live:
             ray.wait(live, num_returns=len(live), timeout=GRACE + 5)
+
+
+@contextmanager
+def _places(stage: Stage) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Ray's options for a stage's task; and where it wants more GPUs than any node has, the places of its processes, held for all at once.
+
+    One that asks for more than there is would wait for ever: it gets what there is.
+    """
+    import ray
+    from ray.util import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (max((node.get(kind, 0.0) for node in nodes), default=0.0) for kind in ("CPU", "GPU"))
+    processes, cpus = min(int(stage.gpus), int(sum(node.get("GPU", 0.0) for node in nodes))), min(stage.cpus, cpus)
+    if processes <= max(gpus, 1):
+        gpus = min(stage.gpus if stage.gpus <= 1 else round(stage.gpus), gpus)
+        yield {"num_cpus": cpus, "num_gpus": gpus, "scheduling_strategy": "SPREAD"}, None
+        return
+    group = placement_group([{"CPU": cpus, "GPU": 1}] * processes)
+    try:
+        yield {"num_cpus": cpus, "num_gpus": 1, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, 0)}, group
+    finally:
+        remove_placement_group(group)
 
 
 def _outcome(stage: Stage, future: Any, guards: Guards) -> Outcome:

@@ -95,7 +95,7 @@ class Distribution(Random):
             variance = conv2d(x2, *variances, layer.stride, layer.padding, layer.dilation, layer.groups)  # type: ignore[call-overload]
         else:
             variance = linear(x2, *variances)  # type: ignore[arg-type]
-        return mean + variance.clamp_min(LEAST_VARIANCE).sqrt() * self.normal(mean.shape, mean)
+        return mean + variance.clamp_min(LEAST_VARIANCE).sqrt() * self.normal_rows(mean)
 
 
 def _initial(means: list[nn.Parameter], scale: float) -> Iterator[Tensor]:

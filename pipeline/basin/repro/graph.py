@@ -136,6 +136,13 @@ def choose(stages: Sequence[Stage], targets: Iterable[str] = ()) -> list[Stage]:
     return [stage for stage in stages if stage.name in wanted] if wanted else list(stages)
 
 
+def command(stage: str) -> str:
+    """What DVC runs for a stage, for a shell."""
+    with _repository() as repo:
+        (found,) = repo.stage.collect(stage)
+        return " && ".join([found.cmd] if isinstance(found.cmd, str) else found.cmd)
+
+
 def cache() -> Path:
     """Where DVC's cache keeps a file of digest abc...: in ab/c... below this folder."""
     with _repository() as repo:

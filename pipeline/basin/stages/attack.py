@@ -11,6 +11,7 @@ def main(model: str, suite_name: str) -> None:
         name,
         lambda config: config.entry(model) and config.suite(suite_name),
         reads=lambda config: (config.entry(model), config.attack.images, config.attack.batch),
+        shared=True,
     ) as stage:
         from basin import checkpoint
         from basin.evaluation import outcomes, robustness, trajectories
@@ -29,11 +30,13 @@ def main(model: str, suite_name: str) -> None:
         seed = stage.config.seed, name
         about = judging.describe(model, suite_name, classifier.recipe)
         known = len(about["classes"])
-        result = robustness.evaluate(classifier, twin, images, labels, threat, suite, seed, settings.batch, state, known)
+        result = robustness.evaluate(classifier, twin, images, labels, threat, suite, seed, settings.batch, state, known, stage.group)
+        stage.checkpoints.append(state)
+        if not stage.group.first:
+            return
         about |= vars(result.diagnosis) | {"declared": asdict(result.declared), "facts": result.facts, "replaced": result.replaced}
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
-        stage.checkpoints.append(state)
         stage.run.metrics(judging.numbers(summary) | stability)
         stage.run.tags({"flags": ", ".join(summary["flags"]) or "none"} | {f"flag.{name}": "raised" for name in summary["flags"]})
         stage.run.artifact(entry.OUTCOMES / model / suite_name / "outcomes.csv")

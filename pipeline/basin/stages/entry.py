@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from basin.config.params import Config
 from basin.config.settings import Settings
 from basin.data.about import load_about
 from basin.errors import Mistake, exit_on_mistake
+from basin.processes import ALONE, Group
 from basin.repro import code
+from basin.stages import joining
 from basin.tracking import journal
 
 PREPARED = Path("data/prepared")
@@ -30,13 +32,14 @@ MODELS, HISTORY, OUTCOMES, EXCHANGED, REPORT = map(Path, ("models", "history", "
 
 @dataclass(frozen=True)
 class Stage:
-    """A running stage: its name, the config, where to compute (cpu or cuda), the run that MLflow sees, and the checkpoints that are not
-    needed once it has ended well."""
+    """A running stage: its name, the config, where to compute (cpu or cuda), the run that MLflow sees, the processes that share it, of
+    which the first alone writes, and the checkpoints that are not needed once it has ended well."""
 
     name: str
     config: Config
     device: str
     run: journal.Run
+    group: Group = ALONE
     checkpoints: list[Path] = field(default_factory=list)
 
     @property
@@ -65,9 +68,11 @@ def stage(
     gpu: bool = True,
     computes: bool = True,
     reads: Callable[[Config], object] = lambda _: None,
+    shared: bool = False,
 ) -> Iterator[Stage]:
     """Set up stage `name`; `asked` picks its own part of the config, for the record, and `reads` what else it goes by. Without models to
-    run it needs no `gpu`; one that reads and writes alone `computes` nothing, and torch is not loaded.
+    run it needs no `gpu`; one that reads and writes alone `computes` nothing, and torch is not loaded. One that is `shared` may be
+    several processes.
 
     DVC records the params and sources that it finds when a stage has ended: one that began with others fails, and is not recorded.
     """
@@ -79,11 +84,16 @@ def stage(
     if (PREPARED / "about.json").exists():
         tags["data_digest"] = load_about(PREPARED).digest
     recorded = chosen if isinstance(chosen, dict) else chosen.model_dump(mode="json", by_alias=True)
-    with journal.run(name, recorded, tags, config.data_name) as run:
-        yield (running := Stage(name, config, device, run))
+    with joining.joined(name, shared, device) as group, _tracked(group, name, recorded, tags, config.data_name) as run:
+        yield (running := Stage(name, config, device, run, group))
         _check_unchanged(name, lambda config: (asked(config), reads(config), [getattr(config, key) for key in ALL_READ]), config, began)
-        for checkpoint in running.checkpoints:
+        for checkpoint in running.checkpoints if group.first else ():
             checkpoint.unlink(missing_ok=True)
+
+
+def _tracked(group: Group, *told: Any) -> AbstractContextManager[journal.Run]:
+    """The run of the first process; of the others nothing is told."""
+    return journal.run(*told) if group.first else nullcontext(journal.Run(Path(os.devnull)))
 
 
 def sources() -> dict[Path, str]:

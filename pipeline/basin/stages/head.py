@@ -6,7 +6,7 @@ from basin.stages import entry
 
 def main(name: str) -> None:
     model = f"head/{name}"
-    with entry.stage(model, lambda config: config.entry(model)) as stage:
+    with entry.stage(model, lambda config: config.entry(model), shared=True) as stage:
         from basin.models import artifact
         from basin.randomness import construct
         from basin.stages import train

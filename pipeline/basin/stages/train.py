@@ -46,7 +46,7 @@ def recipe(
         "trained": asked.model_dump(mode="json", by_alias=True), "threat": stage.config.threat.model_dump(mode="json"),
         "seed": stage.config.seed, "device": str(stage.device), "threads": stage.config.threads, "data_digest": about.digest,
         "from": chain[-1] if chain else None, "chain": chain,
-    }  # fmt: skip
+    } | ({"processes": stage.group.size} if stage.group.size > 1 else {})  # fmt: skip
 
 
 def normalise(about: About, began: Start | None) -> dict[str, Any]:
@@ -124,11 +124,14 @@ def fit(
         lambda step, row: stage.run.metrics({name: value for name, value in row.items() if isinstance(value, float)}, step),
         keep=True,
         augment=partial(augment, asked),
+        group=stage.group,
     )
+    stage.checkpoints.append(state)
+    if not stage.group.first:
+        return
     report_flows(stage, classifier, validation)
     artifact.save(entry.MODELS / model, classifier, parent)
     write_history(entry.HISTORY / f"{model}.csv", history)
-    stage.checkpoints.append(state)
     stage.run.artifact(entry.MODELS / model)
 
 

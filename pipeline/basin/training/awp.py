@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from basin.config.schedule import Perturbation
+from basin.processes import ALONE, Group
 from basin.training.phase import each
 from basin.types import Images, Losses
 
@@ -52,8 +53,8 @@ def keeping(kept: Kept, again: bool) -> Iterator[None]:
 class Perturbed:
     """The weights of `parameters`, which `losses` moves away and `undo` brings back."""
 
-    def __init__(self, awp: Perturbation | None, parameters: Sequence[nn.Parameter]):
-        self.awp = awp if awp and awp.gamma else None
+    def __init__(self, awp: Perturbation | None, parameters: Sequence[nn.Parameter], group: Group = ALONE):
+        self.awp, self.group = awp if awp and awp.gamma else None, group
         self.parameters, self.own = parameters, dict[nn.Parameter, Tensor]()
 
     def losses(self, evaluate: Callable[[], Losses], epoch: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -79,6 +80,7 @@ class Perturbed:
         for parameter in self.parameters:
             parameter.grad = None
         loss.backward()
+        self.group.average(gradients(self.parameters))
         with torch.no_grad():
             for w in self.parameters:
                 if w.ndim > 1 and w.grad is not None:
@@ -91,6 +93,10 @@ class Perturbed:
         for w, own in self.own.items():
             w.copy_(own)
         self.own.clear()
+
+
+def gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def lazily(evaluate: Callable[[], Losses]) -> Iterator[Tensor]:

@@ -22,9 +22,10 @@ from basin.checkpoint import Groups
 from basin.config.schedule import Schedule
 from basin.data.splits import Split
 from basin.models.classifier import Classifier
+from basin.processes import ALONE, Group
 from basin.randomness import drawing, generator
 from basin.training.averaging import Mean, copied, measure_statistics
-from basin.training.awp import Perturbed
+from basin.training.awp import Perturbed, gradients
 from basin.training.batches import Augment, Batches
 from basin.training.losses import Losses
 from basin.training.optimisers import SGD, Adam
@@ -65,12 +66,12 @@ def build(schedule: Schedule, parameters: list[nn.Parameter]) -> torch.optim.Opt
 class Work:
     """A phase under way: its optimiser, the mean of its weights, the weights to end with where they are not the last, and its passes."""
 
-    def __init__(self, phase: Phase, saved: Groups, paced: Paced):
-        """`saved` is what `state` was, or nothing."""
-        self.phase, self.best, self.paced = phase, saved.get("best", {}), paced
+    def __init__(self, phase: Phase, saved: Groups, paced: Paced, group: Group = ALONE):
+        """`saved` is what `state` was, or nothing; `group` shares the phase's batches."""
+        self.phase, self.best, self.paced, self.group = phase, saved.get("best", {}), paced, group
         self.parameters = phase.parameters()
         self.optimiser = build(phase.schedule, self.parameters)
-        self.perturbed = Perturbed(phase.schedule.awp, self.parameters)
+        self.perturbed = Perturbed(phase.schedule.awp, self.parameters, group)
         self.mean = Mean(phase.schedule.average, self.parameters)
         if saved:
             _load_optimiser(self.optimiser, saved["optimiser"])
@@ -87,8 +88,9 @@ class Work:
             group["lr"] = rate
         self.optimiser.zero_grad()
         loss.backward()
+        self.group.average(gradients(self.parameters))
         self.perturbed.undo()
-        gather(loss, [parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        gather(loss, gradients(self.parameters))
         if self.phase.schedule.clip:
             clip_grad_norm_(self.parameters, self.phase.schedule.clip)
         self.optimiser.step()
@@ -119,21 +121,24 @@ def run(
     watch: Callable[[int, Row], None] = lambda step, row: None,
     keep: bool = False,
     augment: Augment = lambda images, draws: images,
+    group: Group = ALONE,
 ) -> list[Row]:
     """Run the phases on `model` in place and return the history, one row an epoch.
 
     `accuracy()` measures the model on held-out images after each epoch, `accuracy(n)` on n of them under attack where a phase watches
     that; `purpose` = (seed, model name) seeds every draw; the checkpoint at `path` is read if it is there and removed at the end, or,
     with `keep`, left for the caller to remove when the model is on disk; `watch` sees each new row and its number in the history, from 1;
-    `augment` is what a batch of training images goes through before a loss sees it, and nothing else does.
+    `augment` is what a batch of training images goes through before a loss sees it, and nothing else does;
+    `group`: the processes that share each batch, of which the first measures and writes; all end with the same model.
     Raises Mistake on a loss that is not finite; the checkpoint of the last good epoch stays.
     """
+    group.copy(path)
     done, saved = _restore(path, model, phases)
     batches = Batches(train, next(model.parameters()).device, augment)
     refresh(model, train)
     for i, phase in enumerate(phases[done.phase :], start=done.phase):
         where = f"{purpose[1]}, phase {phase.name}"
-        work, saved = Work(phase, saved, Paced(model.backbone, phase.schedule, batches.device, where)), {}
+        work, saved = Work(phase, saved, Paced(model.backbone, phase.schedule, batches.device, where, group), group), {}
         for epoch in progress.each(range(done.epoch, phase.schedule.epochs), where, "epochs", done.epoch):
             if done.exhausted(phase):
                 log.info("%s: ends after %d epochs, with the best of them", where, epoch)
@@ -141,13 +146,14 @@ def run(
             row = _epoch(model, work, epoch, batches, purpose)
             refresh(model, train)
             with work.mean.in_place(model, partial(work.settle, model, train)):
-                row |= _measure(model, phase, phases, accuracy)
+                row |= group.told(partial(_measure, model, phase, phases, accuracy))
                 done.history.append(row)
                 if (phase.schedule.average or phase.schedule.stopping) and not done.since_best(phase):
                     work.best = copied(model)
             done.phase, done.epoch = i, epoch + 1
-            checkpoint.write(path, {"model": model.state_dict()} | work.state(), vars(done))
-            watch(len(done.history), row)
+            if group.first:
+                checkpoint.write(path, {"model": model.state_dict()} | work.state(), vars(done))
+                watch(len(done.history), row)
         if work.best:
             model.load_state_dict(work.best)
         done.epoch = 0
@@ -185,6 +191,7 @@ def refresh(model: nn.Module, train: Split) -> None:
 
 def _epoch(model: Classifier, work: Work, epoch: int, batches: Batches, purpose: tuple[int, str]) -> Row:
     phase = work.phase
+    work.group.share(model.state_dict().values())
     model.eval().requires_grad_(False)
     model.training = True  # the whole, whose parts are in the mode that the phase gives them
     for module in phase.trained:

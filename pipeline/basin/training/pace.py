@@ -16,6 +16,8 @@ from basin.errors import Mistake, said
 from basin.models.classifier import Classifier
 from basin.models.ode import flows
 from basin.models.precision import convolutional, has_bfloat16
+from basin.processes import ALONE, Group
+from basin.training.parallel import shared
 from basin.types import Features, Images
 
 log = logging.getLogger(__name__)
@@ -24,19 +26,25 @@ log = logging.getLogger(__name__)
 class Paced(nn.Module):
     """A backbone computed as a schedule asks; float32 in and out.
 
-    `where` names the phase in an error. Raises Mistake where its precision is not for this backbone.
+    `where` names the phase in an error; `group`: the processes that share its batches (basin/training/parallel.py). Raises Mistake where
+    its precision is not for this backbone, or the backbone not for several processes.
     """
 
-    def __init__(self, backbone: nn.Module, schedule: Schedule, device: torch.device, where: str):
+    def __init__(self, backbone: nn.Module, schedule: Schedule, device: torch.device, where: str, group: Group = ALONE):
         super().__init__()
-        self.backbone, self.width, self.where = backbone, backbone.width, where
+        self.backbone, self.width, self.where, self.group = backbone, backbone.width, where, group
         self.layout = layout(backbone)
         self.narrow = schedule.precision == "bf16"
+        if group.size > 1:
+            check_shared(backbone, schedule, where)
         self.compiled = torch.compile(lambda images: backbone(images)) if schedule.compile else None
         if self.narrow:
             check(backbone, device, where)
 
     def forward(self, images: Images) -> Features:
+        return shared(self.narrowed, self.backbone, images, self.group)
+
+    def narrowed(self, images: Images) -> Features:
         images = images.contiguous(memory_format=self.layout)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.narrow):
             return self.passed(images).float()
@@ -71,6 +79,14 @@ def check(backbone: nn.Module, device: torch.device, where: str) -> None:
         log.warning("%s: precision: bf16 is slower here than float32: this processor has no instructions for it", where)
     elif device.type == "cpu" and grouped(backbone):
         log.warning("%s: precision: bf16 is slower here than float32: this backbone normalises in groups", where)
+
+
+def check_shared(backbone: nn.Module, schedule: Schedule, where: str) -> None:
+    """Raise Mistake where several processes cannot share a backbone's batches."""
+    if schedule.compile:
+        raise Mistake(f"{where}: schedule.compile: is for one process (got true). Set it to false.")
+    if any(flow.solver.gradient == "adjoint" for flow in flows(backbone)):  # which may overflow for one's rows alone
+        raise Mistake(f"{where}: solver.gradient: this backbone's is for one process (got adjoint). Set it to exact.")
 
 
 def layout(module: nn.Module) -> torch.memory_format:
