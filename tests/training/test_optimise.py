@@ -387,14 +387,14 @@ def test_what_one_phase_watches_is_an_empty_column_in_the_others(train, tmp_path
 
 
 def test_robust_accuracy_is_that_of_the_first_images_under_attack(trained, digits):
-    split, cpu = digits["validation"], torch.device("cpu")
+    split = digits["validation"]
     x, y = few(split, 60)
     moved = attack.perturb(attack.Params(steps=10, step=0.25), Target(trained, BALL), x, y, generator(0, "accuracy"))
     by_hand = (trained(moved).argmax(1) == y).float().mean().item()
-    assert train_stage.accuracy(trained, split, BALL, cpu, attacked=60) == pytest.approx(by_hand, abs=1e-6)
+    assert train_stage.accuracy(trained, split, BALL, "cpu", attacked=60) == pytest.approx(by_hand, abs=1e-6)
     assert (
         by_hand
-        < train_stage.accuracy(trained, split, BALL, cpu)
+        < train_stage.accuracy(trained, split, BALL, "cpu")
         == pytest.approx((trained(split.floats()).argmax(1) == split.labels).float().mean().item(), abs=1e-6)
     )
 
