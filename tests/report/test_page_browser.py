@@ -154,7 +154,11 @@ def test_a_table_is_taken_away_as_it_is_sorted_and_filtered(seen: Any):
     assert rows[0][:3] == ["model", "worst case", "clean"] and len(rows) == 3
     assert [row[0] for row in rows[1:]] == [name.removesuffix(" best") for name in column(seen, 1)]
     assert re.fullmatch(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", rows[1][1])
+    assert all(re.fullmatch(r"\d+\.\d", cell) for row in rows[1:] for cell in row[2:7]), "numbers alone"
     assert taken["Markdown"][1].splitlines()[1].startswith("| --- | ---: |") and len(taken["Markdown"][1].splitlines()) == 4
+    seen.locator(".table[data-file=pairs]").get_by_role("button", name="CSV").click()
+    assert re.search(r"^head/sodef_robust,adversarial/pgd,\+.*,\"\[.*\]\",\d+,\d+$", seen.locator("#taken pre").inner_text(), re.M)
+    seen.keyboard.press("Escape")
     assert r"head/sodef\_robust" in taken["LaTeX"][1] and taken["LaTeX"][1].count(r"\\") == 3 and r"\toprule" in taken["LaTeX"][1]
 
 

@@ -24,10 +24,10 @@ const worth = cell => {
   const said = cell.dataset.value ?? cell.querySelector("data")?.value ?? cell.textContent.trim().replace(/^[–-]$/, "");
   return said === "" || isNaN(said) ? said : Number(said);
 };
-const words = cell => {  // as it is read, without what stands below it
-  const copy = cell.cloneNode(true);
-  all(".made, .tag.good, button, wbr", copy).forEach(part => part.replaceWith(...(part.matches("button") ? part.childNodes : [])));
-  all(".range, .drop, .tag", copy).forEach(part => part.prepend(" "));
+const words = cell => {  // as it is read, without what stands below a number; the worst case keeps its interval
+  const copy = cell.cloneNode(true), number = copy.matches("td.cell") || copy.querySelector("data");
+  all(copy.matches("th") ? ".made, .tag" : number && !copy.matches(".worst") ? ".range, .tag, .drop" : "wbr", copy).forEach(part => part.remove());
+  all(".range", copy).forEach(part => part.prepend(" "));
   return copy.textContent.replace(/\s+/g, " ").trim();
 };
 
