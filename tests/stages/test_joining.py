@@ -10,27 +10,27 @@ from pathlib import Path
 import pytest
 
 from basin.errors import Mistake
-from stages import joining
+from basin.stages import joining
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = """
 seed: 0
 device: cpu
 threads: 1
-data: {kind: digits, train_limit: 200, test_limit: 24}
-threat: {norm: linf, eps: 0.1}
+data: {kind: digits, train_limit: 400, test_limit: 24}
+threat: {norm: linf, eps: 0.05}
 backbone:
   natural:
-    backbone: {kind: distribution, of: {kind: convnet, channels: [4], hidden: 8}, inference_draws: 2}
+    backbone: {kind: distribution, of: {kind: convnet, channels: [8], hidden: 16}, inference_draws: 2}
     training: {kind: natural}
-    schedule: {epochs: 2, batch: 50, rate: 0.01}
+    schedule: {epochs: 6, batch: 25, rate: 0.02}
 suites:
   tiny:
     attacks: {pgd: {kind: pgd, steps: 2}, square: {kind: square, queries: 5}, features: {kind: features, steps: 2}}
     probe: {square: 0.5}
     earned: {features: pgd}
     masked: {attack: {kind: pgd, steps: 2}, solver: {method: dopri5, gradient: adjoint}}
-    curve: {attack: {kind: pgd, steps: 2}, radii: [0.05, 0.2]}
+    curve: {attack: {kind: pgd, steps: 2}, times: [0.5, 2]}
 attack: {models: [backbone/natural], suites: [tiny], images: 20, batch: 5}
 """
 ATTACK = ("attack", "backbone/natural", "tiny")
@@ -110,7 +110,7 @@ def made(folder: Path) -> dict[str, bytes]:
 
 STOPPED = """
 import sys
-if "stages.attack" in sys.orig_argv:
+if "basin.stages.attack" in sys.orig_argv:
     from basin.evaluation.cascade import Evaluation
     def stop(*_): sys.exit(3)
     Evaluation._curve = stop
@@ -159,7 +159,7 @@ def test_a_process_that_dies_is_told_and_may_be_tried_again(place: Path, tmp_pat
 
 SHORT = """
 import os, sys
-if "stages.attack" in sys.orig_argv and os.environ.get("RANK") == "1":
+if "basin.stages.attack" in sys.orig_argv and os.environ.get("RANK") == "1":
     from basin.methods.attacks import pgd
     perturb = pgd.perturb
     def short(params, target, images, *rest):

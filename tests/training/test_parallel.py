@@ -56,7 +56,7 @@ def trained(case: dict[str, Any], group: Any, place: Path) -> dict[str, torch.Te
 
 def main(place: Path, device: str) -> None:
     """One of two processes: every case, one after the other; each writes what it ends with."""
-    from stages import joining
+    from basin.stages import joining
 
     with joining.joined("test", True, device) as group:
         for name, case in CASES.items():

@@ -36,14 +36,15 @@ def make(folder: Path, data: str, name: str | None, eps: str) -> list[str]:
         advice = f"Give a folder of its own: basin init {folder / 'robust'}."
         raise Mistake(f"{folder / there[0]}: is there already (got a project, or a file of another's). {advice}")
     run, told = _run(folder, data, name, eps)
-    files.write(folder / "params.yaml", run)
-    files.write(folder / "dvc.yaml", project_graph())
-    files.write(folder / code.FILE, code.text())
     _append(folder / ".gitignore", "gitignore")
     _append(folder / ".dvcignore", "dvcignore")
+    told += _init_dvc(folder)  # what may fail comes before what would be in the way of another try
     readme = folder / ("BASIN.md" if (folder / "README.md").exists() else "README.md")
     files.write(readme, (TEMPLATE / "README.md").read_bytes())
-    return [*told, *_init_dvc(folder)]
+    files.write(folder / "dvc.yaml", project_graph())
+    files.write(folder / code.FILE, code.text())
+    files.write(folder / "params.yaml", run)
+    return told
 
 
 def runs(folder: Path = Path("params")) -> dict[str, Path]:
