@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +25,12 @@ def page(tmp_path: Path) -> Iterator:
         page.shot = lambda name, other=page: other.screenshot(path=shots / f"{name}.png")
         yield page
         browser.close()
+
+
+def listen(on: Any) -> list[str]:
+    """What a page complains of or asks the network for from now on."""
+    told: list[str] = []
+    on.on("console", lambda message: told.append(message.text))
+    on.on("pageerror", lambda error: told.append(str(error)))
+    on.on("request", lambda asked: told.append(asked.url) if not asked.url.startswith(("file:", "data:", "blob:")) else None)
+    return told

@@ -48,22 +48,22 @@ def check_format(path: Path, found: Any, known: int, by: Any = None) -> None:
         raise Mistake(f"{path}: this Basin, {VERSION}, reads format {known} (got {str(found)[:40]!r}). Read it with {version}.")
 
 
-def write(path: Path, content: bytes | str) -> None:
+def write(path: Path, content: bytes | str | Iterator[bytes]) -> None:
     """Write beside `path` and rename: a reader sees the old file or the new one, never half of it. Text is UTF-8.
 
     The mode is what the umask says. (`safetensors.torch.save_file` gives 0600, which nobody else could read from a shared cache.)
     Raises Unwritten where that cannot be done; the old file is still there.
     """
-    data = content.encode() if isinstance(content, str) else content
+    pieces = [content.encode()] if isinstance(content, str) else [content] if isinstance(content, bytes) else content
     try:
         if _in_place(path):
-            path.write_bytes(data)
+            path.write_bytes(b"".join(pieces))
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.unfinished")
         try:
             with open(unfinished, "wb", opener=_no_link) as file:
-                file.write(data)
+                file.writelines(pieces)
             unfinished.replace(path)
         finally:
             unfinished.unlink(missing_ok=True)

@@ -12,9 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import save
 
 from basin.config.splits import SplitSettings
+from basin.data import stored
 from basin.data.about import load_about
 from basin.data.splits import SPLITS, STD_FLOOR, Source, Split, divide, load_split, prepare
 from basin.errors import Mistake
@@ -243,6 +246,35 @@ def test_what_is_written_reads_back(tmp_path):
     assert (about.shape, about.classes, about.name, about.kind) == ((1, 2, 2), ("c0", "c1", "c2"), "shapes", "npz")
 
 
+def test_a_file_written_in_pieces_is_that_of_safetensors(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "PIECE", 30)  # two images at once, or three
+    source = source_of([9, 8, 7], test=[3, 3, 3])
+    prepare(source, SplitSettings(), "shapes", "folder", 0, tmp_path)
+    for name, split in divide(source, SplitSettings(), 0).items():
+        whole = save({"images": split.images, "labels": split.labels, "index": split.index})
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA does not count what is mapped there alone")
+def test_a_folder_beyond_memory_is_prepared(tmp_path):
+    """156 MiB of images, of which no more than 128 MiB may be held at once, beside the libraries."""
+    for kind in ("cat", "dog"):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+        for i in range(26):
+            Image.new("RGB", (1024, 1024), (i, 0, 0)).save(tmp_path / "images" / kind / f"{i}.png")
+    code = (
+        "import resource; from pathlib import Path; from basin.config.splits import SplitSettings\n"
+        "from basin.data.splits import prepare; from basin.methods.sources import folder\n"
+        "held = 1024 * int(next(line for line in open('/proc/self/status') if line.startswith('VmData')).split()[1])\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (held + 2**27,) * 2)\n"
+        "prepare(folder.read(folder.Params(folder='images')), SplitSettings(), 'own', 'folder', 0, Path('prepared'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(stored.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    about = load_about(tmp_path / "prepared")
+    assert sum(about.counts.values()) == 52 and len(load_split(tmp_path / "prepared", "train")) == about.counts["train"]
+
+
 def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
     prepared(tmp_path / "here", seed=5)
     code = "import sys, pathlib, tests.data.test_data as t; t.prepared(pathlib.Path(sys.argv[1]), seed=5)"
@@ -273,7 +305,7 @@ def test_moments_are_those_of_the_training_split(channels, seed):
 
     images = torch.randint(0, 256, (50, channels, 3, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     scaled = images.numpy().astype(np.float64) / 255
-    mean, std = _moments(images)
+    mean, std = _moments(iter(images.split(20)))
     np.testing.assert_allclose(mean, scaled.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, scaled.std((0, 2, 3)), rtol=1e-12)
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +10,15 @@ from problems import Drift
 from small import classifier, few
 from torch import Tensor
 
+from basin.config import params
 from basin.config.solver import Solver
 from basin.methods.heads.sodef import SineDrift
 from basin.models import stability
 from basin.models.ode import Flow, flows
-from basin.stages import train
+from basin.stages import entry, train
 from basin.tracking.journal import Run
+
+ROOT = Path(__file__).parents[2]
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:
@@ -102,7 +105,7 @@ def test_sodefs_drift_at_its_equilibrium():
 
 def reported(model, digits, tmp_path) -> dict[str, float]:
     """The metrics that are logged after training, from the journal."""
-    stage = SimpleNamespace(device=torch.device("cpu"), run=Run(tmp_path / "journal.jsonl"), name="backbone/small")
+    stage = entry.Stage("backbone/small", params.load(ROOT / "params.yaml"), "cpu", Run(tmp_path / "journal.jsonl"))
     train.report_flows(stage, model.eval(), digits["validation"])
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     return {name: value for line in lines for name, value in json.loads(line)["metrics"].items()}

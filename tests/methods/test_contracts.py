@@ -178,6 +178,7 @@ def test_saved_and_loaded_gives_the_same_logits_bit_for_bit(family, kind, images
     assert not loaded.training
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_logits(images, tmp_path):
     """Of all kinds at once; the hook that checks shapes is not installed there, so this is also a test that it changes nothing."""
     save_file({"x": images[0].contiguous()}, tmp_path / "x.safetensors")

@@ -3,8 +3,10 @@
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import listen, page  # noqa: F401
 from test_registry import MODELS, NAME, digests, enter, registered, registered_workspace, retrain, store, workspace  # noqa: F401
 
 from basin.errors import Mistake
@@ -28,9 +30,9 @@ def test_the_leaderboard_has_every_version_with_its_page_and_outcomes(registered
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", row["date"]) and row["author"] and row["commit"] for row in rows)
     linked = re.findall(f'href="({NAME}-[^"]*)"', text)
     assert len(linked) == 3 and "://" not in text and "script-src 'sha256-" in text
-    for page in linked:
-        places = re.findall(r'href="(outcomes/[^"#]*)"', (BOARD / page).read_text(encoding="utf-8"))
-        assert places and all((BOARD / page).parent.joinpath(place).is_file() for place in places)
+    for one in linked:
+        places = re.findall(r'href="(outcomes/[^"#]*)"', (BOARD / one).read_text(encoding="utf-8"))
+        assert places and all((BOARD / one).parent.joinpath(place).is_file() for place in places)
     assert not list(BOARD.rglob("*.safetensors"))
     assert board.leaderboard(BOARD, "digits", "linf", 0.15) == 3, "it is written anew"
 
@@ -58,3 +60,20 @@ def test_a_servers_address_is_given_without_its_password(registered, monkeypatch
     assert board.address(version) == ""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:se@cret@mlflow.example:5001/team/")
     assert board.address(version) == f"https://mlflow.example:5001/team/#/models/{NAME}/versions/1"
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_a_person_at_the_leaderboard(registered, page: Any, width: int):  # noqa: F811
+    board.leaderboard(BOARD, "digits", "linf", 0.15)
+    told = listen(page)
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto((BOARD / "index.html").absolute().as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.locator("#results thead button", has_text="clean").click()
+    page.get_by_label("Filter by standing").fill("champion")
+    assert [row.split("\n")[0] for row in page.locator("#results tbody tr:visible th").all_inner_texts()] == ["head/ode champion"]
+    page.shot(f"leaderboard-{width}")
+    page.get_by_role("link", name="head/ode").click()
+    page.get_by_role("heading", name="Adversarial robustness on digits").wait_for()
+    page.locator("#album output").filter(has_text="1 of 40").wait_for()
+    assert told == []

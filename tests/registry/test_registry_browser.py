@@ -9,6 +9,7 @@ from test_registry import NAME, enter, registered, registered_workspace, workspa
 from test_servers import SILENT, answers, process
 
 from basin.flow import server
+from basin.tracking import client
 
 pytestmark = pytest.mark.slow
 
@@ -59,3 +60,10 @@ def test_the_champion_in_four_clicks(pages: str, page: Any):  # noqa: F811
     metrics.get_by_text("worst_case").first.wait_for()
     page.shot("4-metrics", metrics)
     assert len(clicks) == 4
+
+
+def test_an_experiment_opens_as_model_training(pages: str, page: Any):  # noqa: F811
+    page.goto(client.page(pages, "digits"))
+    page.get_by_role("link", name="head/ode", exact=True).first.wait_for()
+    assert "/runs?workflowType=machine_learning" in page.url
+    page.shot("5-runs")

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from browser import page  # noqa: F401
+from browser import listen, page  # noqa: F401
 from PIL import Image
 from synthetic_outcomes import RUN, SUITES, write_run
 
@@ -45,14 +45,6 @@ def seen(page: Any, report: Path) -> Iterator[Any]:  # noqa: F811
     page.locator("#duel .says").filter(has_text="points").wait_for()
     yield page
     assert told == []
-
-
-def listen(on: Any) -> list[str]:
-    told: list[str] = []
-    on.on("console", lambda message: told.append(message.text))
-    on.on("pageerror", lambda error: told.append(str(error)))
-    on.on("request", lambda asked: told.append(asked.url) if not asked.url.startswith(("file:", "data:", "blob:")) else None)
-    return told
 
 
 def column(on: Any, number: int) -> list[str]:

@@ -135,6 +135,7 @@ if os.environ.get("RANK", "0") == "{rank}" and "basin.stages.backbone" in sys.or
     def read(self): raise {error}
     losses.Losses.read = read
 """
+WEIGHTS, HISTORY = "models/backbone/natural/weights.safetensors", "history/backbone/natural.csv"
 SHARED = "backbone/natural: shared by 2 processes\n"
 MISTAKE = 'losses.Mistake("here: it is wrong (got 1). Mend it.")'
 
@@ -178,12 +179,15 @@ def test_memory_that_is_short_in_one_process_halves_the_batches_of_both(place: P
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_processes_too_and_the_recipe_says_how_many(place: Path, tmp_path: Path):
+def test_torchrun_starts_the_processes_too_the_bytes_are_the_same_and_the_recipe_says_how_many(place: Path, tmp_path: Path):
     folder = shutil.copytree(place, tmp_path / "place")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     env = os.environ | {"BASIN_TRACKING": "off", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'pipeline'}"}
     done = subprocess.run([*torchrun, "basin.stages.backbone", "natural"], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert '"processes": 2' in (folder / "models/backbone/natural/recipe.json").read_text()
+    again = shutil.copytree(place, tmp_path / "again")
+    assert run(again, "backbone", "natural", gpus="0,1").returncode == 0
+    assert all((folder / path).read_bytes() == (again / path).read_bytes() for path in (WEIGHTS, HISTORY))
     done = subprocess.run([*torchrun, "basin.stages.prepare"], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode and "error: prepare: is one process (got 2 of torchrun's). Start it with: python -m.\n" in done.stderr

@@ -16,9 +16,14 @@ LONG = {
     "an ensemble",
     "batch norm in evaluation mode",
     "dropout that is off",
+    "gradient 1e-30 of what it is",
     "gradient 1e30 of what it is",
     "gradient drawn from anywhere",
+    "gradient of one pixel",
+    "logits through a staircase",
     "max-pooling",
+    "pixels rounded to nine values",
+    "pixels rounded, straight through",
     "two hundred classes",
 }
 

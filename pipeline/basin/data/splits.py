@@ -13,18 +13,19 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jaxtyping import Int64
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from basin import files
 from basin.config.splits import TEST_SHARE, VALIDATION_SHARE, SplitSettings
+from basin.data import stored
 from basin.data.about import SPLITS, About, SplitName, unusable
 from basin.errors import Mistake
 from basin.randomness import generator
@@ -56,7 +57,11 @@ class Split:
 
     def take(self, index: Positions) -> "Split":
         """The images at `index`, in its order."""
-        return Split(self.images[index], self.labels[index], index if self.index is None else self.index[index])
+        return Split(self.images[index], self.labels[index], self.places(index))
+
+    def places(self, index: Positions) -> Positions:
+        """Where the images at `index` are in the source's own order."""
+        return index if self.index is None else self.index[index]
 
     def floats(self, index: Tensor | slice | None = None) -> Images:
         """Images as float32 in [0, 1], all of them or those at `index`; 255 becomes exactly 1."""
@@ -117,10 +122,15 @@ def divide(source: Source, settings: SplitSettings, seed: int) -> dict[SplitName
     comes twice: an attack on "the first 300 images" is an attack on all classes. The test split depends on `seed` and the
     source alone, not on `validation`. Raises Mistake where a class is too small or a setting does not fit the source.
     """
+    return {name: whole.take(rows) for name, (whole, rows) in placed(source, settings, seed).items()}
+
+
+def placed(source: Source, settings: SplitSettings, seed: int) -> dict[SplitName, tuple[Split, Positions]]:
+    """Of each split in which part of the source its images lie, and where there, in their order."""
     draw = generator(seed, "splits")
     parts = _parts(source, settings, draw)
     sizes = _sizes({name: len(index) for name, (_, index) in parts.items()}, settings, len(source.classes))
-    return {name: whole.take(in_proportion(whole.labels, index, draw)[: sizes[name]]) for name, (whole, index) in parts.items()}
+    return {name: (whole, in_proportion(whole.labels, index, draw)[: sizes[name]]) for name, (whole, index) in parts.items()}
 
 
 def _parts(source: Source, settings: SplitSettings, draw: torch.Generator) -> dict[SplitName, tuple[Split, Positions]]:
@@ -230,48 +240,48 @@ def prepare(source: Source, splits: SplitSettings, name: str, kind: str, seed: i
 
     The same source, settings and seed give the same bytes.
     """
-    divided = divide(source, splits, seed)
-    mean, std = _moments(divided["train"].images)
+    parts = placed(source, splits, seed)
+    mean, std = _moments(stored.pieces(parts["train"][0].images, parts["train"][1]))
     about = About(
         name=name,
         kind=kind,
         classes=source.classes,
         shape=source.train.shape,
-        counts={split: len(divided[split]) for split in SPLITS},
+        counts={split: len(parts[split][1]) for split in SPLITS},
         mean=mean,
         std=std,
-        digest=_digest(divided, source.classes),
+        digest=_digest(parts, source.classes),
     )
     for split in SPLITS:
-        files.write(folder / f"{split}.safetensors", save(_tensors(divided[split])))
+        whole, rows = parts[split]
+        files.write(folder / f"{split}.safetensors", stored.content(whole.images, rows, whole.labels[rows], whole.places(rows)))
     files.write(folder / "about.json", about.model_dump_json(indent=2).encode() + b"\n")
     return about
 
 
-def _moments(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _moments(pieces: Iterator[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel in [0, 1], from integer sums: exact before the last rounding, on any machine."""
+    counts = sum(torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in piece.unbind(1)]) for piece in pieces)
     means, stds = [], []
     levels = torch.arange(256)
-    for channel in images.unbind(1):
-        histogram = torch.bincount(channel.flatten(), minlength=256)
-        n, total, squares = channel.numel(), int((histogram * levels).sum()), int((histogram * levels**2).sum())
+    for histogram in counts:  # type: ignore[union-attr]
+        n, total, squares = (int((histogram * levels**power).sum()) for power in (0, 1, 2))
         means.append(total / n / 255)
         stds.append(max(math.sqrt(n * squares - total**2) / n / 255, STD_FLOOR))
     return tuple(means), tuple(stds)
 
 
-def _tensors(split: Split) -> dict[str, Tensor]:
-    assert split.index is not None
-    return {"images": split.images, "labels": split.labels, "index": split.index}
-
-
-def _digest(divided: dict[SplitName, Split], classes: tuple[str, ...]) -> str:
+def _digest(parts: dict[SplitName, tuple[Split, Positions]], classes: tuple[str, ...]) -> str:
     """SHA-256 over the class names and, split by split, each tensor's name, shape and bytes."""
     sha256 = hashlib.sha256(repr(classes).encode())
     for name in SPLITS:
-        for key, tensor in _tensors(divided[name]).items():
+        split, rows = parts[name]
+        sha256.update(f"{name}/images{[len(rows), *split.shape]}".encode())
+        for piece in stored.pieces(split.images, rows):
+            sha256.update(piece.contiguous().numpy().data)
+        for key, tensor in (("labels", split.labels[rows]), ("index", split.places(rows))):
             sha256.update(f"{name}/{key}{list(tensor.shape)}".encode())
-            sha256.update(tensor.contiguous().numpy().data)
+            sha256.update(tensor.numpy().data)
     return sha256.hexdigest()
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Literal
 
 import numpy as np
@@ -170,7 +171,7 @@ class Decoder:
                 if image is None:
                     continue
                 if not kept:
-                    images = np.empty((len(paths), *image.shape), np.uint8)
+                    images = np.memmap(TemporaryFile(), np.uint8, shape=(len(paths), *image.shape))  # may be larger than memory
                 if image.shape == images.shape[1:]:
                     images[len(kept)] = image
                     kept.append(position)
