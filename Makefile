@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro flow serve ui report check lint types imports test test-all chaos bench bench-gpu test-cpus audit lock clean
+.PHONY: help setup repro flow serve ui report check lint types imports test test-all chaos bench bench-gpu test-cpus audit docs lock clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ test-cpus: setup ## the tests as other processors compute: the matrix library's 
 
 audit: setup ## known holes in what requirements.lock installs; needs PyPI's own service, and fails where a package could not be asked about
 	uv tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
+
+docs: setup ## these pages and the Python reference as a site: site/index.html; a link that leads nowhere fails
+	python docs/site.py site
 
 lock: setup ## pin the newest versions that pyproject.toml allows
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-annotate \
