@@ -9,22 +9,31 @@ from zoo.hostile import ANIMALS
 from zoo.judging import judged
 from zoo.species import EPS, N
 
-LONG = {
+LONG = {  # judged in `make test-all`
+    "a backward pass that raises",
     "a deep net",
     "a small transformer of patches",
     "a wide net",
     "an ensemble",
+    "answers in whole hundredths, integers",
     "batch norm in evaluation mode",
     "dropout that is off",
     "gradient 1e-30 of what it is",
     "gradient 1e30 of what it is",
     "gradient drawn from anywhere",
+    "gradient of another image",
     "gradient of one pixel",
+    "inference_mode inside",
+    "log-softmax outputs",
     "logits through a staircase",
     "max-pooling",
+    "pixels rounded to five values",
     "pixels rounded to nine values",
     "pixels rounded, straight through",
+    "quantised weights",
+    "saturated probabilities",
     "two hundred classes",
+    "uneven classes, all known",
 }
 
 
