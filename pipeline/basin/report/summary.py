@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from basin.config.threat import named
+
 FORMAT = 1  # of summary.json and the files beside it
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Accuracy, Accuracy]
@@ -19,6 +21,9 @@ class Written(BaseModel):
 class Threat(BaseModel):
     norm: str
     eps: Annotated[float, Field(gt=0)]
+
+    def __str__(self) -> str:
+        return named(self.norm, self.eps)
 
 
 class Masked(BaseModel):
@@ -60,6 +65,7 @@ class Summary(BaseModel):
     data: str
     data_digest: str
     threat: Threat
+    run_threat: Threat | None = None  # that of the run, where the suite has a threat of its own
     n: Annotated[int, Field(gt=0)]
     clean: Accuracy
     robust: Accuracy

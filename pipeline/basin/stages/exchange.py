@@ -16,12 +16,13 @@ def main() -> None:
         from basin.threat.ball import ThreatModel
 
         settings, threat = stage.config.attack, ThreatModel.of(stage.config.threat)
-        own = reading.read_all(entry.OUTCOMES, settings.models, settings.suites)
+        found_on = reading.read_all(entry.OUTCOMES, settings.models, settings.suites)
+        own = {model: reading.under_run(outcomes) for model, outcomes in found_on.items()}
         images, labels = judging.images(settings.images)
         for model in progress.each(settings.models, "exchange", "models"):
             classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)
             seed, randomised = (stage.config.seed, f"exchange/{model}"), bool(random_layers(classifier))
-            points = exchange.points(entry.OUTCOMES, model, settings.models, settings.suites)
+            points = exchange.points(entry.OUTCOMES, model, settings.models, list(own[model]))
             asked = settings.model_dump(mode="json"), threat.model_dump(), exchange.digest(points)
             weights = classifier.recipe, recipe.weights_digest(entry.MODELS / model)
             state = checkpoint.place(f"exchange/{model}", *asked, *weights, *stage.terms)
