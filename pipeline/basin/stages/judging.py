@@ -33,7 +33,8 @@ def describe(model: str, suite: str, recipe: dict[str, Any]) -> dict[str, Any]:
 
 def numbers(summary: dict[str, Any]) -> dict[str, float]:
     """The summary's figures under flat names."""
-    flat = {key: summary[key] for key in ("n", "clean", "robust", "passes", *BALANCE)} | {
+    flat = {key: summary[key] for key in ("n", "clean", "passes", *BALANCE)} | {
+        "worst_case": summary["robust"],
         "interval_low": summary["interval"][0],
         "interval_high": summary["interval"][1],
     }
