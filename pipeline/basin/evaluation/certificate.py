@@ -33,7 +33,7 @@ def radii(model: Classifier, images: Images, labels: Labels, batch: int) -> PerI
     """The L2 radius of each image, in pixels scaled to [0, 1]: 0 where it is misread. None where L is not known."""
     if (L := lipschitz(model)) is None:
         return None
-    V = model.head.classifier.weight
+    V = model.head.get_parameter("classifier.weight")
     between = torch.cdist(V, V, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(0)
     found = []
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):

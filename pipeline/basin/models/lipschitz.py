@@ -5,6 +5,8 @@ the sum of ||K_ij||_2 over the positions of the kernel, and the root of the larg
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +20,9 @@ OF_LIPSCHITZ_1 = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Fla
 @torch.no_grad()
 def constant(module: nn.Module) -> float | None:
     """A Lipschitz constant of a module in evaluation mode; None where its layers do not give one."""
-    if own := getattr(module, "lipschitz", None):
-        return own()  # type: ignore[operator]
+    own: Callable[[], float | None] | None = getattr(module, "lipschitz", None)
+    if own:
+        return own()
     if isinstance(module, OF_LIPSCHITZ_1):
         return 1.0
     if isinstance(module, Normalise):
@@ -52,4 +55,9 @@ def _pooling(layer: nn.MaxPool2d) -> float | None:
     return 1.0 if layer.stride == layer.kernel_size and layer.dilation == 1 else None
 
 
-BOUNDS = {nn.Sequential: product, nn.Linear: _linear, nn.Conv2d: _convolution, nn.MaxPool2d: _pooling}
+BOUNDS: dict[type[nn.Module], Callable[[Any], float | None]] = {
+    nn.Sequential: product,
+    nn.Linear: _linear,
+    nn.Conv2d: _convolution,
+    nn.MaxPool2d: _pooling,
+}
