@@ -12,6 +12,7 @@ from basin.methods.heads import contracting, linear
 from basin.models.classifier import Classifier, Normalise
 from basin.models.lipschitz import constant
 from basin.randomness import construct, generator
+from basin.threat.ball import ThreatModel
 
 SCALES = [0.1, 1.0, 10.0]  # of the weights
 
@@ -117,12 +118,22 @@ def test_a_convnet_has_a_certificate_and_what_is_random_or_unknown_none():
 
 
 def test_an_attack_inside_a_radius_contradicts_it():
-    images, labels = torch.zeros(2, 1, 2, 2), torch.tensor([0, 1])
-    found = Outcomes.untouched(labels, images, labels, torch.eye(2), torch.ones(2), 0)
-    radii = torch.tensor([0.5, 0.5])
-    certificate.hold(radii, found)
-    found.record("pgd", torch.tensor([1]), images[1:] + 0.3, torch.tensor([[1.0, 0.0]]), torch.zeros(1))
-    certificate.hold(radii, found)  # at 0.6, outside
-    found.points[1] = 0.2
-    with pytest.raises(Mistake, match=r"contradicted at 1 images \(got image 1, broken by pgd at 0.4 of 0.5\)"):
-        certificate.hold(radii, found)
+    """Of the two logits x_1 and x_2 the boundary of (0.9, 0.1) lies at 0.8 / sqrt(2), twice as near behind a deviation of 1/2."""
+    with construct(0, "linear"):
+        model = classifier(nn.Flatten(), 4, std=1.0)
+    model.head.classifier.weight.copy_(torch.eye(4)[:3])
+    model.head.classifier.bias.zero_()
+    images, labels = torch.tensor([[0.9, 0.1, 0.0, 0.0], [0.1, 0.9, 0.0, 0.0]]).view(2, 1, 2, 2), torch.tensor([0, 1])
+    found = Outcomes.untouched(labels, images, labels, model(images), torch.ones(2), 0)
+    for eps, share in ((0.5, 1.0), (0.6, 0.0)):
+        said = certificate.certify(model, found, ThreatModel(norm="l2", eps=eps), 2)
+        assert said["robust"] == share and said["lipschitz"] == 1.0
+    assert certificate.certify(model, found, ThreatModel(norm="linf", eps=0.25), 2)["robust"] == 1.0  # within 0.25 sqrt(4) = 0.5
+    row = torch.tensor([1])
+    found.record(
+        "pgd", row, images[1:] + torch.tensor([0.9, -0.9, 0.0, 0.0]).view(1, 1, 2, 2), torch.tensor([[1.0, 0.0, 0.0]]), torch.zeros(1)
+    )
+    certificate.certify(model, found, ThreatModel(norm="l2", eps=0.5), 2)  # that far outside
+    found.points[1] = images[1] + torch.tensor([0.3, -0.3, 0.0, 0.0]).view(1, 2, 2)
+    with pytest.raises(Mistake, match=r"contradicted at 1 images \(got image 1, broken by pgd at 0.4243 of 0.5656\)"):
+        certificate.certify(model, found, ThreatModel(norm="l2", eps=0.5), 2)

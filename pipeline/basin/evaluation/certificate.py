@@ -7,13 +7,15 @@
 """
 
 import math
+from typing import Any
 
 import torch
 
 from basin.errors import Mistake
-from basin.evaluation.outcomes import Outcomes
+from basin.evaluation.outcomes import Outcomes, interval, mean
 from basin.models.classifier import Classifier
 from basin.models.lipschitz import constant
+from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels, PerImage
 
 ROUNDING = 1 - 1e-4  # of a radius, for float32
@@ -43,8 +45,20 @@ def radii(model: Classifier, images: Images, labels: Labels, batch: int) -> PerI
     return torch.cat(found).cpu()
 
 
-def hold(radii: PerImage, outcomes: Outcomes) -> None:
-    """Raise Mistake where an attack broke an image within its radius: then the bound, or the attack, is wrong."""
+def certify(model: Classifier, outcomes: Outcomes, threat: ThreatModel, batch: int) -> dict[str, Any] | None:
+    """Take the radii of all images into their outcomes; L, and the share of the images that hold against any attack of the threat model.
+
+    None where L is not known. Raises Mistake where an attack broke an image within its radius: then the bound, or the attack, is wrong.
+    """
+    outcomes.radius = radii(model, outcomes.images, outcomes.labels, batch)
+    if outcomes.radius is None:
+        return None
+    _hold(outcomes, outcomes.radius)
+    held = outcomes.radius >= threat.within_l2(outcomes.images[0])
+    return {"lipschitz": lipschitz(model), "robust": mean(held), "interval": interval(held)}
+
+
+def _hold(outcomes: Outcomes, radii: PerImage) -> None:
     distance = (outcomes.points - outcomes.images).flatten(1).norm(dim=1).cpu()
     broken = ((outcomes.share < 1).cpu() & (distance < radii)).nonzero().flatten().tolist()
     if broken:

@@ -13,7 +13,18 @@ from basin.report.summary import Threat
 
 ByModel = Mapping[str, Mapping[str, Outcome]]  # model -> suite -> outcome
 MADE = ("model", "backbone", "head", "training", "clean")
-MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n", *classes.BALANCE)
+MEASURED = (
+    "worst_case",
+    "interval_low",
+    "interval_high",
+    "masked",
+    "certified",
+    "twin",
+    "twin_model",
+    "twin_source",
+    "n",
+    *classes.BALANCE,
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Row:
     worst: Share
     masked: Share | None
     masked_attack: str
+    certified: float | None  # share of the images within whose ball no attack can succeed
     twin: Twin | None
     balance: dict[str, float]  # share of the largest class, means over the classes
     passes: int  # images sent through the model while attacking it, over all suites
@@ -78,6 +90,8 @@ class Row:
         numbers |= {"worst_case": self.worst.value, "interval_low": low, "interval_high": high}
         if self.masked:
             numbers["masked"] = self.masked.value
+        if self.certified is not None:
+            numbers["certified"] = self.certified
         if self.twin:
             numbers["twin"] = self.twin.share.value
         return numbers | self.balance
@@ -106,6 +120,11 @@ class Table:
     @property
     def uneven(self) -> bool:
         return self.rows[0].uneven
+
+    @property
+    def certified(self) -> bool:
+        """Whether a row has a certified share."""
+        return any(row.certified is not None for row in self.rows)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         return {row.model: row.metrics() for row in self.rows}
@@ -148,6 +167,7 @@ def _row(model: str, position: int, everything: ByModel, suites: Sequence[str]) 
         worst=worst_case(outcomes),
         masked=_masked(masked[-1]) if masked else None,
         masked_attack=masked[-1].summary.masked.attack if masked and masked[-1].summary.masked else "",
+        certified=first.summary.certified.robust if first.summary.certified else None,
         twin=_twin(outcomes, everything),
         balance=_balance(first, held(outcomes)),
         passes=sum(one.summary.passes for one in outcomes.values()),
