@@ -1,7 +1,7 @@
 """What no L2 attack can break, by a model's own Lipschitz constant and by randomised smoothing of the same model.
 
-    python -m benchmarks.certificates RUN/models/STAGE/NAME ... [--radii 0.25,0.5,1] [--sigma 0.25] [--draws 1000] [--images 1000] [--seed 0]
-        [--folder docs/results]
+    python -m benchmarks.certificates RUN/models/STAGE/NAME ... [--radii 0.25,0.5,1] [--sigma 0.25] [--draws 1000] [--images 1000]
+        [--seed 0] [--folder docs/results]
 
 A radius of smoothing is of the smoothed function, and sure to 99.9% an image; one by the Lipschitz constant is of the model itself, and
 certain. Writes docs/results/certificates.md and .csv as it goes.
@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from basin.config import params
@@ -89,12 +88,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
     words = f"--radii {asked.radii} --sigma {asked.sigma:g} --draws {asked.draws} --images {asked.images} --seed {asked.seed}"
+    command = f"python -m benchmarks.certificates MODEL ... {words}"
     table: list[dict[str, Any]] = []
     for place in asked.models:
-        table += rows(place.resolve(), [*map(float, asked.radii.split(","))], asked.sigma, asked.draws, asked.images, asked.seed)
-        log.info("%s", "\n".join(map(_line, table[-3:])))
+        new = rows(place.resolve(), [*map(float, asked.radii.split(","))], asked.sigma, asked.draws, asked.images, asked.seed)
+        log.info("%s", "\n".join(map(_line, new)))
+        table += new
         write_csv(asked.folder / "certificates.csv", FIELDS, table)
-        (asked.folder / "certificates.md").write_text(page(table, f"python -m benchmarks.certificates MODEL ... {words}"), encoding="utf-8")
+        (asked.folder / "certificates.md").write_text(page(table, command), encoding="utf-8")
 
 
 if __name__ == "__main__":
