@@ -18,7 +18,7 @@ from basin.report.table import UNION, Row, column, tabulate
 from basin.tracking import journal
 
 SCHEMA = "1"  # of tags, metrics and files: docs/registry.md
-SHOWN = ("clean", "worst_case", "interval_low", "interval_high", "masked", "twin", "n")
+SHOWN = ("clean", "worst_case", "interval_low", "interval_high", "masked", "certified", "twin", "n")
 
 
 @dataclass(frozen=True)

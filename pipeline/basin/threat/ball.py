@@ -89,6 +89,10 @@ class ThreatModel(Threat):
         most = HIGH - LOW if self.norm == "linf" else math.inf
         return list(dict.fromkeys(min(float(f"{one * self.eps:.6g}"), most) for one in times))
 
+    def within_l2(self, image: Tensor) -> float:
+        """The radius of the least L2 ball that holds this one, for an image of this size."""
+        return self.eps * (image.numel() ** 0.5 if self.norm == "linf" else 1.0)
+
     def whole_range(self, images: Images) -> "ThreatModel":
         """The same norm with a radius that leads from any image of this shape to any other."""
         sizes = {"linf": 1.0, "l2": images[0].numel() ** 0.5, "l1": float(images[0].numel())}
