@@ -14,7 +14,7 @@ from pydantic import Field
 from basin.errors import Mistake
 from basin.flow import cluster, order, pages, places, progress
 from basin.flow.children import RETRIES
-from basin.repro import code, lock, slots
+from basin.repro import code, lock, slots, watched
 from basin.repro import graph as dvc
 from basin.repro.graph import Stage, StageFailed
 from basin.repro.guard import Guards
@@ -123,7 +123,7 @@ def plan(targets: Sequence[str] | None, changes: Sequence[str] | None = None) ->
     code.keep()
     if changes:
         dvc.change(changes)
-    dvc.check()
+    watched.keep(dvc.check())
     return dvc.choose(dvc.graph(), targets or ())
 
 
