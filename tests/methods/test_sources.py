@@ -187,6 +187,36 @@ def test_size_and_channels(tmp_path):
     assert read_folder(tmp_path, size=[3, 5], channels=1).train.images.shape == (5, 1, 3, 5)
 
 
+@pytest.mark.parametrize("size", [None, (12, 8)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_that_exif_turns_is_read_upright(tmp_path, orientation, size):
+    """Whatever way the camera was held: the bright corner is where a viewer shows it."""
+    turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}
+    upright = np.zeros((12, 8, 3), np.uint8)
+    upright[:4, :4] = 255
+    held = Image.fromarray(upright)
+    if orientation in turns:
+        held = held.transpose(getattr(Image.Transpose, turns[orientation]))  # undoes what the viewer will do
+    (exif := Image.Exif())[274] = orientation
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            held.save(tmp_path / name / f"{number}.jpg", exif=exif, quality=95)
+    assert folder.sizes(folder.Params(folder=str(tmp_path))) == ({(12, 8)}, 0)
+    (found,) = {
+        tuple(map(int, image.flatten() > 127)) for image in folder.read(folder.Params(folder=str(tmp_path), size=size)).train.images
+    }
+    assert found == tuple(map(int, upright.transpose(2, 0, 1).flatten() > 127))
+
+
+def test_a_damaged_exif_block_turns_nothing(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (8, 4)).save(tmp_path / name / f"{number}.jpg", exif=b"Exif\0\0no TIFF at all")
+    assert folder.read(folder.Params(folder=str(tmp_path))).train.images.shape == (6, 3, 4, 8)
+
+
 def test_colour_becomes_grey_and_grey_becomes_colour(tmp_path):
     write_images(tmp_path, {"ant": 2})
     (tmp_path / "bee").mkdir()

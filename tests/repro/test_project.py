@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from dvc.repo import Repo
 from PIL import Image
+from ruamel.yaml import YAML
 
+from basin.cli import app
 from basin.config import params
 from basin.errors import Mistake
-from basin.repro import code, graph, project
+from basin.repro import code, graph, project, watched
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +55,43 @@ def test_the_graph_is_the_checkouts_with_its_code_as_keys(made: Path):
     assert asked and {key.removeprefix("code.") for key in asked} <= code.digests().keys()
     assert not [path for path in paths if path.startswith("pipeline")]
     assert "PYTHONPATH" not in Path("dvc.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["checkout", "project"])
+def test_the_graph_watches_what_the_kind_of_data_names(place: str):
+    text = watched.graph((ROOT / "dvc.yaml").read_text(encoding="utf-8") if place == "checkout" else project.project_graph(), "digits")
+    if place == "checkout":
+        assert text == (ROOT / "dvc.yaml").read_text(encoding="utf-8"), "the checkout's own run has no images to watch"
+    for kind, key in watched.KEYS.items():
+        watching = watched.graph(text, kind)
+        bodies = [YAML(typ="safe").load(one)["stages"] for one in (text, watching)]
+        assert bodies[1]["prepare"]["deps"] == [f"${{data.{key}}}", *bodies[0]["prepare"]["deps"]]
+        assert bodies[1] | {"prepare": None} == bodies[0] | {"prepare": None}
+        assert watched.graph(watching, kind) == watching == watched.graph(watched.graph(text, "npz"), kind)
+        assert watched.graph(watching, "cifar10") == text
+
+
+@pytest.mark.slow  # five seconds: a stage by DVC itself
+def test_an_image_that_is_added_makes_prepare_run_again_and_none_is_copied(made: Path):
+    """DVC's own word, with its own command: `basin` need not be asked."""
+    subprocess.run([*graph.DVC, "repro", "-q", "prepare"], check=True, env=graph.child_environment({"BASIN_TRACKING": "off"}))
+    with Repo() as repo:
+        assert repo.status(targets=["prepare"]) == {}
+    kept = [path for path in Path(".dvc/cache").rglob("*") if path.is_file()]
+    place = Path(params.load().data["folder"])
+    shutil.copy(place / "cat/0.png", place / "cat/new.png")
+    try:
+        with Repo() as repo:
+            assert repo.status(targets=["prepare"]) == {"prepare": [{"changed deps": {str(place): "modified"}}]}
+    finally:
+        (place / "cat/new.png").unlink()
+    assert len([path for path in kept if path.parent.parent.name == "md5"]) == 4, "three splits and about.json"
+
+
+def test_another_run_in_a_project_of_ones_own_images_is_watched_for_itself(made: Path):
+    Path("params.yaml").unlink()
+    app.use("digits")
+    assert "${data.f" not in Path("dvc.yaml").read_text(encoding="utf-8") and graph.graph()[0].name == "prepare"
 
 
 def test_every_dependency_on_code_of_the_checkout_is_a_key(made: Path):

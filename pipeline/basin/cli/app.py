@@ -65,7 +65,8 @@ def init(
 @app.command()
 def use(name: Annotated[str, typer.Argument(help="a ready-made run: Basin's, or one under params/, without .yaml")]) -> None:
     """Make a ready-made run the params.yaml of this folder. Refuses to overwrite changes that are in no commit."""
-    from basin.repro import graph, project
+    from basin.config import params
+    from basin.repro import graph, project, watched
 
     runs, current = project.runs(), Path("params.yaml")
     if name not in runs:
@@ -74,6 +75,7 @@ def use(name: Annotated[str, typer.Argument(help="a ready-made run: Basin's, or 
     if current.exists() and not is_ready_made and graph.is_changed(current):
         raise Mistake("params.yaml: has changes that are in no commit. Commit them, or keep a copy under params/, then run this again.")
     files.write(current, runs[name].read_bytes())
+    watched.keep(params.load())
     typer.echo(f"params.yaml is now the run {name}. Next: basin repro")
 
 
@@ -84,17 +86,18 @@ def check(
     """Read params.yaml and the data, and report every mistake in them."""
     from basin.config import suite
     from basin.data.about import load_about
-    from basin.repro import code, graph
+    from basin.repro import code, graph, watched
 
     config = graph.check()
     code.keep()
+    watched.keep(config)
     typer.echo("params.yaml: no mistakes")
     if data:
         from basin.data import splits
 
         source = config.source.module.read(config.source.params)
-        divided = splits.divide(source, config.splits, config.seed)
-        typer.echo("\n".join(splits.described(config.data_name, source, divided, config.attack.images)))
+        parts = splits.placed(source, config.splits, config.seed)
+        typer.echo("\n".join(splits.described(config.data_name, source, parts, config.attack.images)))
         classes, where = len(source.classes), f"data {config.data_name}"
     elif (PREPARED / "about.json").exists():
         classes, where = len(load_about(PREPARED).classes), str(PREPARED)
@@ -152,6 +155,7 @@ def evaluate(
     also: Annotated[list[str] | None, typer.Option(help="a further threat, as NORM:EPS, e.g. l2:0.5; may be given again")] = None,
     suite: Annotated[str, typer.Option(help="quick | standard | autoattack | adaptive")] = "adaptive",
     images: Annotated[int | None, typer.Option(min=1, help="how many images, with the classes in proportion; all by default")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="how many are attacked at once: it bounds the memory, docs/evaluation.md")] = 256,
     seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,
     device: Annotated[str, typer.Option(help="auto (a GPU if there is one) | cpu | cuda")] = "auto",
     normalise: Annotated[
@@ -176,7 +180,7 @@ def evaluate(
     others = [asked(*one.split(":", 1)) if ":" in one else asked(one, "") for one in also or ()]
     with registry.telling():
         result = outside.run(
-            target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise, thorough, others
+            target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise, thorough, others, batch
         )
     registry.write(json_file, result)
     typer.echo(f"The model: {'; '.join(result['facts']) or 'a function of each image, with a gradient'}")

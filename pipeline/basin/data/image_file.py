@@ -21,6 +21,7 @@ SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MOST_PIXELS = 1 << 26  # 8192 x 8192 of colour: 0.5 GB and 2 s in decoding; a file of 100 bytes can claim more
 BITS_PER_SAMPLE = 258  # TIFF's tag
+ORIENTATION, ON_ITS_SIDE = 274, (5, 6, 7, 8)  # EXIF's, and those that exchange height and width
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 
 
@@ -45,16 +46,36 @@ def opened(where: str, file: Path | BytesIO, formats: tuple[str, ...] = FORMATS)
         raise Mistake(f"{where}: cannot be read as an image (got {got}). Give a whole {' or '.join(formats)} file.") from error
 
 
-def pixels(image: Opened, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Of an opened image, uint8 [c, h, w]: grey or colour, transparency dropped; brought to a height and width, bilinear, where given."""
-    from PIL.Image import Resampling
+def sides(image: Opened) -> tuple[int, int]:
+    """Height and width of an opened image as `pixels` gives them. Decodes nothing."""
+    return image.size if _orientation(image) in ON_ITS_SIDE else image.size[::-1]
 
+
+def pixels(image: Opened, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Of an opened image, uint8 [c, h, w]: upright as EXIF says, grey or colour, transparency dropped; brought to a height and width,
+    bilinear, where given.
+    """
+    from PIL.Image import Resampling
+    from PIL.ImageOps import exif_transpose
+
+    orientation = _orientation(image)
     if size:
-        image.draft(None, (2 * size[1], 2 * size[0]))  # a JPEG is decoded at a half, quarter or eighth that leaves enough to average
+        height, width = size[::-1] if orientation in ON_ITS_SIDE else size
+        image.draft(None, (2 * width, 2 * height))  # a JPEG is decoded at a half, quarter or eighth that leaves enough to average
+    if orientation != 1:
+        image = exif_transpose(image)
     image = image.convert("L" if channels == 1 else "RGB")
     if size:
         image = image.resize(size[::-1], Resampling.BILINEAR)
     return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+
+
+def _orientation(image: Opened) -> int:
+    """1 is upright, and what is not told."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except (*DAMAGED, struct.error):  # of the EXIF block alone: pixels that are damaged are found when they are decoded
+        return 1
 
 
 def _too_large(where: str, got: str) -> Mistake:

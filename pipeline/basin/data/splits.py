@@ -156,18 +156,18 @@ def _check_own(name: SplitName, split: Split, classes: tuple[str, ...], asked: f
             f"data.{name}: this data set has a {name} split of its own (got {asked}). "
             f"Set `{name}: null`{', and `test_limit` for fewer images' if name == 'test' else ''}."
         )
-    if absent := [one for one, count in _class_sizes(split, classes).items() if not count]:
+    if absent := [one for one, count in _class_sizes(split.labels, classes).items() if not count]:
         log.warning("data: the %s split has no image of %s", name, ", ".join(absent))
 
 
 def _check_class_sizes(source: Source, needing: Sequence[str]) -> None:
-    small = {name: count for name, count in _class_sizes(source.train, source.classes).items() if count < len(needing)}
+    small = {name: count for name, count in _class_sizes(source.train.labels, source.classes).items() if count < len(needing)}
     if small:
         raise Mistake(*(_too_small(name, count, needing) for name, count in small.items()))
 
 
-def _class_sizes(split: Split, classes: tuple[str, ...]) -> dict[str, int]:
-    return dict(zip(classes, torch.bincount(split.labels, minlength=len(classes)).tolist(), strict=True))
+def _class_sizes(labels: Labels, classes: tuple[str, ...]) -> dict[str, int]:
+    return dict(zip(classes, torch.bincount(labels, minlength=len(classes)).tolist(), strict=True))
 
 
 def _too_small(name: str, count: int, needing: Sequence[str]) -> str:
@@ -218,11 +218,12 @@ def _sizes(counts: dict[SplitName, int], settings: SplitSettings, classes: int) 
     return {"train": train, "validation": validation, "test": min(counts["test"], settings.test_limit or counts["test"])}
 
 
-def described(name: str, source: Source, divided: dict[SplitName, Split], asked: int) -> list[str]:
-    """What was found, a line each: classes, shape and how it is divided; of which classes the attacked images are, and if they are few."""
-    n = min(asked, len(divided["test"]))
-    counts = _class_sizes(divided["test"].take(torch.arange(n)), source.classes)
-    sizes = ", ".join(f"{len(divided[split])} {split}" for split in SPLITS)
+def described(name: str, source: Source, parts: dict[SplitName, tuple[Split, Positions]], asked: int) -> list[str]:
+    """What was found, classes, shape, how it is divided (`placed`); the classes of the attacked images, and if these are few."""
+    whole, rows = parts["test"]
+    n = min(asked, len(rows))
+    counts = _class_sizes(whole.labels[rows[:n]], source.classes)
+    sizes = ", ".join(f"{len(parts[split][1])} {split}" for split in SPLITS)
     lines = [f"data {name}: {len(source.classes)} classes, images of shape {list(source.train.shape)}: {sizes}"]
     lines.append(f"attacked: {n} of {asked} asked for: {', '.join(f'{count} {one}' for one, count in counts.items())}")
     if n < FEW:

@@ -25,7 +25,7 @@ from basin.errors import THEIRS, Mistake, did_you_mean, refusing, said
 from basin.evaluation import outcomes
 from basin.evaluation.classes import BALANCE
 from basin.evaluation.outcomes import measures
-from basin.evaluation.robustness import LOOKED_AT, Result, check, evaluate
+from basin.evaluation.robustness import BATCH, LOOKED_AT, Result, check, evaluate
 from basin.evaluation.subject import device_of, dtype_of, in_bytes, normalisation, subject, tensors
 from basin.models import artifact
 from basin.randomness import generator
@@ -146,12 +146,14 @@ def run(
     normalise: str | None = None,
     thorough: bool = False,
     also: Sequence[Threat] = (),
+    batch: int = BATCH,
 ) -> dict[str, Any]:
     """The JSON of `basin evaluate`; accuracies are fractions in [0, 1], `attacks` has the robust accuracy after each.
 
     Interrupted and called again, it goes on after the last finished attack. `outcomes_folder`: where each image's outcome is written;
     `device`: auto (a GPU if there is one), cpu or cuda; `normalise`: what the images are brought to first (basin/evaluation/subject.py);
-    `thorough`: no shortcut (docs/evaluation.md); `also`: further threats, under which the same images are attacked by the same suite.
+    `thorough`: no shortcut (docs/evaluation.md); `also`: further threats, under which the same images are attacked by the same suite;
+    `batch`: how many images are attacked at once, which is what bounds the memory.
     """
     chosen = suite(name).model_copy(update={"thorough": thorough})
     x, y = images(data, number, seed)
@@ -165,9 +167,9 @@ def run(
     results: dict[str, Result] = {}
     states: list[Path] = []
     for one in (threats := dict.fromkeys((threat, *also))):
-        asked = [drawn, one.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
+        asked = [drawn, one.model_dump(), chosen.model_dump(mode="json"), seed, place.type, batch]
         states.append(state := checkpoint.place("evaluate", *digests, *asked))
-        results[str(one)] = evaluate(classifier, twin, x, y, ThreatModel.of(one), chosen, (seed, "evaluate"), checkpoint=state)
+        results[str(one)] = evaluate(classifier, twin, x, y, ThreatModel.of(one), chosen, (seed, "evaluate"), batch, state)
     result = results[str(threat)]
     numbers = measures(result.outcomes)
     answer = {

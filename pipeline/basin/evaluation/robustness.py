@@ -23,6 +23,7 @@ from basin.threat.ball import HIGH, LOW, ThreatModel
 from basin.types import Images, Labels, Logits
 
 log = logging.getLogger(__name__)
+BATCH = 256  # images that are attacked at once, where nothing else is said
 LOOKED_AT = 16  # images on which a model's declaration is measured
 QUICK = "gradients followed in bfloat16; float32 judges each point, and attacks last"
 PRECISE = "float32"  # the attack on what the quicker function leaves
@@ -71,7 +72,7 @@ def evaluate(
     threat: ThreatModel,
     suite: Suite,
     seed: tuple[int, str],
-    batch: int = 256,
+    batch: int = BATCH,
     checkpoint: Path | None = None,
     classes: int | None = None,
     group: Group = ALONE,

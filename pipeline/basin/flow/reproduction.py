@@ -15,7 +15,7 @@ from basin.config import params
 from basin.errors import Mistake
 from basin.flow import cluster, order, pages, places, progress
 from basin.flow.children import RETRIES
-from basin.repro import code, lock, slots
+from basin.repro import code, lock, slots, watched
 from basin.repro import graph as dvc
 from basin.repro.graph import Stage, StageFailed
 from basin.repro.guard import Guards
@@ -126,7 +126,7 @@ def plan(targets: Sequence[str] | None, changes: Sequence[str] | None = None) ->
     code.keep()
     if changes:
         dvc.change(changes)
-    dvc.check()
+    watched.keep(dvc.check())
     return dvc.choose(dvc.graph(), targets or ())
 
 

@@ -70,8 +70,8 @@ def decode(content: bytes | Path, shape: Sequence[int], resize: bool = False) ->
     channels, height, width = shape
     file, formats = (io.BytesIO(content), ("PNG", "JPEG")) if isinstance(content, bytes) else (content, image_file.FORMATS)
     with image_file.opened("image", file, formats) as image:
-        if not resize and image.size != (width, height):
-            raise Mistake(f"image: wrong height and width (got {[*image.size][::-1]}). The model reads {[height, width]}.")
+        if not resize and (sides := image_file.sides(image)) != (height, width):
+            raise Mistake(f"image: wrong height and width (got {[*sides]}). The model reads {[height, width]}.")
         return image_file.pixels(image, channels, (height, width) if resize else None).astype(np.float32) / np.float32(255)
 
 

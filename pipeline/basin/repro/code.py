@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from basin import files
 from basin.config.document import read
 from basin.errors import Mistake
+from basin.repro import watched
 
 FILE = Path("code.yaml")
 PACKAGE = Path(files.__file__).parent
@@ -104,9 +105,10 @@ def keep(write: bool = True) -> bool:
 def _renew(own: str, recorded: str) -> None:
     """Write this version's graph: in the place of the one that Basin wrote, beside one that was edited."""
     began = re.search(r"^graph: '(\w+)'$", recorded, re.MULTILINE)
-    if own == graph() or (began and began[1] == _digest(graph())):
+    plain = watched.graph(own, "")  # which images are watched is for params.yaml to say
+    if plain == graph() or (began and began[1] == _digest(graph())):
         return
-    if began and began[1] == _digest(own):
+    if began and began[1] == _digest(plain):
         files.write(OWN, graph())
         log.info("%s: now the graph of Basin %s. Commit it with %s.", OWN, files.VERSION, FILE)
     else:

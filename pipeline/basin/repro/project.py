@@ -12,7 +12,7 @@ from basin import files
 from basin.config.splits import SplitSettings
 from basin.config.threat import asked
 from basin.errors import Mistake, did_you_mean
-from basin.repro import code, graph
+from basin.repro import code, graph, watched
 
 TEMPLATE = Path(__file__).parent / "template"
 RUNS = TEMPLATE / "runs"
@@ -32,12 +32,13 @@ def make(folder: Path, data: str, name: str | None, eps: str) -> list[str]:
         advice = f"Give a folder of its own: basin init {folder / 'robust'}."
         raise Mistake(f"{folder / there[0]}: is there already (got a project, or a file of another's). {advice}")
     run, told = _run(folder, data, name, eps)
+    kind = YAML(typ="safe", pure=True).load(run)["data"]["kind"]
     _append(folder / ".gitignore", "gitignore")
     _append(folder / ".dvcignore", "dvcignore")
     told += _init_dvc(folder)  # what may fail comes before what would be in the way of another try
     readme = folder / ("BASIN.md" if (folder / "README.md").exists() else "README.md")
     files.write(readme, (TEMPLATE / "README.md").read_bytes())
-    files.write(folder / "dvc.yaml", code.graph())
+    files.write(folder / "dvc.yaml", watched.graph(code.graph(), kind))
     files.write(folder / code.FILE, code.text())
     files.write(folder / "params.yaml", run)
     return told

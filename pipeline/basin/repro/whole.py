@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from basin.repro import code, graph, lock, slots
+from basin.repro import code, graph, lock, slots, watched
 from basin.repro.guard import Guards
 
 INTERRUPTED = 130
@@ -17,11 +17,12 @@ def reproduce(targets: Sequence[str] = (), *options: str) -> int:
 
     Raises Mistake where params.yaml or the workspace is wrong.
     """
-    graph.check()
+    config = graph.check()
     try:
         with slots.only_run(patience=math.inf) as held, ExitStack() as at_end:
             lock.mend()
             code.keep()
+            watched.keep(config)
             graph.graph()  # whatever dvc cannot read is said in our words
             at_end.callback((guards := Guards()).end)
             command = [*graph.DVC, "repro", *options, *targets]

@@ -63,7 +63,7 @@ def sizes(params: Params) -> tuple[set[tuple[int, int]], int]:
     for path in (path for files in (train, *own.values()) for paths in files.values() for path in paths):
         try:
             with image_file.opened(str(path), path) as image:
-                found.add((image.height, image.width))
+                found.add(image_file.sides(image))
         except Mistake:
             bad += 1
     return found, bad

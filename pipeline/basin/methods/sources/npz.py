@@ -156,7 +156,12 @@ def _labels(where: str, labels: np.ndarray) -> np.ndarray:
         advice = "labels.argmax(1) if they are one-hot" if labels.ndim == 2 and labels.shape[1] > 1 else "labels.ravel()"
         raise Mistake(f"{where}: needs shape [n] (got {list(labels.shape)}). Store {advice}.")
     if labels.dtype.kind not in "iu":
-        raise Mistake(f"{where}: needs an integer dtype (got {labels.dtype}). Store labels.astype('int64').")
+        advice = (
+            "np.unique(labels, return_inverse=True)[1], and the names in `classes`"
+            if labels.dtype.kind in "US"
+            else "labels.astype('int64')"
+        )
+        raise Mistake(f"{where}: needs an integer dtype (got {labels.dtype}). Store {advice}.")
     if labels.size and (labels.min() < 0 or labels.max() >= MOST_CLASSES):
         value = labels.min() if labels.min() < 0 else labels.max()
         raise Mistake(f"{where}: labels count from 0 to the number of classes (got {value}). Number the classes 0, 1, 2, ...")
