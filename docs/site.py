@@ -30,7 +30,7 @@ body {{ font: 1rem/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem au
 nav a {{ margin-right: 1rem }}
 pre, table {{ overflow-x: auto; display: block }}
 pre {{ padding: .8rem; background: #8882 }}
-code, a {{ overflow-wrap: anywhere }}
+p code, li code {{ overflow-wrap: anywhere }}
 td, th {{ padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #8884 }}
 img {{ max-width: 100% }}
 </style><nav>{menu}</nav><main>{body}</main></html>
