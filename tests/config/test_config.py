@@ -114,7 +114,23 @@ CASES = {
     ),
     "a ready-made suite made otherwise": (
         ("  standard: {}", "  standard: {masked: null}"),
-        "suites.standard: is ready-made; a run may add curve and thorough to it (got masked). Give yours another name.",
+        "suites.standard: is ready-made; a run may add curve, thorough and threat to it (got masked). Give yours another name.",
+    ),
+    "a ready-made suite under another name, made otherwise": (
+        ("  standard: {}", "  standard: {}\n  mine: {ready: quick, masked: null}"),
+        "suites.mine: is ready-made; a run may add curve, thorough and threat to it (got masked). Give yours another name.",
+    ),
+    "a ready-made suite that is none": (
+        ("  standard: {}", "  standard: {}\n  mine: {ready: quik}"),
+        "suites.mine.ready: no such ready-made suite (got 'quik'). Did you mean 'quick'?",
+    ),
+    "a suite's threat that is the run's": (
+        ("  standard: {}", "  standard: {threat: {norm: linf, eps: 3/20}}"),
+        "suites.standard.threat: is the run's own (got 'linf-0.15'). Leave it out.",
+    ),
+    "no suite under the run's threat": (
+        ("  standard: {}", "  standard: {threat: {norm: l2, eps: 1}}", "suites: [quick, standard]", "suites: [standard]"),
+        "attack.suites: each has a threat of its own (got standard). Name one under the run's threat too.",
     ),
     "a suite of nothing": (
         ("  standard: {}", "  standard: {}\n  mine: {}"),
@@ -431,8 +447,17 @@ def test_what_mlflow_takes_is_taken():
         _validate_model_name(params.Registry(name=name).name)
 
 
+def test_a_ready_made_suite_is_taken_under_another_name_and_threat(tmp_path):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (file := tmp_path / "params.yaml").write_text(
+        text.replace("  standard: {}", "  standard: {}\n  l2: {ready: standard, threat: {norm: l2, eps: 1/2}}")
+    )
+    suites = params.load(file).suites
+    assert suites["l2"].model_dump() == suites["standard"].model_dump() | {"threat": {"norm": "l2", "eps": 0.5}}
+
+
 def test_no_suite_hides_a_column_of_the_report():
-    assert names.COLUMNS == table.MADE + table.MEASURED
+    assert names.COLUMNS == table.MADE + table.MEASURED + table.UNION
 
 
 @pytest.mark.parametrize("path", ["params.yaml", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "params").glob("*.yaml"))])

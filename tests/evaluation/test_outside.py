@@ -155,6 +155,23 @@ def test_the_answer_is_that_of_an_attack_written_out(basin, place, monkeypatch):
     assert found["attacks"]["fgsm"] == pytest.approx(right.float().mean().item())
 
 
+def test_several_threats_are_judged_side_by_side(basin, place, monkeypatch, tmp_path):
+    """FGSM in two balls: each as it would be alone, and the union image by image."""
+    monkeypatch.setitem(ready_made.READY, "quick", {"attacks": {"fgsm": {"kind": "fgsm"}}})
+    alone = [basin("net.py:net", "floats.npz", "--norm", norm, eps=eps)[2] for norm, eps in (("linf", "0.05"), ("l2", "0.3"))]
+    words = ["--also", "l2:0.3", "--also", "linf:0.05", "--outcomes", str(tmp_path / "found")]
+    _, said, both = basin("net.py:net", "floats.npz", *words, eps="0.05")
+    kept = [
+        np.genfromtxt(folder / "outcomes.csv", delimiter=",", names=True, encoding="utf-8", dtype=None)["robust"]
+        for folder in (tmp_path / "found", tmp_path / "found/l2-0.3")
+    ]
+    assert (
+        [one["worst_case"] for one in both["threats"].values()] == [one["worst_case"] for one in alone] == [kept[0].mean(), kept[1].mean()]
+    )
+    assert both["worst_case"] == alone[0]["worst_case"] and "union" not in alone[0]
+    assert both["union"]["worst_case"] == np.minimum(*kept).mean() and "under every one of them" in said
+
+
 def test_the_model_sees_exactly_the_floats_of_the_file(basin, place):
     basin("net.py:recorder", "floats.npz")
     images = outside.images(str(place / "floats.npz"), None, 0)[0]

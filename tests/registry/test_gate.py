@@ -120,6 +120,11 @@ def test_attacked_by_less_is_an_attack_missing(mine, theirs, missing):
     assert attacked_by_less(Version("2", 60, suites=mine), Version("1", 50, suites=theirs)) == missing
 
 
+def test_a_suite_under_a_threat_of_its_own_is_not_asked_for():
+    both = {"quick": QUICK, "l2": QUICK | {"attacks": {"fgsm": {"kind": "fgsm"}}, "threat": {"norm": "l2", "eps": 0.5}}}
+    assert attacked_by_less(OLD, Version("2", 60, suites=both)) == attacked_by_less(Version("2", 60, suites=both), OLD) == []
+
+
 def test_attacked_by_less_is_an_image_missing():
     few = Version("version 2", 60, images=range(60))
     assert reason(few) == ("challenger", "attacked by less than version 1: without 40 of its 100 images")

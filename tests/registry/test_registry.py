@@ -210,6 +210,42 @@ def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
     assert version.description.startswith("head/ode: 50.0% robust, 100.0% clean\n")
 
 
+def test_a_suite_under_another_threat_counts_in_the_union_alone(run):
+    """Images 10 to 29 hold in the other ball, 0 to 19 in the run's: the champion is who it was, by the same number."""
+    before = candidates.read(run, digests())
+    text = PARAMS.replace("{kind: fgsm}}}", "{kind: fgsm}}}\n  l2: {attacks: {fgsm: {kind: fgsm}}, threat: {norm: l2, eps: 0.5}}")
+    Path("params.yaml").write_text(text.replace("[short]", "[short, l2]"))
+    for model in MODELS:
+        folder = Path(shutil.copytree(f"outcomes/{model}/short", f"outcomes/{model}/l2"))
+        rows = [line.split(",") for line in (folder / "outcomes.csv").read_text().splitlines()]
+        rows = [[*row[:4], str(int(10 <= i < 30)), "" if 10 <= i < 30 else "fgsm", *row[6:]] for i, row in enumerate(rows[1:])]
+        head = (folder / "outcomes.csv").read_text().partition("\n")[0]
+        (folder / "outcomes.csv").write_text("\n".join([head, *map(",".join, rows)]) + "\n")
+        said = {
+            "suite": "l2",
+            "robust": 0.5,
+            "threat": {"norm": "l2", "eps": 0.5},
+            "run_threat": run.threat.model_dump(),
+            "flags": ["stiff-solve"],
+        }
+        about = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(about | said))
+    receipt = registration.register_all(params.load(), digests())
+    tags, metrics = versions()["2"], written_metrics("2")
+    assert (receipt["best"], aliases()["champion"]) == ("head/ode", "2")
+    assert (metrics["worst_case"], metrics["worst_case.l2-0.5"], metrics["union"]) == (0.5, 0.5, 0.25)
+    assert (tags["worst_case"], tags["union"], tags["threat"], tags["flags"]) == ("0.5", "0.25", "linf-0.15", "none")
+    assert [one.metrics["worst_case"] for one in candidates.read(params.load(), digests())] == [one.metrics["worst_case"] for one in before]
+    card = store().get_model_version(NAME, "2").description
+    assert "| robust, worst case of all under l2-0.5 | 50.0%" in card and "| robust under every threat | 25.0%" in card
+    assert upkeep.verify(params.load(), digests()) == []
+
+
+def written_metrics(version: str) -> dict[str, float]:
+    model = store().get_logged_model(store().get_model_version(NAME, version).source.removeprefix("models:/"))
+    return {metric.key: metric.value for metric in model.metrics}
+
+
 def test_the_newest_number_counts_after_the_clock_was_set_back(registered, monkeypatch):
     """It was a year ahead when the first was written."""
     from basin.registry import versions as written

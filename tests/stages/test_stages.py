@@ -179,6 +179,25 @@ def test_models_are_judged_at_each_others_points(whole):
         assert exchanged["flags"] == (["transfer-beats-white-box"] if own["robust"] - worst > 0.01 else [])
 
 
+def test_a_suite_of_another_threat_changes_the_union_alone(whole, tmp_path):
+    """Its points, which lie outside the run's ball, are no other model's; the worst case stays what it was."""
+    shutil.copytree(whole, folder := tmp_path / "threats")
+    text = PARAMS.replace("suites:\n", "suites:\n  other: {attacks: {pgd: {kind: pgd, steps: 2}}, threat: {norm: l2, eps: 0.6}}\n", 1)
+    workspace(folder, text.replace("[tiny]", "[tiny, other]"))
+    for model in ("backbone/natural", "head/sodef"):
+        run(folder, "attack", model, "other")
+    run(folder, "exchange")
+    run(folder, "report")
+    before, after = made(whole), made(folder)
+    assert [name for name in before if before[name] != after[name]] == [
+        f"report/{name}" for name in ("index.html", "metrics.json", "table.csv")
+    ]
+    old, new = (json.loads(files["report/metrics.json"]) for files in (before, after))
+    for model, numbers in old.items():
+        assert numbers.items() <= new[model].items()
+        assert new[model]["union"] <= min(new[model]["worst_case"], new[model]["worst_case.l2-0.6"]) and "worst_case.l2-0.6" not in numbers
+
+
 def test_history_has_a_row_an_epoch(whole):
     rows = list(csv.DictReader((whole / "history/head/sodef.csv").open()))
     epochs = {"features": 9, "stability": 1, "classifier": 9}

@@ -149,6 +149,7 @@ def evaluate(
     data: Annotated[str, typer.Option(help="a prepared folder | an .npz of images and labels | a folder of images")],
     eps: Annotated[str, typer.Option(help="radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")],
     norm: Annotated[str, typer.Option(help="linf | l2 | l1")] = "linf",
+    also: Annotated[list[str] | None, typer.Option(help="a further threat, as NORM:EPS, e.g. l2:0.5; may be given again")] = None,
     suite: Annotated[str, typer.Option(help="quick | standard | autoattack | adaptive")] = "adaptive",
     images: Annotated[int | None, typer.Option(min=1, help="how many images, with the classes in proportion; all by default")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of everything that is drawn")] = 0,
@@ -172,9 +173,10 @@ def evaluate(
 
     if outcomes:
         files.try_folder(outcomes)
+    others = [asked(*one.split(":", 1)) if ":" in one else asked(one, "") for one in also or ()]
     with registry.telling():
         result = outside.run(
-            target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise, thorough
+            target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise, thorough, others
         )
     registry.write(json_file, result)
     typer.echo(f"The model: {'; '.join(result['facts']) or 'a function of each image, with a gradient'}")
@@ -189,6 +191,10 @@ def evaluate(
     if result["uneven"]:
         typer.echo(f"{result['largest_class']:7.1%}  are of one class: what that answer alone would score")
         typer.echo(f"{result['balanced_clean']:7.1%}  clean, mean over the classes; worst case {result['balanced_worst_case']:.1%}")
+    for name, found in result.get("threats", {}).items():
+        typer.echo(f"{found['worst_case']:7.1%}  under {name}")
+    if "union" in result:
+        typer.echo(f"{result['union']['worst_case']:7.1%}  under every one of them, image by image")
     typer.echo(f"Flags: {', '.join(result['flags']) or 'none'} (docs/flags.md)")
     each = result["passes"] / result["n"]
     typer.echo(f"Cost: {result['passes']:,} passes, {each:,.0f} an image, in {clock(result['seconds'])} on {result['device']}")

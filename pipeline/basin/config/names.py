@@ -13,9 +13,10 @@ KEPT = re.compile(r"champion|latest|v\d+", re.IGNORECASE)  # aliases that are Ba
 KEPT_ATTACKS = {"clean": "images misread without an attack", "float32": "the last attack, in float32, on what a quicker search leaves"}
 COLUMNS = (  # of the report's table, beside one for each suite (report/table.py)
     "model", "backbone", "head", "training", "clean",
-    "worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n",
-    "largest_class", "balanced_clean", "balanced_worst_case",
+    "worst_case", "interval_low", "interval_high", "masked", "certified", "twin", "twin_model", "twin_source", "n",
+    "largest_class", "balanced_clean", "balanced_worst_case", "union", "union_low", "union_high",
 )  # fmt: skip
+ALL_ADDED = f"{', '.join(ADDED[:-1])} and {ADDED[-1]}"
 # Stricter than MLflow, which asks for names in quotes and in addresses, and takes what it cannot ask for.
 REGISTERED = r"^[A-Za-z0-9]([A-Za-z0-9_ .-]{0,253}[A-Za-z0-9_-])?$"
 
@@ -40,6 +41,7 @@ def mistakes(raw: Mapping[str, Any], recorded: bool = False) -> Iterator[str]:
     attack = _table(raw, "attack")
     yield from _asked("attack.models", attack.get("models"), entries)
     yield from _asked("attack.suites", attack.get("suites"), suites)
+    yield from _under_the_run(attack.get("suites"), suites)
 
 
 def _table(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -64,10 +66,13 @@ def _suites(suites: Mapping[str, Any], recorded: bool) -> Iterator[str]:
             yield f"suites.{name}: the name is that of a column of the report (got a suite of that name). Rename it."
         if not isinstance(suite, dict):
             continue
-        own = [key for key in suite if key not in ADDED]
-        if name in READY and own and not recorded:
-            yield f"suites.{name}: is ready-made; a run may add {' and '.join(ADDED)} to it (got {own[0]}). Give yours another name."
-        if name not in READY and not any(suite.get(key) for key in ("attacks", "adaptive")):
+        taken = name if name in READY else suite.get("ready")
+        own = [key for key in suite if key not in ADDED and (key, suite[key]) != ("ready", taken)]
+        if taken in READY and own and not recorded:
+            yield f"suites.{name}: is ready-made; a run may add {ALL_ADDED} to it (got {own[0]}). Give yours another name."
+        if taken is not None and taken not in READY:
+            yield f"suites.{name}.ready: no such ready-made suite (got {_short(str(taken))}). {did_you_mean(str(taken), READY)}"
+        elif taken is None and not any(suite.get(key) for key in ("attacks", "adaptive")):
             yield f"suites.{name}: should hold attacks, or an adaptive table (got {str(suite)[:80]}). Give one of them."
         attacks = _table(suite, "attacks")
         yield from _names(f"suites.{name}.attacks", attacks)
@@ -114,6 +119,12 @@ def _asked(key: str, asked: Any, known: Collection[str]) -> Iterator[str]:
             yield f"{key}: names nothing of this file (got {_short(name)}). {did_you_mean(name, known)}"
         elif name in names[:i]:
             yield f"{key}: names it twice (got {name!r}). Take one out."
+
+
+def _under_the_run(asked: Any, suites: Mapping[str, Any]) -> Iterator[str]:
+    """The worst case of a run is under its own threat, so one suite at least is."""
+    if isinstance(asked, list) and asked and all(isinstance(name, str) and _table(suites, name).get("threat") for name in asked):
+        yield f"attack.suites: each has a threat of its own (got {', '.join(asked)}). Name one under the run's threat too."
 
 
 def _short(name: str) -> str:

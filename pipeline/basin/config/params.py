@@ -11,7 +11,7 @@ from basin.config.document import read
 from basin.config.kinds import AugmentationChoice, BackboneChoice, Choice, HeadChoice, PurifierChoice, TrainingChoice, choose, kinds, tables
 from basin.config.names import REGISTERED, STAGES
 from basin.config.schedule import Schedule
-from basin.config.settings import Settings
+from basin.config.settings import Settings, error_line
 from basin.config.splits import SplitSettings
 from basin.config.start import Weights
 from basin.config.suite import READY, Curve, Suite, ready
@@ -135,8 +135,18 @@ class Config(Settings):
     @field_validator("suites")
     @classmethod
     def _ready_made(cls, suites: dict[str, Suite]) -> dict[str, Suite]:
-        own = {name: suite for name, suite in suites.items() if name not in READY or suite.attacks or suite.adaptive}
-        return {name: own.get(name) or ready(name, suite) for name, suite in suites.items()}
+        taken = {name: suite.ready or name for name, suite in suites.items()}
+        own = {name: suite for name, suite in suites.items() if taken[name] not in READY or suite.attacks or suite.adaptive}
+        return {name: own.get(name) or ready(taken[name], suite) for name, suite in suites.items()}
+
+    @field_validator("suites")
+    @classmethod
+    def _threats_differ(cls, suites: dict[str, Suite], others: Any) -> dict[str, Suite]:
+        """A suite's own threat is another than the run's, so that what a worst case is of can be told from the suite alone."""
+        told = [(name, suite.threat) for name, suite in suites.items() if suite.threat and suite.threat == others.data.get("threat")]
+        if lines := [error_line("equal", "is the run's own. Leave it out.", (name, "threat"), str(threat)) for name, threat in told]:
+            raise ValidationError.from_exception_data("suites", lines)
+        return suites
 
     @field_validator("data")
     @classmethod

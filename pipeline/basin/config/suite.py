@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from basin.config.kinds import AttackChoice, Choice
 from basin.config.settings import Fractional, Radius, Settings
 from basin.config.solver import Solver
+from basin.config.threat import Threat
 
 Share = Annotated[Fractional, Field(gt=0, lt=1)]
 
@@ -65,6 +66,13 @@ class Suite(Settings):
     thorough: bool = Field(False, description="whether to do without shortcuts: every attack on every image that holds, in float32")
     curve: Curve | None = Field(None, description="the robust-accuracy curve, or null for none")
     masked: Masked | None = Field(None, description="the naive-gradient column, or null for none")
+    # These two are recorded where they are set alone: a suite without them is the suite that it was before there were any.
+    ready: str | None = Field(
+        None, exclude_if=lambda name: name is None, description="the name of a ready-made suite to take, or null for none"
+    )
+    threat: Threat | None = Field(
+        None, exclude_if=lambda threat: threat is None, description="the suite's own threat, norm and eps, or null for the run's"
+    )
 
     @field_validator("probe", "earned")
     @classmethod
@@ -90,7 +98,7 @@ _STANDARD = {
 }
 _PROBE = 0.1  # of the images that hold; all but the first attack have to earn them
 _MASKED = {"attack": _PGD, "solver": {"method": "dopri5", "tolerance": 0.001, "gradient": "adjoint"}}  # as the released SODEF code
-ADDED = ("curve", "thorough")  # what a run may add to a ready-made suite
+ADDED = ("curve", "thorough", "threat")  # what a run may add to a ready-made suite
 # In the order in which docs/results/choice.md found them to pay, then what finds where a gradient misleads.
 READY: dict[str, dict[str, Any]] = {
     "quick": {"attacks": _QUICK, "probe": dict.fromkeys(list(_QUICK)[1:], _PROBE), "masked": _MASKED},

@@ -27,7 +27,12 @@ class Threat(Settings):
         return eps
 
     def __str__(self) -> str:
-        return f"{self.norm}-{written(self.eps).replace('/', '_')}"
+        return named(self.norm, self.eps)
+
+
+def named(norm: str, eps: float) -> str:
+    """A threat in the names of models, columns and metrics: linf-0.15, l2-0.5, linf-8_255."""
+    return f"{norm}-{written(eps).replace('/', '_')}"
 
 
 def written(eps: float) -> str:

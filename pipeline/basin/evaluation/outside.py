@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -25,7 +25,7 @@ from basin.errors import THEIRS, Mistake, did_you_mean, refusing, said
 from basin.evaluation import outcomes
 from basin.evaluation.classes import BALANCE
 from basin.evaluation.outcomes import measures
-from basin.evaluation.robustness import LOOKED_AT, check, evaluate
+from basin.evaluation.robustness import LOOKED_AT, Result, check, evaluate
 from basin.evaluation.subject import device_of, dtype_of, in_bytes, normalisation, subject, tensors
 from basin.models import artifact
 from basin.randomness import generator
@@ -145,24 +145,30 @@ def run(
     device: str = "auto",
     normalise: str | None = None,
     thorough: bool = False,
+    also: Sequence[Threat] = (),
 ) -> dict[str, Any]:
     """The JSON of `basin evaluate`; accuracies are fractions in [0, 1], `attacks` has the robust accuracy after each.
 
     Interrupted and called again, it goes on after the last finished attack. `outcomes_folder`: where each image's outcome is written;
     `device`: auto (a GPU if there is one), cpu or cuda; `normalise`: what the images are brought to first (basin/evaluation/subject.py);
-    `thorough`: no shortcut (docs/evaluation.md).
+    `thorough`: no shortcut (docs/evaluation.md); `also`: further threats, under which the same images are attacked by the same suite.
     """
     chosen = suite(name).model_copy(update={"thorough": thorough})
     x, y = images(data, number, seed)
     classifier, twin = models(target, registered)
-    started, place, ball = time.monotonic(), _device(device), ThreatModel.of(threat)
+    started, place = time.monotonic(), _device(device)
     x = _as_taken(_placed(classifier, place), x)
     check(x, y)
     classifier = subject(classifier, x[:LOOKED_AT], normalisation(normalise, classifier))
     twin = None if twin is None else subject(_placed(twin, place), x[:LOOKED_AT])
-    asked = [_sha256(x, y), threat.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
-    state = checkpoint.place("evaluate", *(_digest(one, x) for one in (classifier, twin) if one is not None), *asked)
-    result = evaluate(classifier, twin, x, y, ball, chosen, (seed, "evaluate"), checkpoint=state)
+    digests, drawn = [_digest(one, x) for one in (classifier, twin) if one is not None], _sha256(x, y)
+    results: dict[str, Result] = {}
+    states: list[Path] = []
+    for one in (threats := dict.fromkeys((threat, *also))):
+        asked = [drawn, one.model_dump(), chosen.model_dump(mode="json"), seed, place.type]
+        states.append(state := checkpoint.place("evaluate", *digests, *asked))
+        results[str(one)] = evaluate(classifier, twin, x, y, ThreatModel.of(one), chosen, (seed, "evaluate"), checkpoint=state)
+    result = results[str(threat)]
     numbers = measures(result.outcomes)
     answer = {
         "target": target, "data": data, "threat": threat.model_dump(), "suite": name, "seed": seed, "device": place.type, "n": numbers["n"],
@@ -170,15 +176,30 @@ def run(
         "spared": numbers["spared"], "thorough": thorough,
         "masked": numbers["masked"], "ensemble": numbers["ensemble"], "flags": result.diagnosis.flags, "probes": result.diagnosis.probes,
         "facts": result.facts, "declared": vars(result.declared), "replaced": result.replaced, "passes": numbers["passes"],
-    } | {name: numbers[name] for name in (*BALANCE, "uneven", "by_class")}  # fmt: skip
+    } | {name: numbers[name] for name in (*BALANCE, "uneven", "by_class")} | _side_by_side(results)  # fmt: skip
     if outcomes_folder:
         try:
-            outcomes.write(outcomes_folder, result.outcomes, ball, answer)
+            for one in threats:
+                folder = outcomes_folder if one == threat else outcomes_folder / str(one)
+                outcomes.write(folder, results[str(one)].outcomes, ThreatModel.of(one), answer)
         except files.Unwritten as unwritten:
             unwritten.kept = json.dumps(answer, indent=1)
             raise
-    state.unlink(missing_ok=True)
+    for state in states:
+        state.unlink(missing_ok=True)
     return answer | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _side_by_side(results: Mapping[str, Result]) -> dict[str, Any]:
+    """Where there are several threats, what is found under each, and the union: an image counts as far as it holds under every one."""
+    if len(results) == 1:
+        return {}
+    shares = torch.stack([one.outcomes.share for one in results.values()]).amin(0)
+    found = {
+        name: {"worst_case": one.worst_case, "interval": one.interval, "attacks": one.attacks, "flags": one.flags}
+        for name, one in results.items()
+    }
+    return {"threats": found, "union": {"worst_case": outcomes.mean(shares), "interval": outcomes.interval(shares)}}
 
 
 def _device(asked: str) -> torch.device:

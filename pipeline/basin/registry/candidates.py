@@ -14,11 +14,11 @@ from basin.errors import Mistake
 from basin.models.recipe import read_recipe
 from basin.registry import gate
 from basin.report import outcomes as measured
-from basin.report.table import Row, tabulate
+from basin.report.table import UNION, Row, column, tabulate
 from basin.tracking import journal
 
 SCHEMA = "1"  # of tags, metrics and files: docs/registry.md
-SHOWN = ("clean", "worst_case", "interval_low", "interval_high", "masked", "twin", "n")
+SHOWN = ("clean", "worst_case", "interval_low", "interval_high", "masked", "certified", "twin", "n")
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,21 @@ class Candidate:
         numbers = self.row.metrics()
         suites = {f"worst_case.{name}": float(one.robust.mean().round(6)) for name, one in self.outcomes.items()}
         counts = {"flags": len(self.flags), "unresolved": len(self.unresolved)}
-        return {name: numbers[name] for name in SHOWN if name in numbers} | suites | counts
+        shown = (*SHOWN, *map(column, self.row.threats), *UNION)
+        return {name: numbers[name] for name in shown if name in numbers} | suites | counts
 
     @property
     def flags(self) -> list[str]:
-        return list(dict.fromkeys(flag for one in self.outcomes.values() for flag in one.summary.flags))
+        """Of the suites under the run's threat, of which the worst case is."""
+        return list(dict.fromkeys(flag for one in measured.under_run(self.outcomes).values() for flag in one.summary.flags))
 
     @property
     def unresolved(self) -> list[str]:
         """Flags that no adaptive suite answers."""
-        adaptive = [name for name, suite in self.protocol["suites"].items() if suite.get("adaptive") and name in self.outcomes]
-        raised = {name: one.summary.flags for name, one in self.outcomes.items()}
-        return gate.unresolved(raised, adaptive, any(_black_box_last(self.outcomes[name]) for name in adaptive))
+        ours = measured.under_run(self.outcomes)
+        adaptive = [name for name, suite in self.protocol["suites"].items() if suite.get("adaptive") and name in ours]
+        raised = {name: one.summary.flags for name, one in ours.items()}
+        return gate.unresolved(raised, adaptive, any(_black_box_last(ours[name]) for name in adaptive))
 
     @property
     def threat(self) -> str:
@@ -66,7 +69,7 @@ class Candidate:
     def tags(self) -> dict[str, str]:
         """What the version is, to be seen and searched; MLflow's table shows them in this order."""
         tree, recipe, threat = self.recipe["classifier"], self.recipe, self.protocol["threat"]
-        numbers = {name: f"{self.metrics[name]:g}" for name in ("worst_case", "clean", "masked", "twin") if name in self.metrics}
+        numbers = {name: f"{self.metrics[name]:g}" for name in ("worst_case", "clean", "masked", "twin", "union") if name in self.metrics}
         what: dict[str, Any] = {
             "flags": ", ".join(self.flags) or "none", "unresolved": ", ".join(self.unresolved) or "none", "n": self.row.worst.n,
             "head": tree["head"]["kind"], "training": recipe["trained"]["training"]["kind"], "backbone": tree["backbone"]["kind"],

@@ -14,7 +14,7 @@ from PIL import Image
 from basin import files
 from basin.evaluation.interval import wilson
 from basin.registry.candidates import Candidate
-from basin.report.outcomes import Outcome
+from basin.report.outcomes import Outcome, under_run
 from basin.report.page import page
 from basin.report.pictures import choose, class_name, shrunk, strongest
 from basin.report.table import tabulate
@@ -63,13 +63,20 @@ def _numbers(one: Candidate) -> Iterator[str]:
     yield from ("| accuracy | | 95% interval | n |", "|---|---|---|---|")
     yield _line("clean", row.clean.value, n)
     for name, outcome in one.outcomes.items():
-        yield _line(f"robust, suite `{name}`", float(outcome.robust.mean()), n)
-    yield _line("**robust, worst case of all**", row.worst.value, n, "**")
+        under = "" if outcome.under_run else f", threat {outcome.summary.threat}"
+        yield _line(f"robust, suite `{name}`{under}", float(outcome.robust.mean()), n)
+    yield _line(f"**robust, worst case of all{f' under {one.threat}' if row.union else ''}**", row.worst.value, n, "**")
+    for threat, share in row.threats.items():
+        yield _line(f"robust, worst case of all under {threat}", share.value, n)
+    if row.union:
+        yield _line("robust under every threat", row.union.value, n)
     if row.uneven:
         over_classes = f"{row.balance['balanced_clean']:.1%} clean, {row.balance['balanced_worst_case']:.1%} robust"
         yield f"| mean over the classes, of which one has {row.balance['largest_class']:.1%} of the images | {over_classes} | | {n} |"
     if row.masked:
         yield _line(f"what {plain(row.masked_attack or '')} alone would report", row.masked.value, row.masked.n)
+    if row.certified is not None:
+        yield _line("certified: no attack can break", row.certified, n)
     if row.twin:
         yield _line(f"the model it was built from, `{row.twin.model}`", row.twin.share.value, row.twin.share.n)
 
@@ -107,12 +114,13 @@ def _pictures(one: Candidate) -> Iterator[str]:
 
 def chosen(one: Candidate) -> list[int]:
     """Positions of the images that are shown."""
-    return choose({one.model: one.outcomes}, min(SHOWN, one.row.worst.n))
+    return choose({one.model: under_run(one.outcomes)}, min(SHOWN, one.row.worst.n))
 
 
 def shown(one: Candidate, position: int) -> Outcome:
     """The suite whose stored point is shown."""
-    return list(one.outcomes.values())[strongest(one.outcomes)[position]]
+    ours = under_run(one.outcomes)
+    return list(ours.values())[strongest(ours)[position]]
 
 
 def examples(one: Candidate, positions: list[int]) -> Image.Image:

@@ -82,8 +82,10 @@ def attacked_by_less(one: Contender, other: Contender) -> list[str]:
 
 
 def _attacks(suites: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every attack, in words and as settings. An adaptive suite is one: what it tries is for the model to say."""
+    """Every attack under the run's threat, in words and as settings. An adaptive suite is one: what it tries is for the model to say."""
     for name, suite in suites.items():
+        if suite.get("threat"):
+            continue
         for key, attack in suite.get("attacks", {}).items():
             yield f"attack {key} of suite {name}", attack
         for part in ("adaptive", "masked", "exchange"):

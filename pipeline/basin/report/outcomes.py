@@ -3,7 +3,7 @@
 import csv
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from basin import files
 from basin.errors import Mistake
-from basin.report.summary import FORMAT, Summary, Written
+from basin.report.summary import FORMAT, Summary, Threat, Written
 
 COLUMNS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked")
 EXCHANGE, EXCHANGED = "exchange", "exchanged"  # the suite of the points of other models, and its folder
@@ -38,6 +38,11 @@ class Outcome:
     row: np.ndarray  # position of each image in adversarial.safetensors
 
     @property
+    def under_run(self) -> bool:
+        """Whether it is under the run's threat; else under one of the suite's own, and it counts in the union alone."""
+        return self.summary.run_threat is None
+
+    @property
     def by(self) -> np.ndarray:
         """The attack that broke each image, in words: of the exchange, on which model the point was found."""
         other = self.summary.suite == EXCHANGE
@@ -53,6 +58,11 @@ class Outcome:
         """All clean images, or all stored points, float32 [n, c, h, w], in the order of the other arrays."""
         with safe_open(self.folder / "adversarial.safetensors", framework="numpy") as file:
             return file.get_tensor(name)[self.row]
+
+
+def under_run(outcomes: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """The suites of a model that are under the run's threat, of which its worst case is."""
+    return {suite: one for suite, one in outcomes.items() if one.under_run}
 
 
 def rerun(folder: Path) -> str:
@@ -97,25 +107,36 @@ def read_all(outcomes: Path, models: Sequence[str], suites: Sequence[str], excha
 
 
 def check_comparable(everything: Iterable[Outcome]) -> None:
-    """All outcomes of a report have one data digest, one threat model and one set of images.
+    """All outcomes of a report have one data digest, one threat model of the run and one set of images; those of a suite one threat model.
 
     Raises: Mistake naming each folder that differs from what most folders say.
     """
     everything = list(everything)
     for what, value in _COMPARED.items():
-        usual = Counter(map(value, everything)).most_common(1)[0][0]
-        model = next(one for one in everything if value(one) == usual)
-        odd = [one for one in everything if value(one) != usual]
-        if odd:
-            raise Mistake(*(f"{one.folder}: {what} differs from that of {model.folder} (got {_short(value(one), usual)}). "
-                            f"Run `{rerun(one.folder)}`." for one in odd))  # fmt: skip
+        _check_alike(everything, what, value)
+    for suite in dict.fromkeys(one.summary.suite for one in everything):
+        _check_alike([one for one in everything if one.summary.suite == suite], *_OF_SUITE)
+
+
+def _check_alike(everything: Sequence[Outcome], what: str, value: Callable[[Outcome], tuple]) -> None:
+    usual = Counter(map(value, everything)).most_common(1)[0][0]
+    model = next(one for one in everything if value(one) == usual)
+    odd = [one for one in everything if value(one) != usual]
+    if odd:
+        raise Mistake(*(f"{one.folder}: {what} differs from that of {model.folder} (got {_short(value(one), usual)}). "
+                        f"Run `{rerun(one.folder)}`." for one in odd))  # fmt: skip
+
+
+def _pair(threat: Threat) -> tuple[str, float]:
+    return threat.norm, threat.eps
 
 
 _COMPARED: dict[str, Callable[[Outcome], tuple]] = {
     "the data digest": lambda one: (one.summary.data_digest,),
-    "the threat model": lambda one: (one.summary.threat.norm, one.summary.threat.eps),
+    "the threat model": lambda one: _pair(one.summary.run_threat or one.summary.threat),
     "the set of images": lambda one: tuple(zip(one.image.tolist(), one.label.tolist(), strict=True)),
 }
+_OF_SUITE: tuple[str, Callable[[Outcome], tuple]] = ("the suite's threat model", lambda one: _pair(one.summary.threat))
 
 
 def _short(got: tuple, usual: tuple) -> str:

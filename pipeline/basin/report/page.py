@@ -13,7 +13,7 @@ from basin.report import figures, pairs, stability, tidy, wording
 from basin.report.album import album
 from basin.report.by_class import by_class
 from basin.report.meanings import MEANINGS
-from basin.report.outcomes import EXCHANGE
+from basin.report.outcomes import EXCHANGE, under_run
 from basin.report.pictures import gallery
 from basin.report.table import ByModel, Table
 from basin.report.tidy import History
@@ -34,10 +34,11 @@ def page(table: Table, everything: ByModel, epochs: History, root: str = "", mad
     `root`: the way from the page's folder to the run's, for links to its outcomes: "../", or nothing.
     """
     positions = {row.model: row.position for row in table.rows}
-    models, curve = list(positions), tidy.points(everything)
-    classes = by_class(everything)
+    ours = {model: under_run(outcomes) for model, outcomes in everything.items()}
+    models, curve = list(positions), tidy.points(ours)
+    classes = by_class(ours)
     ranked = [row.model for row in table.ranked]
-    found = pairs.differences({model: everything[model] for model in ranked})
+    found = pairs.differences({model: ours[model] for model in ranked})
     return rendered(
         "page.html",
         table=table,
@@ -48,6 +49,8 @@ def page(table: Table, everything: ByModel, epochs: History, root: str = "", mad
         curve=curve,
         extra=[(title, what, values) for title, (what, values) in made.costs.items()],
         cascades=[(suite, *cascade(suite, table, everything)) for suite in table.suites],
+        beside=beside(everything),
+        threats=wording.threats(table),
         pairs=[(one, other, difference) for (one, other), difference in found.items()],
         differences=_differences(found, models, table),
         classes=classes,
@@ -55,12 +58,12 @@ def page(table: Table, everything: ByModel, epochs: History, root: str = "", mad
             (model, figures.figure("confusion", rows, f"What the classes are read as by {model} under attack"), moves)
             for (model, rows), (_, moves) in zip(classes.becomes, classes.moves)
         ],
-        flows=stability.section(everything, models),
+        flows=stability.section(ours, models),
         measures=stability.MEASURES,
         training=[(model, *_training(model, rows, models)) for model, rows in epochs.items() if rows],
         untold=[model for model in models if not epochs.get(model)],
-        gallery=gallery(everything),
-        album=album(everything),
+        gallery=gallery(ours),
+        album=album(ours),
         flags=flags(everything),
         meanings=MEANINGS,
         provenance=[
@@ -125,6 +128,12 @@ def cascade(suite: str, table: Table, everything: ByModel) -> tuple[list[str], l
     longest = max((summary for _, summary in summaries), key=lambda summary: len(summary.attacks))
     names = dict.fromkeys([*longest.attacks, *(name for _, summary in summaries for name in summary.attacks)])
     return list(names), summaries
+
+
+def beside(everything: ByModel) -> dict[str, str]:
+    """Suite -> its threat in words, of the suites that are not under the run's."""
+    first = next(iter(everything.values()))
+    return {suite: wording.short(one.summary.threat) for suite, one in first.items() if not one.under_run}
 
 
 def flags(everything: ByModel) -> list[tuple[str, dict[str, list[str]]]]:

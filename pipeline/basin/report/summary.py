@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from basin.config.threat import named
+
 FORMAT = 1  # of summary.json and the files beside it
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Accuracy, Accuracy]
@@ -20,11 +22,22 @@ class Threat(BaseModel):
     norm: str
     eps: Annotated[float, Field(gt=0)]
 
+    def __str__(self) -> str:
+        return named(self.norm, self.eps)
+
 
 class Masked(BaseModel):
     """What an attack with the naive gradient would have reported."""
 
     attack: str
+    robust: Accuracy
+    interval: Interval
+
+
+class Certified(BaseModel):
+    """What no attack can break: by a Lipschitz constant (in L2) before the last layer, and the margin after it."""
+
+    lipschitz: Annotated[float, Field(ge=0)]
     robust: Accuracy
     interval: Interval
 
@@ -60,6 +73,7 @@ class Summary(BaseModel):
     data: str
     data_digest: str
     threat: Threat
+    run_threat: Threat | None = None  # that of the run, where the suite has a threat of its own
     n: Annotated[int, Field(gt=0)]
     clean: Accuracy
     robust: Accuracy
@@ -68,6 +82,7 @@ class Summary(BaseModel):
     alone: dict[str, Accuracy | None] = {}
     spared: dict[str, tuple[int, int]] = {}  # attack -> images it was given, closest to falling first, and images it was not
     masked: Masked | None = None
+    certified: Certified | None = None
     ensemble: Ensemble | None = None
     twin: Undefended | None = None
     curve: Curve | None = None

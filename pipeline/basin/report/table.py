@@ -1,6 +1,6 @@
 """The table: per model, what is left of its accuracy when every suite has had its turn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +8,14 @@ import numpy as np
 from basin.errors import Mistake
 from basin.evaluation import classes
 from basin.evaluation.interval import wilson
-from basin.report.outcomes import Outcome
+from basin.report.outcomes import Outcome, under_run
 from basin.report.summary import Threat
 
 ByModel = Mapping[str, Mapping[str, Outcome]]  # model -> suite -> outcome
 MADE = ("model", "backbone", "head", "training", "clean")
-MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n", *classes.BALANCE)
+TWIN = ("twin", "twin_model", "twin_source")
+MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "certified", *TWIN, "n", *classes.BALANCE)
+UNION = ("union", "union_low", "union_high")  # of a run with suites under threats of their own
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,11 @@ class Twin:
 
 @dataclass(frozen=True)
 class Row:
-    """One model. `worst` counts an image only if it is robust in every suite, and under the masked attack where measured."""
+    """One model. `worst` counts an image only if it is robust in every suite, and under the masked attack where measured.
+
+    That is of the suites under the run's threat. `threats`: the same of the suites under each other threat, by its name; `union`: an image
+    counts only if it is robust under all threats; None where there is but one.
+    """
 
     model: str
     backbone: str
@@ -57,8 +63,11 @@ class Row:
     clean: Share
     suites: Mapping[str, Share]
     worst: Share
+    threats: Mapping[str, Share]
+    union: Share | None
     masked: Share | None
     masked_attack: str
+    certified: float | None  # share of the images within whose ball no attack can succeed
     twin: Twin | None
     balance: dict[str, float]  # share of the largest class, means over the classes
     passes: int  # images sent through the model while attacking it, over all suites
@@ -78,8 +87,13 @@ class Row:
         numbers |= {"worst_case": self.worst.value, "interval_low": low, "interval_high": high}
         if self.masked:
             numbers["masked"] = self.masked.value
+        if self.certified is not None:
+            numbers["certified"] = self.certified
         if self.twin:
             numbers["twin"] = self.twin.share.value
+        numbers |= {column(name): share.value for name, share in self.threats.items()}
+        if self.union:
+            numbers |= dict(zip(UNION, (self.union.value, *self.union.interval), strict=True))
         return numbers | self.balance
 
 
@@ -92,6 +106,7 @@ class Table:
     data: str
     digest: str
     threat: Threat
+    threats: Mapping[str, Threat]  # the others, of suites with a threat of their own, by their names
     n: int
 
     @property
@@ -107,19 +122,36 @@ class Table:
     def uneven(self) -> bool:
         return self.rows[0].uneven
 
+    @property
+    def certified(self) -> bool:
+        """Whether a row has a certified share."""
+        return any(row.certified is not None for row in self.rows)
+
     def metrics(self) -> dict[str, dict[str, float]]:
         return {row.model: row.metrics() for row in self.rows}
 
 
 def worst_case(suites: Mapping[str, Outcome]) -> Share:
-    """The per-image worst case over suites whose outcomes are on the same images."""
-    robust = held(suites)
-    return Share(float(robust.sum()), robust.size)
+    """The per-image worst case over suites whose outcomes are on the same images: of those under the run's threat."""
+    return _share(held(suites))
 
 
 def held(suites: Mapping[str, Outcome]) -> np.ndarray:
-    """The share of draws in which each image holds against everything."""
-    return np.minimum.reduce([np.fmin(one.robust, one.masked) for one in suites.values()])  # of a number and nan the number
+    """The share of draws in which each image holds against everything under the run's threat."""
+    return _lowest(under_run(suites).values())
+
+
+def _lowest(outcomes: Iterable[Outcome]) -> np.ndarray:
+    return np.minimum.reduce([np.fmin(one.robust, one.masked) for one in outcomes])  # of a number and nan the number
+
+
+def _share(robust: np.ndarray) -> Share:
+    return Share(float(robust.sum()), robust.size)
+
+
+def column(threat: str) -> str:
+    """Of the worst case under a threat that is not the run's, in table.csv and among the registry's metrics."""
+    return f"worst_case.{threat}"
 
 
 def tabulate(everything: ByModel, suites: Sequence[str]) -> Table:
@@ -127,16 +159,19 @@ def tabulate(everything: ByModel, suites: Sequence[str]) -> Table:
 
     Raises: Mistake if a suite has the name of a column.
     """
-    if clash := [suite for suite in suites if suite in MADE + MEASURED]:
+    if clash := [suite for suite in suites if suite in MADE + MEASURED + UNION]:
         raise Mistake(f"params.yaml: suites: the name is that of a column of the report (got {clash[0]}). Rename the suite.")
     rows = tuple(_row(model, position, everything, suites) for position, model in enumerate(everything))
-    summary = next(iter(everything[rows[0].model].values())).summary
-    return Table(rows, tuple(suites), summary.data, summary.data_digest, summary.threat, summary.n)
+    outcomes = everything[rows[0].model].values()
+    summary, others = next(one.summary for one in outcomes if one.under_run), [one.summary.threat for one in outcomes if not one.under_run]
+    return Table(rows, tuple(suites), summary.data, summary.data_digest, summary.threat, {str(one): one for one in others}, summary.n)
 
 
 def _row(model: str, position: int, everything: ByModel, suites: Sequence[str]) -> Row:
-    outcomes = everything[model]
+    all_threats = everything[model]
+    outcomes = under_run(all_threats)
     first = next(iter(outcomes.values()))
+    others = dict.fromkeys(str(one.summary.threat) for one in all_threats.values() if not one.under_run)
     masked = [one for one in outcomes.values() if not np.isnan(one.masked).all()]
     return Row(
         model=model,
@@ -144,13 +179,19 @@ def _row(model: str, position: int, everything: ByModel, suites: Sequence[str]) 
         head=first.summary.head or "",
         training=first.summary.training or "",
         clean=Share(first.summary.clean * first.summary.n, first.summary.n),
-        suites={suite: Share(float(outcomes[suite].robust.sum()), first.summary.n) for suite in suites},
+        suites={suite: _share(all_threats[suite].robust) for suite in suites},
         worst=worst_case(outcomes),
+        threats={
+            name: _share(_lowest(one for one in all_threats.values() if not one.under_run and str(one.summary.threat) == name))
+            for name in others
+        },
+        union=_share(_lowest(all_threats.values())) if others else None,
         masked=_masked(masked[-1]) if masked else None,
         masked_attack=masked[-1].summary.masked.attack if masked and masked[-1].summary.masked else "",
+        certified=first.summary.certified.robust if first.summary.certified else None,
         twin=_twin(outcomes, everything),
         balance=_balance(first, held(outcomes)),
-        passes=sum(one.summary.passes for one in outcomes.values()),
+        passes=sum(one.summary.passes for one in all_threats.values()),
         uneven=classes.is_uneven(first.label),
         position=position,
     )

@@ -12,7 +12,7 @@ from basin import files
 from basin.errors import Mistake
 from basin.report.outcomes import Outcome
 from basin.report.summary import Curve
-from basin.report.table import MADE, MEASURED, ByModel, Row, Share, Table
+from basin.report.table import MADE, MEASURED, UNION, ByModel, Row, Share, Table, column
 
 History = dict[str, list[dict[str, str]]]  # model -> rows of history/<model>.csv with a running `step`
 
@@ -22,7 +22,8 @@ def metrics(table: Table, path: Path) -> None:
 
 
 def rows(table: Table, path: Path) -> None:
-    write(path, [*MADE, *table.suites, *MEASURED], results(table))
+    threats = [*map(column, table.threats), *UNION] if table.threats else []
+    write(path, [*MADE, *table.suites, *MEASURED, *threats], results(table))
 
 
 def results(table: Table) -> list[dict[str, Any]]:

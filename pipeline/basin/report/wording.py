@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from basin.config.threat import written as radius
+from basin.report.summary import Threat
 from basin.report.table import Row, Share, Table, Twin
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
@@ -33,6 +34,15 @@ def threat(table: Table) -> str:
     return f"{norm} distance at most {radius(table.threat.eps)} on pixels in [0, 1], n = {table.n}"
 
 
+def short(threat: Threat) -> str:
+    return f"{NORMS.get(threat.norm, threat.norm)} {radius(threat.eps)}"
+
+
+def threats(table: Table) -> list[str]:
+    """Every threat of the run, its own first."""
+    return [short(threat) for threat in (table.threat, *table.threats.values())]
+
+
 def listed(names: list[str], most: int = 4) -> str:
     """`a`, `a and b`, `a, b and 3 others`."""
     if len(names) > most:
@@ -45,6 +55,7 @@ def reading(table: Table) -> Iterator[str]:
     yield from _best(table)
     yield from _twins(table)
     yield from _masked(table)
+    yield from _union(table)
 
 
 def _best(table: Table) -> Iterator[str]:
@@ -86,3 +97,10 @@ def _masked(table: Table) -> Iterator[str]:
         yield f"A wrong gradient would have reported {percent(masked)}% for {model}, {100 * gap:.1f} points above its worst case."
     else:
         yield "A wrong gradient would have reported no more than the worst case for any model."
+
+
+def _union(table: Table) -> Iterator[str]:
+    unions = [(row.union, row.model) for row in table.rows if row.union]
+    if unions:
+        share, model = max(unions, key=lambda pair: pair[0].k)
+        yield f"Under {listed(threats(table))} together {model} keeps most, {percent(share.value)}% {interval(share)}."

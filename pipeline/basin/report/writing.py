@@ -39,7 +39,7 @@ def write(outcomes: Path, history: Path, models: Sequence[str], suites: Sequence
     table, epochs = tabulate(everything, suites), tidy.read_history(history, models)
     tidy.rows(table, out / "table.csv")
     tidy.metrics(table, out / "metrics.json")
-    tidy.curves(everything, out / "curves.csv")
+    tidy.curves({model: reading.under_run(outcomes) for model, outcomes in everything.items()}, out / "curves.csv")
     tidy.history(epochs, out / "history.csv")
     plots.write(out / "plots")
     files.write(out / "index.html", page(table, everything, epochs, "../"))

@@ -14,12 +14,13 @@ def main(model: str, suite_name: str) -> None:
         shared=True,
     ) as stage:
         from basin import checkpoint
-        from basin.evaluation import outcomes, robustness, trajectories
+        from basin.evaluation import certificate, outcomes, robustness, trajectories
         from basin.models import artifact, recipe
         from basin.stages import judging
         from basin.threat.ball import ThreatModel
 
-        settings, suite, threat = stage.config.attack, stage.config.suites[suite_name], ThreatModel.of(stage.config.threat)
+        settings, suite = stage.config.attack, stage.config.suites[suite_name]
+        threat = ThreatModel.of(suite.threat or stage.config.threat)
         classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)
         twin = artifact.load_twin(entry.MODELS / model, stage.device)
         images, labels = judging.images(settings.images)
@@ -35,6 +36,8 @@ def main(model: str, suite_name: str) -> None:
         if not stage.group.first:
             return
         about |= vars(result.diagnosis) | {"declared": asdict(result.declared), "facts": result.facts, "replaced": result.replaced}
+        about |= {"run_threat": stage.config.threat.model_dump()} if suite.threat else {}
+        about["certified"] = certificate.certify(classifier, result.outcomes, threat, settings.batch)
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
         stage.run.metrics(judging.numbers(summary) | stability)

@@ -40,4 +40,4 @@ def numbers(summary: dict[str, Any]) -> dict[str, float]:
     }
     flat |= {f"after.{name}": robust for name, robust in summary["attacks"].items()} | {"flags": len(summary["flags"])}
     flat |= {f"probe.{name}": figure for name, figure in summary.get("probes", {}).items()}
-    return flat | ({"masked": summary["masked"]["robust"]} if summary["masked"] else {})
+    return flat | {name: summary[name]["robust"] for name in ("masked", "certified") if summary.get(name)}
