@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pdoc
+import pdoc.render
 from pdoc.render_helpers import to_html
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,7 @@ body {{ font: 1rem/1.55 system-ui, sans-serif; max-width: 60rem; margin: 2rem au
 nav a {{ margin-right: 1rem }}
 pre, table {{ overflow-x: auto; display: block }}
 pre {{ padding: .8rem; background: #8882 }}
+p code, li code {{ overflow-wrap: anywhere }}
 td, th {{ padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #8884 }}
 img {{ max-width: 100% }}
 </style><nav>{menu}</nav><main>{body}</main></html>
@@ -89,6 +91,7 @@ def broken(site: Path) -> Iterator[str]:
 def build(site: Path) -> list[str]:
     """Write the site anew; what is wrong with it."""
     shutil.rmtree(site, ignore_errors=True)
+    pdoc.render.configure(template_directory=ROOT / "docs/pdoc")  # for its custom.css: the dark theme
     pdoc.pdoc(*MODULES, output_directory=site / "api")
     for page in pages():
         text = page.read_text(encoding="utf-8")

@@ -160,7 +160,7 @@ def test_from_the_wheel_and_a_folder_of_images_to_a_registered_model(venv: Path,
     assert "data pets: 3 classes, images of shape [3, 64, 64]: 84 train, 12 validation, 24 test" in do("basin", "check")
     said = do("basin", "repro")
     assert said.count("pets, L∞ distance at most 4/255") == 1, "the table, once"
-    assert "models:/pets-linf-4_255@champion" in said and "git add" not in said
+    assert "models:/pets-linf-4_255@champion" in said and "git add" not in said and "dvc exp" not in said, "there is no git here"
     assert (place / "report/index.html").is_file()
     assert "pets-linf-4_255" in do("basin", "models")
     assert do(str(venv / "python"), "-P", "-m", "dvc", "repro").splitlines()[-1] == "Data and pipelines are up to date."

@@ -1,11 +1,13 @@
 """The README's figures are those of docs/results, and its picture is there and small."""
 
 import re
+import tomllib
 
 import pytest
 from pages import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PICTURES = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
 
 
 def table(text: str, n: int = 0) -> list[dict[str, str]]:
@@ -24,5 +26,12 @@ def test_the_tables_are_those_of_the_results(n, page):
 
 
 def test_the_picture_is_there_and_small():
-    (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert (ROOT / picture).stat().st_size < 200 * 1024
+    *_, picture = PICTURES
+    assert picture.endswith("report.png") and (ROOT / picture).stat().st_size < 200 * 1024
+
+
+def test_the_badges_are_files_of_ours_and_true():
+    """What only a service could say, whether the tests pass, has no badge."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    said = [re.findall(r"<text[^>]*>([^<]+)", (ROOT / badge).read_text(encoding="utf-8")) for badge in PICTURES[:-1]]
+    assert said == [["Python", project["requires-python"].replace(">=", "≥ ")], ["licence", project["license"]]]

@@ -262,6 +262,7 @@ def _finish(code: int, targets: list[str] | None) -> None:
         from basin.config import params
         from basin.registry import lookup, upkeep
         from basin.report import console, writing
+        from basin.tracking import journal
 
         attack = params.load().attack
         Console().print(console.terminal(writing.read(Path("outcomes"), attack.models, attack.suites)))
@@ -269,7 +270,8 @@ def _finish(code: int, targets: list[str] | None) -> None:
         for one in (version for version in lookup.find(name=name) if version["aliases"]):
             typer.echo(f"{one['name']}/{one['version']} {one['model']}: {one['standing']} ({one['reasons']})")
         typer.echo(f"Report: {REPORT}    Champion: models:/{name}@champion")
-        typer.echo("Next:  basin ui  |  dvc exp run -S seed=1  |  basin use NAME")
+        tries = "  |  dvc exp run -S seed=1" * (journal.commit()["commit"] != "none")  # DVC's experiments need a commit
+        typer.echo(f"Next:  basin ui{tries}  |  basin use NAME")
         if problems := upkeep.verify(*registry.run(), files=False):
             typer.echo("\n".join([*problems, "To mend it: basin registry sync"]))
     sys.exit(code)

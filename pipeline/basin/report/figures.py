@@ -81,7 +81,7 @@ def _look(part: Any, models: list[str], shown: set[str]) -> None:
         for channel, encoding in part.items():
             if channel in ("color", "shape") and isinstance(encoding, dict) and encoding.get("field") in ("who", "model"):
                 encoding["scale"] = {"domain": models}
-                if encoding.get("legend", True) is not None:
+                if channel == "shape" or encoding.get("legend", True) is not None:  # where both have the run's order the two are one legend
                     encoding["legend"] = {"values": [model for model in models if model in shown]}
             else:
                 _look(encoding, models, shown)
