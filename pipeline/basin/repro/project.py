@@ -8,6 +8,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from basin import files
 from basin.config.splits import SplitSettings
 from basin.config.threat import asked
