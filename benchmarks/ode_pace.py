@@ -39,6 +39,7 @@ def _solves(batch: int, rounds: int) -> list[dict[str, Any]]:
             "Flow": Flow(drift, T, Solver(steps=STEPS)),
             "Flow, recomputed": Flow(drift, T, Solver(steps=STEPS, recompute=True)),
             "torchdiffeq": _torchdiffeq(drift),
+            "classical rule, bare loop": _classical(drift),
         }
         works = [_gradient(way, z0, inputs) for way in (_chain(drift), *ways.values())]
         rows += _rows([f"{name}, batch {batch}, gradient of {of}" for name in ways], works, rounds)
@@ -75,6 +76,22 @@ def _chain(drift: nn.Module) -> Callable[[Tensor], Tensor]:
 def _torchdiffeq(drift: nn.Module) -> Callable[[Tensor], Tensor]:
     times = torch.tensor([0.0, T])
     return lambda z: odeint(lambda t, z: drift(z), z, times, method="rk4", options={"step_size": T / STEPS})[-1]
+
+
+def _classical(drift: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Runge's and Kutta's classical rule, which needs fewer sums than the 3/8 rule (torchdiffeq's and ours): what any loop costs here."""
+    h = T / STEPS
+
+    def solve(z: Tensor) -> Tensor:
+        for _ in range(STEPS):
+            k1 = drift(z)
+            k2 = drift(torch.add(z, k1, alpha=h / 2))
+            k3 = drift(torch.add(z, k2, alpha=h / 2))
+            k4 = drift(torch.add(z, k3, alpha=h))
+            z = torch.add(z, (k1 + k4).add_(k2 + k3, alpha=2), alpha=h / 6)
+        return z
+
+    return solve
 
 
 def _closed_form(drift: Any) -> Callable[..., Tensor]:

@@ -59,6 +59,7 @@ LIGHT = {
     "basin.report.writing": ("torch", "mlflow", "prefect", "dvc", "scipy"),
     "basin.repro.graph": ("torch", "mlflow", "prefect", "scipy"),
     "basin.registry.lookup": ("torch", "prefect", "torchvision", "sklearn"),
+    "basin.registry.upkeep": ("torch", "prefect", "torchvision", "sklearn"),
     "basin.evaluation.robustness": ("torch._dynamo", "sympy", "scipy", "mlflow", "prefect", "dvc", "torchvision", "torchdiffeq", "sklearn"),
     "basin.stages.train": ("torch._dynamo", "sympy", "scipy", "mlflow", "prefect", "dvc", "torchvision", "torchdiffeq", "sklearn"),
 }

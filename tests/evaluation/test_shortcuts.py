@@ -97,6 +97,22 @@ def test_a_gradient_in_doubt_spares_no_image(name, linear):
     assert result.worst_case == 0 or result.attacks["square"] < result.clean
 
 
+class Noisy(Linear):
+    """Its logits are drawn about those of the linear model."""
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z + 0.3 * z.std() * torch.randn_like(z)
+
+
+def test_a_random_model_spares_no_image(linear):
+    """Which image is closest to falling is noise there."""
+    model, x, y = linear
+    asked = Suite.model_validate({"attacks": {"margin": {"kind": "margin"}, "again": {"kind": "fgsm"}}, "probe": {"again": 0.1}})
+    result = robustness.evaluate(Noisy(model.W, model.b).eval(), None, x, y, BALL, asked, (0, "noisy"))
+    assert result.declared.randomised and result.outcomes.spared == {} and list(result.attacks) == ["margin", "again"]
+
+
 def test_thorough_spares_no_image_and_ends_where_the_shortcuts_do(linear):
     model, x, y = linear
     attacks = {"margin": {"kind": "margin"}, "square": {"kind": "square", "queries": 20}}

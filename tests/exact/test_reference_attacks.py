@@ -26,7 +26,9 @@ FAST = [
 ]
 balls = pytest.mark.parametrize("ball", BALLS, ids=str)
 fast = pytest.mark.parametrize(("kind", "settings"), FAST, ids=[kind for kind, _ in FAST])
-pyautoattacks = pytest.mark.parametrize(("kind", "settings"), FAST[:2], ids=["autoattack", "fab"])
+pyautoattacks = pytest.mark.parametrize(
+    ("kind", "settings"), [pytest.param(*FAST[0], marks=pytest.mark.slow), FAST[1]], ids=["autoattack", "fab"]
+)
 
 
 @pytest.fixture

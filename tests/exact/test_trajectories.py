@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from basin.config.solver import Solver
 from basin.evaluation import trajectories
-from basin.evaluation.trajectories import lipschitz, part
+from basin.evaluation.trajectories import part
 from basin.methods.heads.sodef import SineDrift
 from basin.models import stability
+from basin.models.lipschitz import constant
 from basin.models.ode import Flow, flows
 
 FINE = Solver(steps=128)
@@ -87,7 +88,7 @@ def test_on_a_linear_flow_the_estimates_are_exact(A):
     mu = torch.linalg.eigvalsh((A + A.T) / 2)[-1]
     found = part(linear(A, 2.0), draws(6, 3), draws(6, 3, seed=1))
     torch.testing.assert_close(found.exponent, (mu * found.times)[:, None].expand(-1, 6))
-    assert found.met == pytest.approx(torch.linalg.matrix_norm(A, 2).item()) == lipschitz(Matrix(A))
+    assert found.met == pytest.approx(torch.linalg.matrix_norm(A, 2).item()) == constant(Matrix(A))
     assert found.numbers()["log_norm_path"] == pytest.approx(mu.item())
 
 
@@ -126,7 +127,7 @@ def test_distances_keep_to_the_bound_and_to_the_sharper_estimate(scale, seed):
     """On SODEF's drift, for perturbations as large as the states themselves."""
     drift = sine(scale, seed)
     found = part(Flow(drift, 2.0, Solver(steps=64)), draws(20, 6), draws(20, 6, seed=1))
-    L = lipschitz(drift)
+    L = constant(drift)
     assert found.met <= L * (1 + 1e-12)
     assert (found.ratio <= (L * found.times).exp()[:, None] * (1 + 1e-6)).all()
     assert (found.ratio <= found.exponent.exp() * (1 + 0.05)).all()  # 5%: Simpson's rule on three points, trapezia in time
@@ -136,10 +137,10 @@ def test_distances_keep_to_the_bound_and_to_the_sharper_estimate(scale, seed):
 def test_lipschitz_constants_come_from_the_layers():
     A, B = draws(4, 4), draws(4, 4, seed=1)
     norms = [torch.linalg.matrix_norm(M, 2).item() for M in (A, B)]
-    assert lipschitz(nn.Sequential(Matrix(A), nn.Tanh(), Matrix(B))) == pytest.approx(norms[0] * norms[1])
+    assert constant(nn.Sequential(Matrix(A), nn.Tanh(), Matrix(B))) == pytest.approx(norms[0] * norms[1])
     drift = sine(1.0)
-    assert lipschitz(drift) == pytest.approx(torch.linalg.matrix_norm(drift.linear.weight, 2).item())
-    assert lipschitz(nn.Sequential(Matrix(A), nn.GELU())) is None and lipschitz(Drift(torch.sin)) is None
+    assert constant(drift) == pytest.approx(torch.linalg.matrix_norm(drift.linear.weight, 2).item())
+    assert constant(nn.Sequential(Matrix(A), nn.GELU())) is None and constant(Drift(torch.sin)) is None
 
 
 def test_the_largest_singular_value_of_a_map_is_found():
@@ -199,7 +200,7 @@ def test_each_flow_is_written_with_its_numbers(model, pairs, tmp_path):
     }
     flow = flows(model.head)[0]
     measured = stability.measure(flow, model.head.state(model.features(pairs[0][:64])))
-    expected = measured.numbers() | {"nfe": 12, "lipschitz": lipschitz(flow.drift)}
+    expected = measured.numbers() | {"nfe": 12, "lipschitz": constant(flow.drift)}
     assert {name: head["numbers"][name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert head["numbers"]["growth_median"] == head["trajectories"]["median"][-1]
     assert backbone["spectrum"] == [] and not {"lipschitz", "log_norm_max"} & backbone["numbers"].keys()

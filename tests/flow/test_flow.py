@@ -380,3 +380,31 @@ def test_a_sweep_is_a_table_of_experiments_whose_killed_points_resume(
     assert (place / "params.yaml").read_text() == before
     (page,) = post(prefect_server, "artifacts/latest/filter", {"artifacts": {"key": {"any_": ["sweep"]}}})
     assert '"robust": 0.1' in page["data"]
+
+
+TRACKED = """
+import sys
+from pathlib import Path
+from basin.tracking import journal
+with journal.run(name := sys.argv[1], {}, {}, experiment="digits"):
+    Path(name).touch()
+"""
+
+
+@pytest.mark.slow
+def test_stages_at_once_stand_under_the_one_run_of_their_flow(flow: SimpleNamespace, project: MakeProject, monkeypatch: pytest.MonkeyPatch):
+    for name in ("BASIN_TRACKING", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    place = project(
+        "stages:\n  both:\n    foreach: [left, right]\n    do:\n      cmd: python tracked.py ${item}\n      outs: ['${item}']\n"
+    )
+    (place / "tracked.py").write_text(TRACKED)
+    flow.repro()
+    from basin.tracking.client import client
+
+    runs = {run.data.tags["stage"]: run for run in client().search_runs(["1"])}
+    over = runs.pop("repro")
+    assert over.info.status == "FINISHED" and over.info.run_name.endswith(" digits-linf-0.15")
+    assert {name: run.data.tags["mlflow.parentRunId"] for name, run in runs.items()} == dict.fromkeys(["left", "right"], over.info.run_id)
+    flow.repro()
+    assert len(client().search_runs(["1"])) == 3, "where nothing ran there is no run"

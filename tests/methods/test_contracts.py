@@ -50,6 +50,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("backbones", "torchvision"): {"name": "shufflenet_v2_x0_5"},
     ("backbones", "wide_resnet"): {"depth": 10, "widen": 1},
     ("backbones", "resnet"): {"depth": 8, "width": 8},
+    ("heads", "contracting"): {"width": 16},
     ("heads", "sodef"): {"width": 16},
     ("heads", "ode"): {"width": 16},
     ("training", "yopo"): {"m": 2, "n": 2},

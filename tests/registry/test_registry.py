@@ -199,7 +199,7 @@ def test_a_run_is_registered_once(run):
 def test_metrics_are_on_the_run_and_on_the_logged_model(registered):
     version = store().get_model_version(NAME, "2")
     model = store().get_logged_model(version.source.removeprefix("models:/"))
-    names = {"clean", "worst_case", "interval_low", "interval_high", "twin", "n", "robust.short", "flags", "unresolved"}
+    names = {"clean", "worst_case", "interval_low", "interval_high", "twin", "n", "worst_case.short", "flags", "unresolved"}
     costs = {"latency_ms.1", "latency_ms.64", "parameters", "nfe"}
     assert {m.key: m.value for m in model.metrics} == store().get_run(version.run_id).data.metrics
     assert {m.key for m in model.metrics} == names | costs and json.loads(model.tags["mlflow.modelVersions"]) == [

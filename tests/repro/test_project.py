@@ -59,9 +59,8 @@ def test_the_graph_is_the_checkouts_with_its_code_as_keys(made: Path):
 
 @pytest.mark.parametrize("place", ["checkout", "project"])
 def test_the_graph_watches_what_the_kind_of_data_names(place: str):
-    text = watched.graph((ROOT / "dvc.yaml").read_text(encoding="utf-8") if place == "checkout" else project.project_graph(), "digits")
-    if place == "checkout":
-        assert text == (ROOT / "dvc.yaml").read_text(encoding="utf-8"), "the checkout's own run has no images to watch"
+    text = (ROOT / "dvc.yaml").read_text(encoding="utf-8") if place == "checkout" else code.graph()
+    assert watched.graph(text, "digits") == text, "a run with no images of one's own to watch"
     for kind, key in watched.KEYS.items():
         watching = watched.graph(text, kind)
         bodies = [YAML(typ="safe").load(one)["stages"] for one in (text, watching)]
@@ -136,6 +135,47 @@ def test_a_stage_of_another_code_is_refused_until_basin_has_looked(made: Path):
     )
     assert code.keep() and not code.keep()
     code.check()
+
+
+@pytest.fixture
+def newer(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the next version's graph will be, its installation done and not yet followed."""
+    monkeypatch.setattr(code, "GRAPH", tmp_path / "graph.yaml")
+    code.GRAPH.write_text((ROOT / "dvc.yaml").read_text(encoding="utf-8").replace("the numbers, side by side", "figures"), encoding="utf-8")
+    return code.graph()
+
+
+def test_an_upgrade_brings_its_graph(made: Path, newer: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    assert code.OWN.read_text(encoding="utf-8") != newer and code.keep()
+    assert code.OWN.read_text(encoding="utf-8") == newer and not code.OFFERED.exists()
+    assert caplog.messages == ["dvc.yaml: now the graph of Basin 0.1.0. Commit it with code.yaml."]
+    assert not code.keep() and "figures" in [stage.desc for stage in Repo().index.stages]
+
+
+@pytest.mark.parametrize("brought", [True, False])
+def test_an_upgrade_leaves_a_graph_that_was_edited_and_shows_its_own(made: Path, newer: str, brought: bool):
+    own = code.OWN.read_text(encoding="utf-8") + "# mine\n"
+    code.OWN.write_text(own, encoding="utf-8")
+    for _ in range(2):  # until the user has decided
+        with pytest.raises(Mistake) as mistake:
+            code.keep()
+    assert str(mistake.value) == (
+        "dvc.yaml: has changes of yours, and Basin's graph has changed (got Basin 0.1.0). Bring yours into dvc.yaml.new, which is Basin's, "
+        "then: mv dvc.yaml.new dvc.yaml. To keep yours as it is: rm dvc.yaml.new."
+    )
+    assert code.OWN.read_text(encoding="utf-8") == own and code.OFFERED.read_text(encoding="utf-8") == newer
+    if brought:
+        code.OWN.write_text(newer + "# mine\n", encoding="utf-8")
+    code.OFFERED.unlink()
+    assert not code.keep() and not code.OFFERED.exists()
+    assert code.OWN.read_text(encoding="utf-8") == (newer + "# mine\n" if brought else own)
+
+
+def test_an_edited_graph_stays_where_an_upgrade_changes_code_alone(made: Path):
+    code.OWN.write_text(own := code.OWN.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    code.FILE.write_text(code.text().replace("version: ", "version: 0.0."), encoding="utf-8")
+    assert code.keep() and code.OWN.read_text(encoding="utf-8") == own and not code.OFFERED.exists()
 
 
 def test_beside_code_of_ones_own_in_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

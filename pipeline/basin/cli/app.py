@@ -124,13 +124,11 @@ def repro(targets: Targets = None) -> None:
     """`dvc repro`, after params.yaml was checked as a whole; then the result, and where to look."""
     from basin.config import params
     from basin.repro import whole
-    from basin.tracking.parent import parent
+    from basin.tracking import parent
     from basin.tracking.shared import one_mirror
 
     _show_the_table_once(targets)
-    config = params.load()
-    about = {"data": config.data_name, "threat": config.threat.model_dump(mode="json"), "seed": config.seed, "stages": targets or "all"}
-    with one_mirror(), parent(" ".join([config.registered_name, *(targets or [])]), config.data_name, about) as ended:
+    with one_mirror(), parent.over(params.load(), targets or ()) as ended:
         ended(code := whole.reproduce(targets or []))
     _finish(code, targets)
 

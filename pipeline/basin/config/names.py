@@ -13,7 +13,7 @@ KEPT = re.compile(r"champion|latest|v\d+", re.IGNORECASE)  # aliases that are Ba
 KEPT_ATTACKS = {"clean": "images misread without an attack", "float32": "the last attack, in float32, on what a quicker search leaves"}
 COLUMNS = (  # of the report's table, beside one for each suite (report/table.py)
     "model", "backbone", "head", "training", "clean",
-    "worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n",
+    "worst_case", "interval_low", "interval_high", "masked", "certified", "twin", "twin_model", "twin_source", "n",
     "largest_class", "balanced_clean", "balanced_worst_case", "union", "union_low", "union_high",
 )  # fmt: skip
 ALL_ADDED = f"{', '.join(ADDED[:-1])} and {ADDED[-1]}"

@@ -18,7 +18,7 @@ from basin.threat.target import cross_entropy_each
 from basin.types import Images, Labels, Logits, PerImage
 
 FORMAT = 1  # of the three files of a folder; summary.json says it
-FIELDS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked")
+FIELDS = ("image", "label", "clean", "adversarial", "robust", "attack", "distance", "loss", "masked", "certified")
 TENSORS = ("clean", "clean_share", "points", "loss", "adversarial", "share", "masked", "ensemble")
 
 
@@ -41,6 +41,7 @@ class Outcomes:
     adversarial: Labels
     share: PerImage
     masked: PerImage | None = None  # the share under the naive gradient alone
+    radius: PerImage | None = None  # the L2 radius within which no attack can succeed (certificate.py)
     ensemble: Tensor | None = None  # [n, 2]: shares of ensembles that read the clean image and the stored point rightly
     after: dict[str, float] = field(default_factory=dict)  # attack -> robust accuracy after it
     curve: list[tuple[float, float]] = field(default_factory=list)
@@ -127,8 +128,9 @@ def write(folder: Path, o: Outcomes, threat: ThreatModel, about: dict[str, Any])
     rows.writerow(FIELDS)
     for i, share in enumerate(o.share.tolist()):
         masked = "" if o.masked is None else f"{o.masked[i]:.4g}"
+        certified = "" if o.radius is None else f"{o.radius[i]:.6g}"
         row = (o.index[i], o.labels[i], o.clean[i], o.adversarial[i])
-        rows.writerow([*map(int, row), f"{share:.4g}", o.attack[i], f"{distance[i]:.6f}", f"{o.loss[i]:.6f}", masked])
+        rows.writerow([*map(int, row), f"{share:.4g}", o.attack[i], f"{distance[i]:.6f}", f"{o.loss[i]:.6f}", masked, certified])
     files.write(folder / "outcomes.csv", text.getvalue())
     files.write(folder / "adversarial.safetensors", save({"images": o.points.contiguous(), "clean": o.images.contiguous()}))
     summary = {"format": FORMAT, "basin": files.VERSION} | about | measures(o) | {"threat": threat.model_dump()}

@@ -122,7 +122,7 @@ def _asked(suite: Suite, declared: Declaration, model: nn.Module) -> dict[str, A
         tried |= {name: attempt for name, attempt in asked_for.items() if name not in tried or attempt.way != Way()}
     elif not declared.differentiable:
         tried |= without_gradient(declared, Adaptive())
-    if suite.thorough or declared.blind or not declared.differentiable:  # a gradient in doubt spares no image
+    if suite.thorough or declared.blind or declared.randomised or not declared.differentiable:  # a gradient in doubt spares no image
         tried = {name: replace(attempt, probe=0.0, earned="") for name, attempt in tried.items()}
     return tried
 

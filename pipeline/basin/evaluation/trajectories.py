@@ -5,14 +5,14 @@
     r(t) <= e^(L t)               Groenwall; ||f(z~) - f(z)|| <= L ||z~ - z||
     r(t) <= e^(int_0^t m ds)      m = int_0^1 mu(J(z + s (z~ - z))) ds,  mu(J) the largest eigenvalue of (J + J^T) / 2 (Dahlquist 1958)
 
-The first is what the theory of Chu et al. 2020 (arXiv 2012.02452) rests on. Its L is given by the layers where it can be (`lipschitz`): a
-bound. Elsewhere there is only the largest ||J||_2 met on the way, which is an estimate, from below. The second is sharper: mu <= ||J||,
-and may be negative. Its integrals are taken by quadrature at the states that the solver visits, so it is an estimate as well.
+The first is what the theory of Chu et al. 2020 (arXiv 2012.02452) rests on. Its L is given by the layers where it can be
+(models/lipschitz.py): a bound. Elsewhere there is only the largest ||J||_2 met on the way, which is an estimate, from below. The second is
+sharper: mu <= ||J||, and may be negative. Its integrals are taken by quadrature at the states that the solver visits, so it is an estimate
+as well.
 """
 
 import copy
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from basin import files
 from basin.models import stability
+from basin.models.lipschitz import constant
 from basin.models.ode import Flow, Start, Times, Trajectory
 from basin.types import Images
 
@@ -31,7 +32,6 @@ TIMES = 16  # intervals of [0, T], at most
 WIDEST = 256  # of the states whose Jacobian is written down at each of these times; that of others is left to power iteration
 FEW = 16  # pairs of those
 EIGENVALUES = 512  # of all images together that are kept, at most
-OF_LIPSCHITZ_1 = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,6 @@ def _norms(flow: Flow, times: Times, clean: Trajectory, other: Trajectory) -> tu
     return None, max(stability.spectral_norm(flow, z, t).max().item() for t, z in zip(times[at].tolist(), ends, strict=True))
 
 
-def lipschitz(drift: nn.Module) -> float | None:
-    """A Lipschitz constant in the 2-norm where the layers give one in closed form, or the drift does with a method of this name."""
-    if own := getattr(drift, "lipschitz", None):
-        return own()  # type: ignore[operator]
-    if isinstance(drift, nn.Linear):
-        return torch.linalg.matrix_norm(drift.weight, 2).item()
-    if isinstance(drift, nn.Sequential):
-        constants = [lipschitz(layer) for layer in drift]
-        return None if None in constants else math.prod(constants)  # type: ignore[arg-type]
-    return 1.0 if isinstance(drift, OF_LIPSCHITZ_1) else None
-
-
 def write(folder: Path, classifier: nn.Module, images: Images, points: Images) -> dict[str, float]:
     """folder/stability.json, where the classifier has flows, from the first images and their adversarial points; its numbers.
 
@@ -131,7 +119,7 @@ def _measured(flow: Flow, z: Start, perturbed: Start) -> dict[str, Any]:
         found = stability.measure(flow, z)
         numbers |= found.numbers()
         spectrum = _thinned(found.spectrum)
-    if (L := lipschitz(flow.drift)) is not None:
+    if (L := constant(flow.drift)) is not None:
         numbers["lipschitz"] = L
     if parting := part(flow, z, perturbed):
         numbers |= parting.numbers()

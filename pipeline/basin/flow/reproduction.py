@@ -11,6 +11,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Completed, Failed, State
 from pydantic import Field
 
+from basin.config import params
 from basin.errors import Mistake
 from basin.flow import cluster, order, pages, places, progress
 from basin.flow.children import RETRIES
@@ -18,6 +19,7 @@ from basin.repro import code, lock, slots, watched
 from basin.repro import graph as dvc
 from basin.repro.graph import Stage, StageFailed
 from basin.repro.guard import Guards
+from basin.tracking import parent
 
 STATE_NAMES = {"ran": "Completed", "unchanged": "Skipped", "restored": "Restored"}
 FOR_EVER = float("inf")
@@ -105,13 +107,14 @@ def bring_up_to_date(targets: Sequence[str] | None, changes: Sequence[str] | Non
         clean, recorded = dvc.unchanged(stages), lock.recorded()
         guards = Guards()
         keep = [held.fileno()]
-        with cluster.connected(on) as nodes:
+        with cluster.connected(on) as nodes, parent.over(params.load(), targets or ()) as ended:
 
             def submit(stage: Stage, slot: slots.Taken, inputs: list[Any]) -> Any:
                 return run_stage.submit(stage, stage.name in clean, guards, slot, keep, nodes, wait_for=inputs, return_state=False)
 
             jobs = order.by_rank(stages, clean, order.remembered())
             states = places.fill(jobs, clean, workers, submit, guards, () if nodes else None)
+            ended(int(bool(failures(states))))
         lock.settle(recorded, stages)
     pages.publish(stages, states, go_on(targets, on))
     return _verdict(states)

@@ -18,7 +18,7 @@ from basin.report.table import UNION, Row, column, tabulate
 from basin.tracking import journal
 
 SCHEMA = "1"  # of tags, metrics and files: docs/registry.md
-SHOWN = ("clean", "worst_case", "interval_low", "interval_high", "masked", "twin", "n")
+SHOWN = ("clean", "worst_case", "interval_low", "interval_high", "masked", "certified", "twin", "n")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Candidate:
     def metrics(self) -> dict[str, float]:
         """Numbers that the outcomes say; accuracies are fractions."""
         numbers = self.row.metrics()
-        suites = {f"robust.{name}": float(one.robust.mean().round(6)) for name, one in self.outcomes.items()}
+        suites = {f"worst_case.{name}": float(one.robust.mean().round(6)) for name, one in self.outcomes.items()}
         counts = {"flags": len(self.flags), "unresolved": len(self.unresolved)}
         shown = (*SHOWN, *map(column, self.row.threats), *UNION)
         return {name: numbers[name] for name in shown if name in numbers} | suites | counts

@@ -75,6 +75,8 @@ def _numbers(one: Candidate) -> Iterator[str]:
         yield f"| mean over the classes, of which one has {row.balance['largest_class']:.1%} of the images | {over_classes} | | {n} |"
     if row.masked:
         yield _line(f"what {plain(row.masked_attack or '')} alone would report", row.masked.value, row.masked.n)
+    if row.certified is not None:
+        yield _line("certified: no attack can break", row.certified, n)
     if row.twin:
         yield _line(f"the model it was built from, `{row.twin.model}`", row.twin.share.value, row.twin.share.n)
 

@@ -14,7 +14,6 @@ from basin.registry import candidates, contents, promotion, snapshot, versions
 from basin.registry.candidates import SCHEMA
 from basin.registry.opening import aliases, opened
 from basin.registry.promotion import CHAMPION
-from basin.registry.registration import register_all
 from basin.registry.removal import removed
 from basin.tracking.mirror import deliver_all
 
@@ -125,6 +124,8 @@ def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
     Runs are replayed in their order, so that the gate decides as it did. Returns, in words, what could not be brought back; runs whose
     outputs are not in DVC's cache are one line of the log, and no failure.
     """
+    from basin.registry import registration  # it loads torch
+
     deliver_all()  # what stages logged while MLflow was away, so that versions are attached to the runs that trained them
     with opened("Nothing was changed.") as store:
         for version in _all(store, config.registered_name):
@@ -146,7 +147,7 @@ def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
                     if not run.restore(Path(folder), settings):
                         absent.append(run.at["commit"][:12])
                         continue
-                    register_all(settings, known, Path(folder), run.at)
+                    registration.register_all(settings, known, Path(folder), run.at)
             except Mistake as mistake:
                 lost.append(f"{mistake}")
     if absent:
@@ -154,7 +155,7 @@ def sync(config: Config, digests: Digests, root: Path = Path()) -> list[str]:
             "registry: of %d earlier run(s) the outputs are not in DVC's cache (commit %s). Fetch them, then sync again: dvc fetch -A.",
             len(absent), absent[0] if len(absent) == 1 else f"{absent[0]} to {absent[-1]}",
         )  # fmt: skip
-    register_all(config, digests, root)
+    registration.register_all(config, digests, root)
     return lost
 
 

@@ -15,8 +15,9 @@ def terminal(table: Table):
     title, caption = f"{table.data}, {threat(table)}", f"accuracies in %, worst case with its 95% interval{_note(table)}"
     grid = Grid(title=escape(title), caption=caption, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     grid.add_column("model", no_wrap=True)
+    uneven, certified = (["over classes"] if table.uneven else []), (["certified"] if table.certified else [])
     unions = (*map(short, table.threats.values()), "any threat") if table.threats else ()
-    for name in ("clean", *table.suites, "worst case", *(["over classes"] if table.uneven else []), "masked", "twin", *unions):
+    for name in ("clean", *table.suites, "worst case", *uneven, "masked", *certified, "twin", *unions):
         grid.add_column(escape(name), justify="right", no_wrap=True, style="bold" if name == "worst case" else None)
     for row in table.ranked:
         worst = f"{percent(row.worst.value)} {interval(row.worst)}"
@@ -27,6 +28,7 @@ def terminal(table: Table):
             f"[green]{escape(worst)}[/]" if row.worst.value == table.best else escape(worst),
             *([f"{percent(row.balance['balanced_clean'])}, {percent(row.balance['balanced_worst_case'])}"] if table.uneven else []),
             percent(row.masked.value) if row.masked else "",
+            *([percent(row.certified) if row.certified is not None else ""] if table.certified else []),
             f"{percent(row.twin.share.value)}{'†' if row.twin.source == 'transfer' else ''}" if row.twin else "",
             *(percent(share.value) for share in row.threats.values()),
             *([f"{percent(row.union.value)} {interval(row.union)}"] if row.union else []),

@@ -34,6 +34,14 @@ class Masked(BaseModel):
     interval: Interval
 
 
+class Certified(BaseModel):
+    """What no attack can break: by a Lipschitz constant (in L2) before the last layer, and the margin after it."""
+
+    lipschitz: Annotated[float, Field(ge=0)]
+    robust: Accuracy
+    interval: Interval
+
+
 class Undefended(BaseModel):
     """The model's twin without the defence, as measured inside the model's own transfer attack."""
 
@@ -74,6 +82,7 @@ class Summary(BaseModel):
     alone: dict[str, Accuracy | None] = {}
     spared: dict[str, tuple[int, int]] = {}  # attack -> images it was given, closest to falling first, and images it was not
     masked: Masked | None = None
+    certified: Certified | None = None
     ensemble: Ensemble | None = None
     twin: Undefended | None = None
     curve: Curve | None = None

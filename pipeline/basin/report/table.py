@@ -13,7 +13,8 @@ from basin.report.summary import Threat
 
 ByModel = Mapping[str, Mapping[str, Outcome]]  # model -> suite -> outcome
 MADE = ("model", "backbone", "head", "training", "clean")
-MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "twin", "twin_model", "twin_source", "n", *classes.BALANCE)
+TWIN = ("twin", "twin_model", "twin_source")
+MEASURED = ("worst_case", "interval_low", "interval_high", "masked", "certified", *TWIN, "n", *classes.BALANCE)
 UNION = ("union", "union_low", "union_high")  # of a run with suites under threats of their own
 
 
@@ -66,6 +67,7 @@ class Row:
     union: Share | None
     masked: Share | None
     masked_attack: str
+    certified: float | None  # share of the images within whose ball no attack can succeed
     twin: Twin | None
     balance: dict[str, float]  # share of the largest class, means over the classes
     passes: int  # images sent through the model while attacking it, over all suites
@@ -85,6 +87,8 @@ class Row:
         numbers |= {"worst_case": self.worst.value, "interval_low": low, "interval_high": high}
         if self.masked:
             numbers["masked"] = self.masked.value
+        if self.certified is not None:
+            numbers["certified"] = self.certified
         if self.twin:
             numbers["twin"] = self.twin.share.value
         numbers |= {column(name): share.value for name, share in self.threats.items()}
@@ -117,6 +121,11 @@ class Table:
     @property
     def uneven(self) -> bool:
         return self.rows[0].uneven
+
+    @property
+    def certified(self) -> bool:
+        """Whether a row has a certified share."""
+        return any(row.certified is not None for row in self.rows)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         return {row.model: row.metrics() for row in self.rows}
@@ -179,6 +188,7 @@ def _row(model: str, position: int, everything: ByModel, suites: Sequence[str]) 
         union=_share(_lowest(all_threats.values())) if others else None,
         masked=_masked(masked[-1]) if masked else None,
         masked_attack=masked[-1].summary.masked.attack if masked and masked[-1].summary.masked else "",
+        certified=first.summary.certified.robust if first.summary.certified else None,
         twin=_twin(outcomes, everything),
         balance=_balance(first, held(outcomes)),
         passes=sum(one.summary.passes for one in all_threats.values()),

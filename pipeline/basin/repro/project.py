@@ -1,6 +1,5 @@
 """A project of one's own: a folder with params.yaml, the graph, `.dvc` and what git and DVC leave out, for an installed Basin."""
 
-import io
 import json
 import os
 import subprocess
@@ -20,7 +19,6 @@ from basin.repro import code, graph, watched
 TEMPLATE = Path(__file__).parent / "template"
 RUNS = TEMPLATE / "runs"
 WRITTEN = ("params.yaml", "dvc.yaml", "code.yaml", "models", "history", "outcomes", "exchanged", "report")  # ours alone
-HEAD = "# The graph of stages, as Basin wrote it. Names and settings come from params.yaml; Basin's code is watched by code.yaml.\n"
 MOST_SIDE, SIDE = 128, 64  # larger images, and those of several sizes, are brought to SIDE: what a small net on a processor can train on
 WIDTHS = (16, 32, 64, 128, 128)
 NO_GIT = (
@@ -42,7 +40,7 @@ def make(folder: Path, data: str, name: str | None, eps: str) -> list[str]:
     told += _init_dvc(folder)  # what may fail comes before what would be in the way of another try
     readme = folder / ("BASIN.md" if (folder / "README.md").exists() else "README.md")
     files.write(readme, (TEMPLATE / "README.md").read_bytes())
-    files.write(folder / "dvc.yaml", watched.graph(project_graph(), kind))
+    files.write(folder / "dvc.yaml", watched.graph(code.graph(), kind))
     files.write(folder / code.FILE, code.text())
     files.write(folder / "params.yaml", run)
     return told
@@ -51,20 +49,6 @@ def make(folder: Path, data: str, name: str | None, eps: str) -> list[str]:
 def runs(folder: Path = Path("params")) -> dict[str, Path]:
     """The ready-made runs by name: Basin's, and those under params/ here, which come before."""
     return {path.stem: path for place in (RUNS, folder) for path in sorted(place.glob("*.yaml"))}
-
-
-def project_graph() -> str:
-    """The checkout's graph where the code is an installed package: its paths are keys of code.yaml."""
-    yaml = YAML()
-    yaml.width = 140
-    content = yaml.load(code.GRAPH.read_text(encoding="utf-8"))
-    for body in code.bodies(content):
-        body["cmd"] = body["cmd"].removeprefix("PYTHONPATH=pipeline ")
-        keys = [f"code.{code.key(dep)}" for dep in body["deps"] if code.is_code(dep)]
-        body["deps"] = [dep for dep in body["deps"] if not code.is_code(dep)]
-        body["params"] = [*body["params"], {str(code.FILE): keys}]
-    yaml.dump(content, written := io.StringIO())
-    return HEAD + written.getvalue()[written.getvalue().index("stages:") :]
 
 
 def _run(folder: Path, data: str, name: str | None, eps: str) -> tuple[str, list[str]]:

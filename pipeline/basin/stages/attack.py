@@ -14,7 +14,7 @@ def main(model: str, suite_name: str) -> None:
         shared=True,
     ) as stage:
         from basin import checkpoint
-        from basin.evaluation import outcomes, robustness, trajectories
+        from basin.evaluation import certificate, outcomes, robustness, trajectories
         from basin.models import artifact, recipe
         from basin.stages import judging
         from basin.threat.ball import ThreatModel
@@ -37,6 +37,7 @@ def main(model: str, suite_name: str) -> None:
             return
         about |= vars(result.diagnosis) | {"declared": asdict(result.declared), "facts": result.facts, "replaced": result.replaced}
         about |= {"run_threat": stage.config.threat.model_dump()} if suite.threat else {}
+        about["certified"] = certificate.certify(classifier, result.outcomes, threat, settings.batch)
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
         stage.run.metrics(judging.numbers(summary) | stability)

@@ -6,7 +6,7 @@ from basin.stages import entry
 def main() -> None:
     with entry.stage("exchange", lambda config: config.attack) as stage:
         from basin import checkpoint, progress
-        from basin.evaluation import exchange, outcomes
+        from basin.evaluation import certificate, exchange, outcomes
         from basin.evaluation.cascade import Evaluation
         from basin.models import artifact, recipe
         from basin.randomness import random_layers
@@ -30,6 +30,7 @@ def main() -> None:
             evaluation = Evaluation(classifier, None, threat, seed, settings.batch, state, randomised)
             found = exchange.exchange(evaluation, images, labels, points)
             about = judging.describe(model, "exchange", classifier.recipe) | {"flags": exchange.flags(found, worst_case(own[model]).value)}
+            about["certified"] = certificate.certify(classifier, found, threat, settings.batch)
             summary = outcomes.write(entry.EXCHANGED / model, found, threat, about)
             stage.run.metrics({f"{model}.{key}": value for key, value in judging.numbers(summary).items() if not key.startswith("after.")})
 

@@ -33,10 +33,11 @@ def describe(model: str, suite: str, recipe: dict[str, Any]) -> dict[str, Any]:
 
 def numbers(summary: dict[str, Any]) -> dict[str, float]:
     """The summary's figures under flat names."""
-    flat = {key: summary[key] for key in ("n", "clean", "robust", "passes", *BALANCE)} | {
+    flat = {key: summary[key] for key in ("n", "clean", "passes", *BALANCE)} | {
+        "worst_case": summary["robust"],
         "interval_low": summary["interval"][0],
         "interval_high": summary["interval"][1],
     }
     flat |= {f"after.{name}": robust for name, robust in summary["attacks"].items()} | {"flags": len(summary["flags"])}
     flat |= {f"probe.{name}": figure for name, figure in summary.get("probes", {}).items()}
-    return flat | ({"masked": summary["masked"]["robust"]} if summary["masked"] else {})
+    return flat | {name: summary[name]["robust"] for name in ("masked", "certified") if summary.get(name)}

@@ -5,7 +5,7 @@ arXiv 2103.01208): the nearest point of the intersection, and a step on a share 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,8 +34,16 @@ class ThreatModel(Threat):
         In L-infinity and L1 the nearest. In L2 the nearest of the ball, then of the pixel range, which holds the clean image, so that the
         second step leads no further from it.
         """
+        return self.onto(clean)(x)
+
+    def onto(self, clean: Images) -> Callable[[Images], Images]:
+        """The projection into the ball around `clean`, for many points: its bounds are found once."""
         if self.norm == "linf":
-            return torch.minimum(torch.maximum(x, clean - self.eps), clean + self.eps).clamp(LOW, HIGH)
+            low, high = (clean - self.eps).clamp_(LOW, HIGH), (clean + self.eps).clamp_(LOW, HIGH)
+            return lambda x: x.clamp(low, high)
+        return lambda x: self._projected(x, clean)
+
+    def _projected(self, x: Images, clean: Images) -> Images:
         if self.norm == "l1":
             return l1.project(x, clean, torch.as_tensor(self.eps, dtype=torch.float64, device=x.device).view(-1, 1))
         distance = self.distance(x, clean).view(-1, 1, 1, 1)
@@ -88,6 +96,10 @@ class ThreatModel(Threat):
         """Radii of so many times this one, to six digits; in L-infinity at most the pixel range."""
         most = HIGH - LOW if self.norm == "linf" else math.inf
         return list(dict.fromkeys(min(float(f"{one * self.eps:.6g}"), most) for one in times))
+
+    def within_l2(self, image: Tensor) -> float:
+        """The radius of the least L2 ball that holds this one, for an image of this size."""
+        return self.eps * (image.numel() ** 0.5 if self.norm == "linf" else 1.0)
 
     def whole_range(self, images: Images) -> "ThreatModel":
         """The same norm with a radius that leads from any image of this shape to any other."""

@@ -195,13 +195,18 @@ class Delivery:
         return found[0].info.run_id if found else None
 
     def _over(self, experiment: str, parent: str | None) -> str | None:
-        """The run over this one. Its journal is delivered when all stages have ended; the first of them makes the run."""
-        if not parent or (found := self._made(experiment, parent)):
-            return found if parent else None
-        journal = checkout() / RUNS / parent
-        lines = _complete_lines(journal.open(encoding="utf-8")) if journal.exists() else iter(())
-        first = next(lines, {})
-        return self._make(experiment, first, parent) if "start" in first else None
+        """The run over this one. Its journal is delivered when all stages have ended; the first of them makes the run, alone, as those of a
+        flow have a mirror each."""
+        if not parent:
+            return None
+        with (checkout() / ".basin/parent.lock").open("w", encoding="utf-8") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if found := self._made(experiment, parent):
+                return found
+            journal = checkout() / RUNS / parent
+            lines = _complete_lines(journal.open(encoding="utf-8")) if journal.exists() else iter(())
+            first = next(lines, {})
+            return self._make(experiment, first, parent) if "start" in first else None
 
     def _earlier(self, place: Path) -> str | None:
         """The run that an earlier delivery or a killed attempt left, where MLflow still has it."""

@@ -1,4 +1,5 @@
-"""One run of MLflow's over all stages of a `basin repro`: the headline figures, the report and the table, and below it what the stages did.
+"""One run of MLflow's over all stages of a `basin repro` or a flow: the headline figures, the report and the table, and below it what the
+stages did.
 
 Its journal is open as long as the stages run, and each says in it that it ran: where none did, there is no run. It is delivered at the
 end, because a mirror takes one journal at a time; the first stage to be delivered makes the run (mirror.py).
@@ -7,11 +8,12 @@ end, because a mirror takes one journal at a time; the first stage to be deliver
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from basin.config.params import Config
 from basin.files import checkout
 from basin.tracking import journal
 
@@ -19,6 +21,17 @@ REPORT = Path("report")
 FILES = ("index.html", "registered.html", "table.csv", "metrics.json")  # of the report, as artifacts
 STATUS = {0: "FINISHED", 130: "KILLED"}  # of exit codes; FAILED of all others
 HEADLINE = ("worst_case", "interval_low", "interval_high", "clean")  # of the best model; of the others the worst case
+
+
+def over(config: Config, targets: Sequence[str]) -> AbstractContextManager[Callable[[int], None]]:
+    """The run over these stages, all where none is named, named by the registered model."""
+    about = {
+        "data": config.data_name,
+        "threat": config.threat.model_dump(mode="json"),
+        "seed": config.seed,
+        "stages": list(targets) or "all",
+    }
+    return parent(" ".join([config.registered_name, *targets]), config.data_name, about)
 
 
 @contextmanager

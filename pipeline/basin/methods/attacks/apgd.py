@@ -137,26 +137,26 @@ def _run(
     rows: Tensor,
 ) -> None:
     """One run of Algorithm 1 on the images `clean`; every iterate is offered to `best`."""
-    threat, n = target.threat, len(clean)
+    threat, n, onto = target.threat, len(clean), target.threat.onto(clean)
     column = (n,) + (1,) * (clean.ndim - 1)
-    x = previous = x_max = threat.random_point(clean, generator)
+    x = previous = threat.random_point(clean, generator)
     g, f, logits = gradient(target.network, x, labels, loss)
     best.offer(x, logits, labels, rows)
-    g_max, f_max = g, f
+    x_max, g_max, f_max = x.clone(), g.clone(), f.clone()
     eta = torch.full((n,), 2 * threat.eps, device=clean.device)
     rises = torch.zeros(n, device=clean.device)
     eta_before, f_before, last = eta.clone(), f_max.clone(), 0
     marks = set(checkpoints(steps))
     for k in range(1, steps + 1):
         alpha = ALPHA if k > 1 else 1.0
-        z = threat.project(x + eta.view(column) * threat.steepest(g), clean)
-        x, previous = threat.project(x + alpha * (z - x) + (1 - alpha) * (x - previous), clean), x
+        z = onto(x + eta.view(column) * threat.steepest(g))
+        x, previous = onto((z - x).mul_(alpha).add_(x).add_((x - previous).mul_(1 - alpha))), x
         f_previous = f
         g, f, logits = gradient(target.network, x, labels, loss)
         best.offer(x, logits, labels, rows)
         rises += f > f_previous
         up = (f > f_max).view(column)
-        x_max, g_max, f_max = torch.where(up, x, x_max), torch.where(up, g, g_max), torch.maximum(f, f_max)
+        torch.where(up, x, x_max, out=x_max), torch.where(up, g, g_max, out=g_max), torch.maximum(f, f_max, out=f_max)
         if k in marks:
             stuck = (rises < RHO * (k - last)) | ((eta_before == eta) & (f_before == f_max))
             eta_before, f_before, last = eta.clone(), f_max.clone(), k

@@ -27,7 +27,7 @@ def ascend(
     params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator, best: Incumbent | None = None
 ) -> Images:
     """One start: the last iterate. Every iterate before it is offered to `best`."""
-    threat = target.threat
+    threat, onto = target.threat, target.threat.onto(images)
     x = threat.random_point(images, generator) if params.random_start else images
     v = torch.zeros_like(images)
     for _ in range(params.steps):
@@ -35,7 +35,7 @@ def ascend(
         if best is not None:
             best.offer(x, logits, labels)
         v = accumulate(params.momentum, v, g)
-        x = threat.project(x + params.step * threat.eps * threat.steepest(v, x), images)
+        x = onto(x + params.step * threat.eps * threat.steepest(v, x))
     return x
 
 

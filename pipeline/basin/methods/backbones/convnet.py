@@ -9,6 +9,7 @@ from torch import nn
 
 from basin.config.settings import Settings
 from basin.errors import Mistake
+from basin.models.lipschitz import constant
 from basin.types import Features, Images, ImageShape
 
 
@@ -39,3 +40,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Images) -> Features:
         return self.layers(x)
+
+    def lipschitz(self) -> float | None:
+        """A Lipschitz constant of images -> features, in the 2-norm."""
+        return constant(self.layers)

@@ -26,6 +26,10 @@ class Head(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(width, classes)
 
+    def before(self) -> float:
+        """A Lipschitz constant of what comes before `classifier`: nothing does."""
+        return 1.0
+
     def forward(self, z: Features) -> Logits:
         return self.classifier(z)
 
