@@ -92,7 +92,8 @@ def keep(write: bool = True) -> bool:
     """
     stale = FILE.exists() and FILE.read_text(encoding="utf-8") != text()
     if stale and write:
-        _renew(OWN.read_text(encoding="utf-8"), FILE.read_text(encoding="utf-8"))
+        plain = watched.graph(OWN.read_text(encoding="utf-8"), "")  # which images are watched is for params.yaml to say
+        _renew(plain, FILE.read_text(encoding="utf-8"))
         files.write(FILE, text())
     if write and OFFERED.exists():
         raise Mistake(
@@ -105,10 +106,9 @@ def keep(write: bool = True) -> bool:
 def _renew(own: str, recorded: str) -> None:
     """Write this version's graph: in the place of the one that Basin wrote, beside one that was edited."""
     began = re.search(r"^graph: '(\w+)'$", recorded, re.MULTILINE)
-    plain = watched.graph(own, "")  # which images are watched is for params.yaml to say
-    if plain == graph() or (began and began[1] == _digest(graph())):
+    if own == graph() or (began and began[1] == _digest(graph())):
         return
-    if began and began[1] == _digest(plain):
+    if began and began[1] == _digest(own):
         files.write(OWN, graph())
         log.info("%s: now the graph of Basin %s. Commit it with %s.", OWN, files.VERSION, FILE)
     else:
