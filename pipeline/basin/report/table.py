@@ -124,8 +124,8 @@ class Table:
 
     @property
     def certified(self) -> bool:
-        """Whether a row has a certified share."""
-        return any(row.certified is not None for row in self.rows)
+        """Whether anything is certified: usual nets have bounds that certify nothing, which needs no column."""
+        return any(row.certified for row in self.rows)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         return {row.model: row.metrics() for row in self.rows}
