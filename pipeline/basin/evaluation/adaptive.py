@@ -32,7 +32,7 @@ from basin.models.ode import flows
 FEW = 3  # target classes, with a gradient that is not the model's own, or is averaged
 LONGER = 4  # times as many queries, where no gradient can be followed
 SHARES = (0.2, 0.5)  # of a flow's integration time
-SPSA_DELTA = 0.5  # of the radius: nearly as wide as a quantiser's steps that the ball can cross at all
+SPSA_DELTA = 0.05  # wider than a quantiser's steps
 PROBES = 0.25, 0.1  # the shares of the images that hold on which what costs much, and what costs most, is tried first
 TOLERANCES = (1e-1, 1e-3, 1e-5)  # of an adaptive solve
 

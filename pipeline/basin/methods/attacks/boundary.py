@@ -24,7 +24,7 @@ from basin.threat.target import Target
 from basin.types import Images, Labels, PerImage
 
 BLACK_BOX = True
-FIRST_DELTA = 0.1  # the paper's delta_1, of the pixel range: the random start knows of no radius
+FIRST_DELTA = 0.1  # the paper's delta_1, in pixels
 
 
 class Params(Settings):

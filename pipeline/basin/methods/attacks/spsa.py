@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor
 
 from basin.config.settings import Settings
-from basin.threat.ball import ThreatModel
 from basin.threat.target import Target, margin
 from basin.types import Images, Labels
 
@@ -26,7 +25,7 @@ PASS = 2**20  # pixels in one pass, if the batch with one direction has not more
 class Params(Settings):
     steps: int = Field(100, ge=1, description="a positive number of steps")
     samples: int = Field(128, ge=1, description="a positive number n of directions a step, two queries each")
-    delta: float = Field(0.3, gt=0, description="positive distance of the queries in each pixel, as a share of what it may change")
+    delta: float = Field(0.01, gt=0, description="positive distance of the queries in each pixel, on pixels scaled to [0, 1]")
     rate: float = Field(
         0.3, gt=0, description="positive rate of Adam, as a share of what each pixel may change where all change alike; in L1 of the radius"
     )
@@ -34,7 +33,7 @@ class Params(Settings):
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     threat, best = target.threat, target.incumbent(images)
-    alpha = params.rate * evenly(threat, images)
+    alpha = params.rate * (threat.eps / threat.distance(torch.ones_like(images), torch.zeros_like(images))).view(-1, 1, 1, 1)
     x, m, s = images.clone(), torch.zeros_like(images), torch.zeros_like(images)
     with torch.no_grad():
         best.offer(x, target.network(x), labels)
@@ -54,20 +53,15 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     return best.points
 
 
-def evenly(threat: ThreatModel, images: Images) -> Tensor:
-    """[n, 1, 1, 1]: what each pixel may change where all change alike: eps in L-infinity, eps / sqrt(d) in L2, eps / d in L1."""
-    return (threat.eps / threat.distance(torch.ones_like(images), torch.zeros_like(images))).view(-1, 1, 1, 1)
-
-
 def estimate(params: Params, target: Target, x: Images, labels: Labels, generator: torch.Generator) -> Tensor:
     """g, the mean over the directions; several directions go through the network in one pass."""
-    total, network, delta = torch.zeros_like(x), target.single or target.network, params.delta * evenly(target.threat, x)
+    total, network = torch.zeros_like(x), target.single or target.network
     for k in _shares(params.samples, max(PASS // (2 * x.numel()), 1)):
         v = torch.randint(2, (k, *x.shape), generator=generator, device=x.device) * 2.0 - 1.0
-        points = torch.cat([x + delta * v, x - delta * v])
+        points = torch.cat([x + params.delta * v, x - params.delta * v])
         above, below = margin(network(points.flatten(0, 1)), labels.repeat(2 * k)).view(2, k, len(x), 1, 1, 1)
         total += ((above - below) * v).sum(0)
-    return total / (2 * delta * params.samples)
+    return total / (2 * params.delta * params.samples)
 
 
 def _shares(total: int, most: int) -> list[int]:
