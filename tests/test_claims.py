@@ -92,6 +92,7 @@ def measured(run, short, tmp_path_factory):
     return *measure(run), place
 
 
+@pytest.mark.slow
 def test_the_page(run, measured, digits):
     _, found, _ = measured
     print([(c.clean[0]["held"], c.clean[1]["held"]) for c in found])

@@ -80,6 +80,7 @@ def test_a_model_is_evaluated_beside_folders_called_pipeline_and_stages(wheel: P
     assert where.stdout.startswith(str(wheel))
 
 
+@pytest.mark.slow
 def test_from_python_the_same(wheel: Path, tmp_path: Path):
     code = """
 import sys, basin

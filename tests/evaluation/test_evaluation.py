@@ -201,6 +201,7 @@ def test_where_no_image_is_read_rightly_there_is_nothing_to_attack(run, sodef, t
     assert set(outcomes.after.values()) == {0.0} and {robust for _, robust in outcomes.curve} == {0.0}
 
 
+@pytest.mark.slow
 def test_an_adjoint_that_overflows_gives_no_direction_and_no_crash(run):
     """dz/dt = -20 z for 20 units of time: back in time it grows by e^400."""
     model = classifier(head=SODEF | {"T": 20.0, "solver": {"steps": 300}}).eval().requires_grad_(False)

@@ -186,6 +186,7 @@ def test_draws_are_noticed_beside_a_logit_that_is_far_below_all(noise, inside, d
     assert declare(Far().eval(), None, few(digits["test"], 16)[0]).randomised == (noise > 0)
 
 
+@pytest.mark.slow
 def test_an_attack_named_like_an_attempt_takes_its_place(inside, digits):
     lasting = {"steps": 8, "targets": 2, "queries": 20, "draws": 2, "doublings": 0}
     listed = {"square": {"kind": "square", "queries": 1}, "apgd_ce": {"kind": "apgd", "steps": 2}}
