@@ -47,6 +47,7 @@ def judged(room: int, batch: int) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", GREEDY, str(room), str(batch)], capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_batch_that_memory_does_not_hold_is_halved_and_that_is_said():
     small, large = judged(1, 64), judged(20, 64)

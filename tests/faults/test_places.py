@@ -164,6 +164,7 @@ def train(place: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_written_costs_no_epoch(tmp_path):
     (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
     subprocess.run([sys.executable, "-m", "basin.stages.prepare"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=True)
