@@ -57,3 +57,18 @@ def test_a_library_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch):
         "Run: python -m pip install 'torch<1'."
     )
     assert second.startswith("no-such-thing: not of a version that Basin stands on (got none).")
+
+
+def test_a_repository_made_after_dvc_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`basin init`, then `git init`: DVC goes on as if there were no git, and says of each `diff` that there is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = True\n", encoding="utf-8")
+    assert list(doctor._git()) == ["git: in no repository: runs stand beside no commit"]
+    me = ("-c", "user.name=n", "-c", "user.email=e@example.org")
+    for words in (("init", "-q"), (*me, "commit", "-qm", "first", "--allow-empty")):
+        subprocess.run(["git", *words], check=True)
+    with pytest.raises(Mistake, match="dvc config --unset core.no_scm"):
+        list(doctor._git())
+    (tmp_path / ".dvc/config").write_text("[core]\n    analytics = false\n", encoding="utf-8")
+    assert list(doctor._git())[0].startswith("git: at commit ")

@@ -16,6 +16,7 @@ from basin import checkpoint
 from basin.config import kinds
 from basin.config.schedule import Schedule
 from basin.errors import Mistake
+from basin.models import precision
 from basin.randomness import generator
 from basin.training import losses, optimise, pace
 from basin.training.batches import Batches
@@ -148,6 +149,14 @@ def test_where_bfloat16_is_slow_it_is_said(backbone, able, said, monkeypatch, ca
         pace.check(classifier(backbone).backbone, CPU, "x, phase natural")
     texts = [f"x, phase natural: precision: bf16 is slower here than float32: {said}"] if said else []
     assert [record.getMessage() for record in caplog.records] == texts
+
+
+@pytest.mark.parametrize(("has", "quick"), [("_is_amx_tile_supported", True), ("_is_avx512_bf16_supported", True), (None, False)])
+def test_a_processor_is_asked_for_its_instructions(has, quick, monkeypatch):
+    """Tiles are Intel's; AMD's processors have dot products of bfloat16, and are quicker with them too."""
+    for name in precision.INSTRUCTIONS:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == has, raising=False)
+    assert precision.has_bfloat16(CPU) is quick
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])

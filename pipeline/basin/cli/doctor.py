@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from configparser import ConfigParser
 from importlib import metadata
 from pathlib import Path
 
@@ -67,8 +68,13 @@ def _python() -> Iterator[str]:
 def _git() -> Iterator[str]:
     if not shutil.which("git"):
         raise Mistake("git: not found (got a PATH without it). Install it; commits stand beside runs, and `dvc exp` needs them.")
-    commit = journal.commit()
-    yield "git: in no repository: runs stand beside no commit" if commit["commit"] == "none" else f"git: at commit {commit['commit'][:12]}"
+    if (commit := journal.commit()["commit"]) == "none":
+        yield "git: in no repository: runs stand beside no commit"
+        return
+    (config := ConfigParser()).read(".dvc/config", encoding="utf-8")
+    if config.getboolean("core", "no_scm", fallback=False):
+        raise Mistake("git: came after DVC was set up (got no_scm in .dvc/config). For `dvc exp`: dvc config --unset core.no_scm.")
+    yield f"git: at commit {commit[:12]}"
 
 
 def _room() -> Iterator[str]:
