@@ -469,8 +469,8 @@ def test_what_differs_has_a_checkpoint_of_its_own(place, basin, monkeypatch):
     """Model, what it computes, images, radius, suite and seed."""
     seen: list[Path] = []
 
-    def recorded(*given, **_):
-        seen.append(given[-1])
+    def recorded(*_, checkpoint, **__):
+        seen.append(checkpoint)
         raise Mistake("seen")
 
     monkeypatch.setattr(outside, "evaluate", recorded)

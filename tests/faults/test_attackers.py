@@ -22,7 +22,7 @@ from basin.models.recipe import read_recipe
 from basin.registry import lookup, snapshot
 from basin.report import outcomes as reading
 from basin.report import wording
-from basin.tracking import mirror
+from basin.tracking import lines
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -137,7 +137,7 @@ def test_a_journal_writes_nothing_outside_of_its_folder(resume, tmp_path, caplog
     start = {"experiment": "x", "run_name": "x", "params": {}, "resume": resume}
     (tmp_path / "x.jsonl").write_text(json.dumps({"time": 1, "start": start}) + "\n", encoding="utf-8")
     with (tmp_path / "x.jsonl").open(encoding="utf-8") as file:
-        assert list(mirror._complete_lines(file)) == []
+        assert list(lines.complete_lines(file)) == []
     assert "one damaged line" in caplog.text
 
 

@@ -238,7 +238,8 @@ def test_a_journal_delivered_again_changes_nothing(folder, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     (file,) = (folder / ".basin/runs").rglob("*.jsonl")
     content, before = file.read_bytes(), None
-    from basin.tracking.mirror import Delivery, deliver_all
+    from basin.tracking.delivery import Delivery
+    from basin.tracking.mirror import deliver_all
 
     for _ in range(2):  # the second time nothing but the run's own tag says that it is there
         file.write_bytes(content)
@@ -269,15 +270,15 @@ def test_delivering_what_is_left_passes_over_a_running_stage(folder):
 
 
 def test_a_line_cut_short_waits_for_its_end(folder):
-    from basin.tracking.mirror import _complete_lines
+    from basin.tracking.lines import complete_lines
 
     journal = folder / "j.jsonl"
     journal.write_text('{"time": 1}\n{"ti')
     with journal.open() as file, journal.open("a") as writer:
-        assert list(_complete_lines(file)) == [{"time": 1}]
+        assert list(complete_lines(file)) == [{"time": 1}]
         writer.write('me": 2}\n')
         writer.flush()
-        assert list(_complete_lines(file)) == [{"time": 2}]
+        assert list(complete_lines(file)) == [{"time": 2}]
 
 
 def test_equal_requests_have_equal_digests():

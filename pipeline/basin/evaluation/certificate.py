@@ -30,11 +30,13 @@ def lipschitz(model: Classifier) -> float | None:
     return None if None in constants else math.prod(constants)
 
 
-@torch.no_grad()
 def radii(model: Classifier, images: Images, labels: Labels, batch: int) -> PerImage | None:
     """The L2 radius of each image, in pixels scaled to [0, 1]: 0 where it is misread. None where L is not known."""
-    if (L := lipschitz(model)) is None:
-        return None
+    return None if (L := lipschitz(model)) is None else _within(model, L, images, labels, batch)
+
+
+@torch.no_grad()
+def _within(model: Classifier, L: float, images: Images, labels: Labels, batch: int) -> PerImage:
     V = model.head.get_parameter("classifier.weight")
     between = torch.cdist(V, V, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(0)
     found = []
@@ -50,12 +52,12 @@ def certify(model: Classifier, outcomes: Outcomes, threat: ThreatModel, batch: i
 
     None where L is not known. Raises Mistake where an attack broke an image within its radius: then the bound, or the attack, is wrong.
     """
-    outcomes.radius = radii(model, outcomes.images, outcomes.labels, batch)
-    if outcomes.radius is None:
+    if (L := lipschitz(model)) is None:
         return None
+    outcomes.radius = _within(model, L, outcomes.images, outcomes.labels, batch)
     _hold(outcomes, outcomes.radius)
     held = outcomes.radius >= threat.within_l2(outcomes.images[0])
-    return {"lipschitz": lipschitz(model), "robust": mean(held), "interval": interval(held)}
+    return {"lipschitz": L, "robust": mean(held), "interval": interval(held)}
 
 
 def _hold(outcomes: Outcomes, radii: PerImage) -> None:

@@ -169,7 +169,7 @@ def run(
     for one in (threats := dict.fromkeys((threat, *also))):
         asked = [drawn, one.model_dump(), chosen.model_dump(mode="json"), seed, place.type, batch]
         states.append(state := checkpoint.place("evaluate", *digests, *asked))
-        results[str(one)] = evaluate(classifier, twin, x, y, ThreatModel.of(one), chosen, (seed, "evaluate"), batch, state)
+        results[str(one)] = evaluate(classifier, twin, x, y, ThreatModel.of(one), chosen, (seed, "evaluate"), batch=batch, checkpoint=state)
     result = results[str(threat)]
     numbers = measures(result.outcomes)
     answer = {

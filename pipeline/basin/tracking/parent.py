@@ -2,7 +2,7 @@
 stages did.
 
 Its journal is open as long as the stages run, and each says in it that it ran: where none did, there is no run. It is delivered at the
-end, because a mirror takes one journal at a time; the first stage to be delivered makes the run (mirror.py).
+end, because a mirror takes one journal at a time; the first stage to be delivered makes the run (delivery.py).
 """
 
 import json
