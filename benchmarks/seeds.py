@@ -1,0 +1,120 @@
+"""One run of several seeds: every model beside one of them, over images and seeds.
+
+    python -m benchmarks.seeds RUN ... --against adversarial/pgd [--name best_fashion] [--folder docs/results]
+
+RUN: folders of finished runs that differ in `seed` alone. The interval of a difference is that of the pigeonhole bootstrap (Owen 2007,
+arXiv 0712.0111): images and seeds are drawn anew, both at once. It is a little too wide, and with three seeds it knows little of seeds.
+Puts the table in the place of the first one of docs/results/NAME.md, and writes NAME.csv.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from basin.config import params
+from basin.errors import Mistake
+from basin.report import outcomes
+from basin.report.table import held
+from benchmarks import as_command, write_csv
+from benchmarks.methods import TABLE
+
+DRAWS = 10_000
+FIELDS = ("model", "against", "seeds", "images", "clean", "worst_case", "low", "high", "minus", "minus_low", "minus_high", "clean_minus")
+Held = Mapping[int, float]  # image -> the share of draws in which it holds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model of one seed."""
+
+    clean: Held
+    worst: Held
+
+
+def read(run: Path) -> dict[str, Measured]:
+    """The attacked models of a run."""
+    asked = params.load(run / "params.yaml")
+    everything = outcomes.read_all(run / "outcomes", asked.attack.models, asked.attack.suites, run / outcomes.EXCHANGED)
+    return {model: _measured(suites) for model, suites in everything.items()}
+
+
+def _measured(suites: Mapping[str, Any]) -> Measured:
+    first = next(iter(suites.values()))
+    images = first.image.tolist()
+    return Measured(dict(zip(images, first.clean.tolist())), dict(zip(images, held(suites).tolist())))
+
+
+def over(one: Sequence[Held], other: Sequence[Held] | None = None, seed: int = 0) -> tuple[float, float, float]:
+    """The mean over seeds and images of what is held, less what `other` holds, with its 95% interval."""
+    images = sorted(set().union(*one))
+    values = np.full((len(one), len(images)), np.nan)
+    for row, now in enumerate(one):
+        for column, image in enumerate(images):
+            if image in now and (other is None or image in other[row]):
+                values[row, column] = now[image] - (other[row][image] if other else 0.0)
+    there, filled = (~np.isnan(values)).astype(float), np.nan_to_num(values)
+    draw = np.random.default_rng(seed)
+    seeds = draw.multinomial(len(one), np.full(len(one), 1 / len(one)), DRAWS)
+    means = np.empty(DRAWS)
+    for i in range(DRAWS):
+        weights = np.bincount(draw.integers(0, len(images), len(images)), minlength=len(images))
+        means[i] = seeds[i] @ filled @ weights / max(seeds[i] @ there @ weights, 1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(filled.sum() / there.sum()), float(low), float(high)
+
+
+def rows(runs: Sequence[Mapping[str, Measured]], against: str) -> Iterator[dict[str, Any]]:
+    """A row a model that all runs have, highest worst case first."""
+    shared = [model for model in runs[0] if all(model in run for run in runs)]
+    if against not in shared:
+        raise Mistake(f"--against: not attacked in all runs (got {against!r}). Known: {', '.join(shared)}.")
+    found = []
+    for model in shared:
+        worst, theirs = [run[model].worst for run in runs], [run[against].worst for run in runs]
+        clean, clean_theirs = [run[model].clean for run in runs], [run[against].clean for run in runs]
+        value, low, high = over(worst)
+        numbers = {"seeds": len(runs), "images": len(worst[0]), "clean": over(clean)[0], "worst_case": value, "low": low, "high": high}
+        row = {"model": model, "against": against} | numbers
+        if model != against:
+            minus, minus_low, minus_high = over(worst, theirs)
+            row |= {"minus": minus, "minus_low": minus_low, "minus_high": minus_high, "clean_minus": over(clean, clean_theirs)[0]}
+        found.append(row)
+    yield from sorted(found, key=lambda row: -row["worst_case"])
+
+
+def page(table: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracies in %, with 95% intervals."""
+    names = f"| model | clean | worst case | minus {table[0]['against']} | and of its clean accuracy | seeds | n a seed |"
+    return "\n".join([names, "|---|---|---|---|---|---|---|", *map(_line, table)]) + "\n"
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    def shown(name: str, sign: str = "") -> str:
+        return f"{100 * row[name]:{sign}.1f}" if name in row else ""
+
+    minus = f"{shown('minus', '+')} [{shown('minus_low', '+')}, {shown('minus_high', '+')}]" if "minus" in row else ""
+    worst = f"{shown('worst_case')} [{shown('low')}, {shown('high')}]"
+    cells = (row["model"], shown("clean"), worst, minus, shown("clean_minus", "+"), row["seeds"], row["images"])
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--against", required=True, help="the model that the others are compared with")
+    parser.add_argument("--name", default="best_fashion", help="of the page in the folder")
+    parser.add_argument("--folder", type=Path, default=Path("docs/results"))
+    asked = parser.parse_args()
+    table, place = list(rows([read(run) for run in asked.runs], asked.against)), asked.folder / f"{asked.name}.md"
+    if not place.exists() or not TABLE.search(text := place.read_text(encoding="utf-8")):
+        raise Mistake(f"{place}: no page with a table (got --name {asked.name!r}). Write one first: what ran, and a table's heading.")
+    place.write_text(TABLE.sub(lambda _: page(table), text, count=1), encoding="utf-8")
+    write_csv(place.with_suffix(".csv"), FIELDS, table)
+
+
+if __name__ == "__main__":
+    as_command(main)

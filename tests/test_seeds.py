@@ -1,0 +1,37 @@
+"""`benchmarks.seeds`: a planted difference between models is found with an interval that holds it, whatever images each seed drew."""
+
+import numpy as np
+import pytest
+
+from basin.errors import Mistake
+from benchmarks.seeds import Measured, over, page, rows
+
+
+def planted(share: float, seed: int, n: int = 400) -> dict[int, float]:
+    """n of 600 images, each held with a chance of `share`."""
+    draw = np.random.default_rng(seed)
+    return {int(image): float(draw.random() < share) for image in draw.permutation(600)[:n]}
+
+
+def test_the_mean_is_over_images_and_seeds():
+    assert over([{0: 1.0, 1: 0.0}, {1: 1.0, 2: 1.0}])[0] == 0.75
+    assert over([{0: 1.0, 1: 0.0}], [{0: 0.0, 1: 0.0}])[0] == 0.5
+
+
+def test_an_interval_holds_what_was_planted_and_knows_of_seeds():
+    better, worse = [planted(0.7, seed) for seed in range(3)], [planted(0.6, seed + 9) for seed in range(3)]
+    shared = [{image: value for image, value in one.items() if image in other} for one, other in zip(worse, better)]
+    value, low, high = over(better, shared)
+    assert low < 0.1 < high and low < value < high and 0.03 < high - low < 0.3
+    apart = [dict.fromkeys(range(400), share) for share in (0.5, 0.6, 0.7)]  # all images alike: what is left is the seeds'
+    value, low, high = over(apart)
+    assert value == pytest.approx(0.6) and low == pytest.approx(0.5) and high == pytest.approx(0.7)
+
+
+def test_a_row_a_model_that_all_have_beside_the_one_asked_for():
+    run = {name: Measured(planted(0.9, 1), planted(share, 2)) for name, share in (("a", 0.5), ("b", 0.6))}
+    table = list(rows([run, {**run, "c": run["a"]}], "a"))
+    assert [row["model"] for row in table] == ["b", "a"] and "minus" not in table[1] and table[0]["minus"] > 0
+    assert page(table).count("\n| ") == 2 and "minus a" in page(table)
+    with pytest.raises(Mistake, match="--against: not attacked in all runs"):
+        list(rows([run], "z"))
