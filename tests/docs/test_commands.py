@@ -15,6 +15,7 @@ BASIN = typer.main.get_command(app)
 DVC = get_main_parser()
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
+PROGRAMS = ("basin", "dvc", "make")
 SHOWN = [*PAGES, ROOT / "pipeline/basin/repro/template/README.md"]  # the second is a new project's
 
 UNCHECKED = {
@@ -31,6 +32,11 @@ FRAGMENTS = {
     ("dvc", "exp", "run", "-S"): "the option alone, whose value is the reader's",
     ("dvc", "remote", "modify", "--local"): "the option alone: what is modified are a person's credentials",
 }
+
+
+def shown(programs: tuple[str, ...] = PROGRAMS) -> list[list[str]]:
+    """The calls of the programs in all the pages."""
+    return [words for page in SHOWN for words in commands(page.read_text(encoding="utf-8"), programs)]
 
 
 def unfit(words: list[str]) -> str | None:
@@ -80,7 +86,7 @@ def unfit_basin(words: list[str]) -> str | None:
 @pytest.mark.parametrize("page", SHOWN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_of_a_page_exists_with_its_options(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a `--json FILE` is tried when it is read
-    found = {tuple(words): unfit(words) for words in commands(page.read_text(encoding="utf-8"), ("basin", "dvc", "make"))}
+    found = {tuple(words): unfit(words) for words in commands(page.read_text(encoding="utf-8"), PROGRAMS)}
     assert [f"{' '.join(words)}: {wrong}" for words, wrong in found.items() if wrong] == []
 
 
@@ -99,13 +105,11 @@ def test_every_command_of_a_page_exists_with_its_options(page, tmp_path, monkeyp
     ],
 )
 def test_a_wrong_command_is_seen(text, wrong):
-    (words,) = commands(text, ("basin", "dvc", "make"))
+    (words,) = commands(text, PROGRAMS)
     assert (unfit(words) or "").startswith(wrong)
 
 
 def test_the_pages_show_commands_and_nothing_is_excused_that_is_not_there():
-    texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    shown = [words for text in texts for words in commands(text, ("basin", "dvc", "make", *UNCHECKED))]
-    assert {"basin", "dvc", "make"} <= {words[0] for words in shown} and len(shown) > 150
-    assert set(UNCHECKED) <= {words[0] for words in shown}
-    assert all(list(words) in shown for words in FRAGMENTS)
+    calls = shown((*PROGRAMS, *UNCHECKED))
+    assert {*PROGRAMS, *UNCHECKED} <= {words[0] for words in calls} and len(calls) > 150
+    assert all(list(words) in calls for words in FRAGMENTS)
