@@ -49,6 +49,14 @@ def test_trajectories_never_part_further_than_the_bound(scale, keys):
         assert growth(flow, draws(50, 8), step) <= flow.lipschitz() * (1 + 1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+def test_drifts_take_turns_by_the_time_also_of_a_solver_that_differentiates_it():
+    drifts = (flow := head(layers=2, T=2.0, steps=4).flow).drift.drifts
+    z = draws(5, 8).float()
+    for t, turn in ((0.0, 0), (0.9, 0), (1.0, 1), (2.0, 1)):
+        torch.testing.assert_close(flow.drift(torch.tensor(t, requires_grad=True), z), drifts[turn](z))
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_logarithmic_norm_of_the_drift_is_at_most_minus_the_decay(scale):
     flow = drawn(head(decay=0.5, T=2.0, steps=3).flow, scale)

@@ -61,5 +61,5 @@ class Turns(nn.Module):
         self.drifts, self.T = nn.ModuleList(drifts), T
 
     def forward(self, t: Tensor | float, z: State) -> State:
-        turn = int(float(t) / self.T * len(self.drifts) + 1e-6)
+        turn = int(float(torch.as_tensor(t).detach()) / self.T * len(self.drifts) + 1e-6)
         return self.drifts[min(turn, len(self.drifts) - 1)](z)
