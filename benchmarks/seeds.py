@@ -68,16 +68,16 @@ def over(one: Sequence[Held], other: Sequence[Held] | None = None, seed: int = 0
 
 
 def rows(runs: Sequence[Mapping[str, Measured]], against: str) -> Iterator[dict[str, Any]]:
-    """A row a model that all runs have, highest worst case first."""
-    shared = [model for model in runs[0] if all(model in run for run in runs)]
-    if against not in shared:
-        raise Mistake(f"--against: not attacked in all runs (got {against!r}). Known: {', '.join(shared)}.")
+    """A row a model, of the seeds that have it, highest worst case first."""
+    if missing := [run for run in runs if against not in run]:
+        raise Mistake(f"--against: not attacked in all runs (got {against!r}). Known: {', '.join(missing[0])}.")
     found = []
-    for model in shared:
-        worst, theirs = [run[model].worst for run in runs], [run[against].worst for run in runs]
-        clean, clean_theirs = [run[model].clean for run in runs], [run[against].clean for run in runs]
+    for model in dict.fromkeys(model for run in runs for model in run):
+        pairs = [(run[model], run[against]) for run in runs if model in run]
+        worst, theirs = [one.worst for one, _ in pairs], [other.worst for _, other in pairs]
+        clean, clean_theirs = [one.clean for one, _ in pairs], [other.clean for _, other in pairs]
         value, low, high = over(worst)
-        numbers = {"seeds": len(runs), "images": len(worst[0]), "clean": over(clean)[0], "worst_case": value, "low": low, "high": high}
+        numbers = {"seeds": len(pairs), "images": len(worst[0]), "clean": over(clean)[0], "worst_case": value, "low": low, "high": high}
         row = {"model": model, "against": against} | numbers
         if model != against:
             minus, minus_low, minus_high = over(worst, theirs)

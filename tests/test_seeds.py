@@ -28,10 +28,11 @@ def test_an_interval_holds_what_was_planted_and_knows_of_seeds():
     assert value == pytest.approx(0.6) and low == pytest.approx(0.5) and high == pytest.approx(0.7)
 
 
-def test_a_row_a_model_that_all_have_beside_the_one_asked_for():
+def test_a_row_a_model_of_the_seeds_that_have_it_beside_the_one_asked_for():
     run = {name: Measured(planted(0.9, 1), planted(share, 2)) for name, share in (("a", 0.5), ("b", 0.6))}
     table = list(rows([run, {**run, "c": run["a"]}], "a"))
-    assert [row["model"] for row in table] == ["b", "a"] and "minus" not in table[1] and table[0]["minus"] > 0
-    assert page(table).count("\n| ") == 2 and "minus a" in page(table)
+    assert [(row["model"], row["seeds"]) for row in table] == [("b", 2), ("a", 2), ("c", 1)]
+    assert "minus" not in table[1] and table[0]["minus"] > 0 == table[2]["minus"]
+    assert page(table).count("\n| ") == 3 and "minus a" in page(table)
     with pytest.raises(Mistake, match="--against: not attacked in all runs"):
         list(rows([run], "z"))
