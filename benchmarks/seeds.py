@@ -45,7 +45,8 @@ def read(run: Path) -> dict[str, Measured]:
 def _measured(suites: Mapping[str, Any]) -> Measured:
     first = next(iter(suites.values()))
     images = first.image.tolist()
-    return Measured(dict(zip(images, first.clean.tolist())), dict(zip(images, held(suites).tolist())))
+    read_rightly = (first.clean == first.label).astype(float)
+    return Measured(dict(zip(images, read_rightly.tolist())), dict(zip(images, held(suites).tolist())))
 
 
 def over(one: Sequence[Held], other: Sequence[Held] | None = None, seed: int = 0) -> tuple[float, float, float]:

@@ -1,10 +1,25 @@
 """`benchmarks.seeds`: a planted difference between models is found with an interval that holds it, whatever images each seed drew."""
 
+import json
+
 import numpy as np
 import pytest
+from synthetic_outcomes import RUN, write_run
 
 from basin.errors import Mistake
-from benchmarks.seeds import Measured, over, page, rows
+from benchmarks.seeds import Measured, over, page, read, rows
+
+PARAMS = """
+seed: 0
+data: {kind: digits}
+threat: {norm: linf, eps: 0.15}
+backbone:
+  natural: {backbone: {kind: convnet}, training: {kind: natural}, schedule: {epochs: 1}}
+adversarial:
+  pgd: {from: backbone/natural, training: {kind: pgd}, schedule: {epochs: 1}}
+suites: {quick: {}, standard: {}}
+attack: {models: [backbone/natural, adversarial/pgd], suites: [quick, standard], images: 200}
+"""
 
 
 def planted(share: float, seed: int, n: int = 400) -> dict[int, float]:
@@ -36,3 +51,13 @@ def test_a_row_a_model_of_the_seeds_that_have_it_beside_the_one_asked_for():
     assert page(table).count("\n| ") == 3 and "minus a" in page(table)
     with pytest.raises(Mistake, match="--against: not attacked in all runs"):
         list(rows([run], "z"))
+
+
+def test_a_finished_run_is_read_as_its_summaries_have_it(tmp_path):
+    write_run(tmp_path, [made for made in RUN if not made.head == "sodef"])
+    (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
+    for model, measured in read(tmp_path).items():
+        folder = tmp_path / "outcomes" / model
+        summaries = [json.loads((folder / suite / "summary.json").read_text()) for suite in ("quick", "standard")]
+        assert np.mean([*measured.clean.values()]) == pytest.approx(summaries[0]["clean"])
+        assert np.mean([*measured.worst.values()]) <= min(summary["robust"] for summary in summaries) < summaries[0]["clean"]

@@ -114,6 +114,8 @@ RUN = (  # in the order in which they make sense, in a project with one commit
     "basin use cifar10_jpeg",
     "basin use fashion_methods",
     "basin use fashion_mnist",
+    "basin use stable_digits",
+    "basin use stable_fashion",
     "basin use suites",
     "basin use digits",
 )
