@@ -6,7 +6,6 @@ import subprocess
 import sys
 import sysconfig
 
-import pytest
 from pages import ROOT
 
 CELLS = json.loads((ROOT / "docs/images_to_model.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -25,7 +24,6 @@ def test_the_notebook_is_kept_without_what_it_showed():
     assert len(CODE) > 5 and sum(cell.startswith("!basin") for cell in CODE) == 4
 
 
-@pytest.mark.slow
 def test_the_notebook_leads_from_images_to_a_registered_model(tmp_path):
     here = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "BASIN_TRACKING")}
     here |= {"CUDA_VISIBLE_DEVICES": "", "PATH": os.pathsep.join([sysconfig.get_path("scripts"), here["PATH"]])}
