@@ -64,15 +64,20 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     return {name: cell.value if isinstance(cell, Share | Difference) else cell for name, cell in row.items()}
 
 
+def put(table: str, place: Path) -> None:
+    """In the place of a page's first table. Raises Mistake where there is none."""
+    if not place.exists() or not TABLE.search(text := place.read_text(encoding="utf-8")):
+        raise Mistake(f"{place}: no page with a table (got the name {place.stem!r}). Write one first: what ran, and a table's heading.")
+    place.write_text(TABLE.sub(lambda _: table, text, count=1), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     parser.add_argument("name", help="of the page in the folder")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
     table, place = list(rows(params.load())), asked.folder / f"{asked.name}.md"
-    if not place.exists() or not TABLE.search(text := place.read_text(encoding="utf-8")):
-        raise Mistake(f"{place}: no page with a table (got NAME {asked.name!r}). Write one first: what ran, and a table's heading.")
-    place.write_text(TABLE.sub(lambda _: page(table), text, count=1), encoding="utf-8")
+    put(page(table), place)
     write_csv(place.with_suffix(".csv"), table[0], [flat(row) for row in table])
 
 

@@ -1,10 +1,10 @@
 """One run of several seeds: every model beside one of them, over images and seeds.
 
-    python -m benchmarks.seeds RUN ... --against adversarial/pgd [--name best_fashion] [--folder docs/results]
+    python -m benchmarks.seeds RUN ... --against adversarial/pgd --name PAGE [--folder docs/results]
 
 RUN: folders of finished runs that differ in `seed` alone. The interval of a difference is that of the pigeonhole bootstrap (Owen 2007,
 arXiv 0712.0111): images and seeds are drawn anew, both at once. It is a little too wide, and with three seeds it knows little of seeds.
-Puts the table in the place of the first one of docs/results/NAME.md, and writes NAME.csv.
+Puts the table in the place of the first one of docs/results/PAGE.md, and writes PAGE.csv.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from basin.errors import Mistake
 from basin.report import outcomes
 from basin.report.table import held
 from benchmarks import as_command, write_csv
-from benchmarks.methods import TABLE
+from benchmarks.methods import put
 
 DRAWS = 10_000
 FIELDS = ("model", "against", "seeds", "images", "clean", "worst_case", "low", "high", "minus", "minus_low", "minus_high", "clean_minus")
@@ -49,23 +49,27 @@ def _measured(suites: Mapping[str, Any]) -> Measured:
     return Measured(dict(zip(images, read_rightly.tolist())), dict(zip(images, held(suites).tolist())))
 
 
-def over(one: Sequence[Held], other: Sequence[Held] | None = None, seed: int = 0) -> tuple[float, float, float]:
-    """The mean over seeds and images of what is held, less what `other` holds, with its 95% interval."""
-    images = sorted(set().union(*one))
-    values = np.full((len(one), len(images)), np.nan)
+def held_by(one: Sequence[Held], other: Sequence[Held] | None = None) -> np.ndarray:
+    """[seeds, images]: what is held, less what `other` holds; nan where a seed has not drawn the image."""
+    values = np.full((len(one), 1 + max(max(now) for now in one)), np.nan)
     for row, now in enumerate(one):
-        for column, image in enumerate(images):
-            if image in now and (other is None or image in other[row]):
-                values[row, column] = now[image] - (other[row][image] if other else 0.0)
+        theirs = other[row] if other else dict.fromkeys(now, 0.0)
+        for image in now.keys() & theirs.keys():
+            values[row, image] = now[image] - theirs[image]
+    return values[:, ~np.isnan(values).all(0)]
+
+
+def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Of 95%, of the mean over seeds and images."""
     there, filled = (~np.isnan(values)).astype(float), np.nan_to_num(values)
-    draw = np.random.default_rng(seed)
-    seeds = draw.multinomial(len(one), np.full(len(one), 1 / len(one)), DRAWS)
+    draw, (seeds, images) = np.random.default_rng(seed), values.shape
+    by_seed = draw.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS)
     means = np.empty(DRAWS)
     for i in range(DRAWS):
-        weights = np.bincount(draw.integers(0, len(images), len(images)), minlength=len(images))
-        means[i] = seeds[i] @ filled @ weights / max(seeds[i] @ there @ weights, 1)
+        weights = np.bincount(draw.integers(0, images, images), minlength=images)
+        means[i] = by_seed[i] @ filled @ weights / max(by_seed[i] @ there @ weights, 1)
     low, high = np.quantile(means, (0.025, 0.975))
-    return float(filled.sum() / there.sum()), float(low), float(high)
+    return float(low), float(high)
 
 
 def rows(runs: Sequence[Mapping[str, Measured]], against: str) -> Iterator[dict[str, Any]]:
@@ -75,16 +79,20 @@ def rows(runs: Sequence[Mapping[str, Measured]], against: str) -> Iterator[dict[
     found = []
     for model in dict.fromkeys(model for run in runs for model in run):
         pairs = [(run[model], run[against]) for run in runs if model in run]
-        worst, theirs = [one.worst for one, _ in pairs], [other.worst for _, other in pairs]
-        clean, clean_theirs = [one.clean for one, _ in pairs], [other.clean for _, other in pairs]
-        value, low, high = over(worst)
-        numbers = {"seeds": len(pairs), "images": len(worst[0]), "clean": over(clean)[0], "worst_case": value, "low": low, "high": high}
-        row = {"model": model, "against": against} | numbers
+        clean, worst = [one.clean for one, _ in pairs], [one.worst for one, _ in pairs]
+        low, high = interval(values := held_by(worst))
+        numbers = {"seeds": len(pairs), "images": len(worst[0]), "clean": _mean(held_by(clean)), "worst_case": _mean(values)}
+        row = {"model": model, "against": against} | numbers | {"low": low, "high": high}
         if model != against:
-            minus, minus_low, minus_high = over(worst, theirs)
-            row |= {"minus": minus, "minus_low": minus_low, "minus_high": minus_high, "clean_minus": over(clean, clean_theirs)[0]}
+            low, high = interval(values := held_by(worst, [other.worst for _, other in pairs]))
+            clean_minus = _mean(held_by(clean, [other.clean for _, other in pairs]))
+            row |= {"minus": _mean(values), "minus_low": low, "minus_high": high, "clean_minus": clean_minus}
         found.append(row)
     yield from sorted(found, key=lambda row: -row["worst_case"])
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values))
 
 
 def page(table: Sequence[Mapping[str, Any]]) -> str:
@@ -107,13 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     parser.add_argument("--against", required=True, help="the model that the others are compared with")
-    parser.add_argument("--name", default="best_fashion", help="of the page in the folder")
+    parser.add_argument("--name", required=True, help="of the page in the folder")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
     table, place = list(rows([read(run) for run in asked.runs], asked.against)), asked.folder / f"{asked.name}.md"
-    if not place.exists() or not TABLE.search(text := place.read_text(encoding="utf-8")):
-        raise Mistake(f"{place}: no page with a table (got --name {asked.name!r}). Write one first: what ran, and a table's heading.")
-    place.write_text(TABLE.sub(lambda _: page(table), text, count=1), encoding="utf-8")
+    put(page(table), place)
     write_csv(place.with_suffix(".csv"), FIELDS, table)
 
 

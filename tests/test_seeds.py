@@ -7,7 +7,7 @@ import pytest
 from synthetic_outcomes import RUN, write_run
 
 from basin.errors import Mistake
-from benchmarks.seeds import Measured, over, page, read, rows
+from benchmarks.seeds import Measured, held_by, interval, page, read, rows
 
 PARAMS = """
 seed: 0
@@ -29,18 +29,17 @@ def planted(share: float, seed: int, n: int = 400) -> dict[int, float]:
 
 
 def test_the_mean_is_over_images_and_seeds():
-    assert over([{0: 1.0, 1: 0.0}, {1: 1.0, 2: 1.0}])[0] == 0.75
-    assert over([{0: 1.0, 1: 0.0}], [{0: 0.0, 1: 0.0}])[0] == 0.5
+    assert np.nanmean(held_by([{0: 1.0, 1: 0.0}, {1: 1.0, 7: 1.0}])) == 0.75
+    assert np.nanmean(held_by([{0: 1.0, 1: 0.0}], [{0: 0.0, 1: 0.0}])) == 0.5
+    assert held_by([{0: 1.0, 3: 0.0}], [{3: 1.0}]).tolist() == [[-1.0]]  # of the images that both were attacked on
 
 
 def test_an_interval_holds_what_was_planted_and_knows_of_seeds():
     better, worse = [planted(0.7, seed) for seed in range(3)], [planted(0.6, seed + 9) for seed in range(3)]
-    shared = [{image: value for image, value in one.items() if image in other} for one, other in zip(worse, better)]
-    value, low, high = over(better, shared)
+    value, (low, high) = np.nanmean(values := held_by(better, worse)), interval(values)
     assert low < 0.1 < high and low < value < high and 0.03 < high - low < 0.3
-    apart = [dict.fromkeys(range(400), share) for share in (0.5, 0.6, 0.7)]  # all images alike: what is left is the seeds'
-    value, low, high = over(apart)
-    assert value == pytest.approx(0.6) and low == pytest.approx(0.5) and high == pytest.approx(0.7)
+    apart = held_by([dict.fromkeys(range(400), share) for share in (0.5, 0.6, 0.7)])  # all images alike: what is left is the seeds'
+    assert np.nanmean(apart) == pytest.approx(0.6) and interval(apart) == pytest.approx((0.5, 0.7))
 
 
 def test_a_row_a_model_of_the_seeds_that_have_it_beside_the_one_asked_for():
