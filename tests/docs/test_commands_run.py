@@ -3,15 +3,13 @@
 A command is shown with words that stand for the reader's own; WORDS says what they are here.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pages import ROOT
 from PIL import Image
+from shell import do, git
 from test_commands import FRAGMENTS, shown
 
 PARAMS = """\
@@ -161,19 +159,6 @@ def test_nothing_is_run_or_marked_that_no_page_shows():
     assert {call for call in (*PHOTOGRAPHS, *RUN) if call not in texts} == {"dvc exp remove NAME"}  # shown without a name
     assert [start for start in NOT_HERE if not any(text.startswith(start) for text in texts)] == []
     assert [why for why in NOT_HERE.values() if why.startswith("tests/") and not (ROOT / why).is_file()] == []
-
-
-def do(folder: Path, *words: str) -> str:
-    """What a command says; it has to end well."""
-    here = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "BASIN_CHECKPOINTS", "PYTHONPATH")}
-    here |= {"CUDA_VISIBLE_DEVICES": "", "DVC_NO_ANALYTICS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{here['PATH']}"}
-    done = subprocess.run(words, cwd=folder, env=here, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def git(folder: Path, *words: str) -> str:
-    return do(folder, "git", "-c", "user.name=n", "-c", "user.email=e@example.org", *words)
 
 
 def photographs(folder: Path) -> None:

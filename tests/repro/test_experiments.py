@@ -3,15 +3,13 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import vl_convert
+from shell import do, git
 
 from basin.report import figures
 from basin.repro import project
@@ -43,21 +41,8 @@ COMMITTED = {"params.yaml", "dvc.yaml", "dvc.lock", "code.yaml", "report/table.c
 KEPT_OUT = ("models/", "data/", "outcomes/", "history/", "exchanged/", ".basin/", "mlflow", "mlartifacts", "report/index.html")
 
 
-def do(folder: Path, *words: str) -> str:
-    """What a command says; it has to end well."""
-    here = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "BASIN_CHECKPOINTS")}
-    here |= {"CUDA_VISIBLE_DEVICES": "", "DVC_NO_ANALYTICS": "1", "BASIN_TRACKING": "off"}
-    done = subprocess.run(words, cwd=folder, env=here, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def dvc(folder: Path, *words: str) -> str:
-    return do(folder, sys.executable, "-P", "-m", "dvc", *words)
-
-
-def git(folder: Path, *words: str) -> str:
-    return do(folder, "git", "-c", "user.name=n", "-c", "user.email=e@example.org", *words)
+    return do(folder, "dvc", *words, BASIN_TRACKING="off")
 
 
 @pytest.fixture(scope="module")
