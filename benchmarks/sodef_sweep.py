@@ -56,24 +56,13 @@ ADAM: dict[str, Any] = {"batch": 128, "rate": 0.01}
 
 
 @dataclass(frozen=True)
-class Features:
-    """The training images as the backbone sees them: it stays as it is, so once is enough."""
-
-    z: Tensor
-    labels: Labels
-
-    def floats(self, index: Tensor) -> Tensor:
-        return self.z[index]
-
-
-@dataclass(frozen=True)
 class Case:
     """A trained model below the heads, the images, and where what is done is kept."""
 
     model: str
     twin: Classifier
     threat: ThreatModel
-    train: Features
+    train: Split  # as the backbone sees it, which stays as it is: once is enough
     images: Images
     labels: Labels
     seed: int
@@ -99,7 +88,9 @@ def head(case: Case, weights: str, T: float, solver: str) -> Classifier:
         stability=sodef.Stability(epochs=case.epochs[1], **ADAM, epsilon=0.001, amsgrad=True, **WEIGHTS[weights]),
         classifier=schedule.Schedule(epochs=case.epochs[2], **ADAM),
     )
-    over = Classifier(nn.Identity(), nn.Identity(), nn.Identity(), model.head, {})
+    seen = nn.Identity()
+    seen.width = case.twin.backbone.width
+    over = Classifier(nn.Identity(), nn.Identity(), seen, model.head, {})
     phases = sodef.phases(schedules, over, lambda network, z, y, g: nn.functional.cross_entropy(network(z), y), case.train)
     for phase, name in zip(phases, ("features", f"stability-{weights}", f"classifier-{weights}-{T:g}-{solver}")):
         done = case.place / f"{name}.safetensors"
@@ -206,9 +197,9 @@ def cells(row: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def features(model: Classifier, split: Split) -> Features:
+def features(model: Classifier, split: Split) -> Split:
     parts = tqdm(torch.arange(len(split)).split(500), desc="features", unit="batch", delay=2, mininterval=2)
-    return Features(torch.cat([model.features(split.floats(rows)) for rows in parts]), split.labels)
+    return Split(torch.cat([model.features(split.floats(rows)) for rows in parts]), split.labels)
 
 
 def load(folder: Path, asked: argparse.Namespace) -> Case:

@@ -41,9 +41,9 @@ STD_FLOOR = 1 / 255  # one grey level: dividing by it keeps a constant channel f
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their labels; `index` is the position of each in the source's own order (None: they are in it)."""
+    """Images, as pixels or floats, with their labels; `index` is the position of each in the source's own order (None: they are in it)."""
 
-    images: Pixels
+    images: Pixels | Images
     labels: Labels
     index: Labels | None = None
 
@@ -64,9 +64,13 @@ class Split:
         return index if self.index is None else self.index[index]
 
     def floats(self, index: Tensor | slice | None = None) -> Images:
-        """Images as float32 in [0, 1], all of them or those at `index`; 255 becomes exactly 1."""
-        images = self.images if index is None else self.images[index]
-        return images.float().div_(255)
+        """Images as float32 in [0, 1], all of them or those at `index`."""
+        return floats(self.images if index is None else self.images[index])
+
+
+def floats(images: Pixels | Images) -> Images:
+    """Pixels as float32 in [0, 1], where 255 is exactly 1; floats as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from basin.data.splits import Split
+from basin.data.splits import Split, floats
 from basin.types import Images, Labels, Pixels
 
 Augment = Callable[[Images, torch.Generator], Images]
@@ -34,10 +34,10 @@ class Batches:
     def at(self, rows: Tensor, draws: torch.Generator) -> tuple[Images, Labels]:
         """The images, augmented, and labels at `rows`, a part of what `split` gave."""
         pixels = self.images[rows] if self.images.device == self.device else self._over(rows)
-        return self.augment(pixels.float().div_(255), draws), self.labels[rows.to(self.device, non_blocking=True)]
+        return self.augment(floats(pixels), draws), self.labels[rows.to(self.device, non_blocking=True)]
 
     def _over(self, rows: Tensor) -> Pixels:
-        pinned = torch.empty((len(rows), *self.images.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        pinned = torch.empty((len(rows), *self.images.shape[1:]), dtype=self.images.dtype, pin_memory=True)
         return torch.index_select(self.images, 0, rows, out=pinned).to(self.device, non_blocking=True)
 
 
