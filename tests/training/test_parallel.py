@@ -99,7 +99,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     env["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "pipeline", ROOT / "tests")))
     both = [subprocess.Popen([sys.executable, __file__, str(place)], env=env | {"RANK": str(rank)}) for rank in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert [process.wait(600) for process in both] == [0, 0]
     return place
 
 
