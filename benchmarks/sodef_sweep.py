@@ -62,7 +62,7 @@ class Case:
     model: str
     twin: Classifier
     threat: ThreatModel
-    train: Split  # as the backbone sees it, which stays as it is: once is enough
+    train: Split  # its features as images of one pixel: the backbone stays as it is, so that once is enough
     images: Images
     labels: Labels
     seed: int
@@ -88,7 +88,7 @@ def head(case: Case, weights: str, T: float, solver: str) -> Classifier:
         stability=sodef.Stability(epochs=case.epochs[1], **ADAM, epsilon=0.001, amsgrad=True, **WEIGHTS[weights]),
         classifier=schedule.Schedule(epochs=case.epochs[2], **ADAM),
     )
-    seen = nn.Identity()
+    seen = nn.Flatten()
     seen.width = case.twin.backbone.width
     over = Classifier(nn.Identity(), nn.Identity(), seen, model.head, {})
     phases = sodef.phases(schedules, over, lambda network, z, y, g: nn.functional.cross_entropy(network(z), y), case.train)
@@ -199,7 +199,8 @@ def cells(row: dict[str, Any]) -> str:
 @torch.no_grad()
 def features(model: Classifier, split: Split) -> Split:
     parts = tqdm(torch.arange(len(split)).split(500), desc="features", unit="batch", delay=2, mininterval=2)
-    return Split(torch.cat([model.features(split.floats(rows)) for rows in parts]), split.labels)
+    z = torch.cat([model.features(split.floats(rows)) for rows in parts])
+    return Split(z[:, :, None, None], split.labels)
 
 
 def load(folder: Path, asked: argparse.Namespace) -> Case:

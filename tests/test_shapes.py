@@ -32,9 +32,9 @@ def test_a_result_of_the_wrong_shape_is_refused():
         model(torch.zeros(2, 1, 8, 8))
 
 
-def test_pixels_that_are_no_bytes_are_refused():
+def test_images_that_are_neither_bytes_nor_floats_are_refused():
     with pytest.raises(TypeCheckError):
-        Split(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
+        Split(torch.zeros(2, 1, 8, 8, dtype=torch.int16), torch.zeros(2, dtype=torch.int64))
 
 
 def test_what_fits_is_let_through():
