@@ -287,8 +287,10 @@ def test_an_attack_stage_that_was_killed_goes_on_to_the_same_bytes(whole, tmp_pa
     run(undisturbed, "attack", "head/sodef", "tiny")
     killed_in_the_middle(cut, "attack", "head/sodef", "tiny")
     assert not (cut / "outcomes").exists()
+    workspace(cut, slow.replace("models: [backbone/natural, head/sodef]", "models: [head/sodef]"))
     rerun(cut, "attack", "head/sodef", "tiny")
     assert made(cut) == made(undisturbed)
+    assert not list(cut.glob(".basin/checkpoints/**/*.safetensors")), "another list of models is no reason to begin anew"
 
 
 PURIFIED = PARAMS.replace(
@@ -431,3 +433,23 @@ def test_ctrl_c_is_one_sentence_and_the_stage_goes_on(whole, tmp_path):
     assert said.splitlines()[-1] == "Stopped; what is done is kept. To go on, run the same command again."
     assert "Traceback" not in said and "KeyboardInterrupt" not in said
     assert "resuming at phase" in rerun(folder, "backbone", "long")
+
+
+def test_a_signal_while_a_models_own_code_computes_is_no_error_of_the_model(tmp_path):
+    """SIGTERM, which `kill` and every scheduler send, inside a backward pass: nothing there may take it for a gradient that fails."""
+    code = """
+import os, signal, torch
+from basin.stages import entry
+from basin.threat.target import derivative
+class Slow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.flatten(1)
+    @staticmethod
+    def backward(ctx, g):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return g.view(2, 1, 1, 2)
+entry.launch(lambda *_: derivative(Slow.apply, torch.zeros(2, 1, 1, 2), torch.tensor([0, 1])))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+    assert ended.returncode == 130 and ended.stderr.splitlines()[-1].startswith("Stopped; what is done is kept."), ended.stderr

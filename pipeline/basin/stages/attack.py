@@ -24,7 +24,7 @@ def main(model: str, suite_name: str) -> None:
         classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)
         twin = artifact.load_twin(entry.MODELS / model, stage.device)
         images, labels = judging.images(settings.images)
-        asked = suite.model_dump(mode="json"), settings.model_dump(mode="json"), threat.model_dump()
+        asked = suite.model_dump(mode="json"), settings.images, settings.batch, threat.model_dump()
         state = checkpoint.place(name, *asked, classifier.recipe, recipe.weights_digest(entry.MODELS / model), *stage.terms)
         if twin is not None:
             twin.requires_grad_(False)

@@ -52,7 +52,7 @@ def launch(main: Callable[..., None]) -> None:
     """Run a stage's `main` on the command line's words; bad input ends in its text and exit code 2."""
     environment.apply()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` blocks run
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which nothing takes for an error of a model's
     with exit_on_mistake():
         try:
             main(*sys.argv[1:])

@@ -23,7 +23,7 @@ def main() -> None:
             classifier = artifact.load(entry.MODELS / model, stage.device).requires_grad_(False)
             seed, randomised = (stage.config.seed, f"exchange/{model}"), bool(random_layers(classifier))
             points = exchange.points(entry.OUTCOMES, model, settings.models, list(own[model]))
-            asked = settings.model_dump(mode="json"), threat.model_dump(), exchange.digest(points)
+            asked = settings.images, settings.batch, threat.model_dump(), exchange.digest(points)
             weights = classifier.recipe, recipe.weights_digest(entry.MODELS / model)
             state = checkpoint.place(f"exchange/{model}", *asked, *weights, *stage.terms)
             stage.checkpoints.append(state)  # not removed earlier: dvc removes the folders of an interrupted exchange
