@@ -100,7 +100,6 @@ RUN = (  # in the order in which they make sense, in a project with one commit
     "basin score models:/digits-linf-0.15@champion photos/ --csv scores.csv",
     "basin evaluate TARGET --data DATA --norm linf --eps 8/255 --suite adaptive --images 1000 --seed 0 --json answer.json "
     "--outcomes FOLDER",
-    "basin evaluate models/adversarial/trades --data data/prepared --norm linf --eps 0.1 --suite autoattack --images 1000",
     "basin evaluate models:/NAME@champion ...",
     "basin gc",
     "basin checkout NAME@champion",
