@@ -452,4 +452,4 @@ class Slow(torch.autograd.Function):
 entry.launch(lambda *_: derivative(Slow.apply, torch.zeros(2, 1, 1, 2), torch.tensor([0, 1])))
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
-    assert ended.returncode == 130 and ended.stderr.splitlines()[-1].startswith("Stopped; what is done is kept."), ended.stderr
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "")

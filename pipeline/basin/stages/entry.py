@@ -52,13 +52,20 @@ def launch(main: Callable[..., None]) -> None:
     """Run a stage's `main` on the command line's words; bad input ends in its text and exit code 2."""
     environment.apply()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which nothing takes for an error of a model's
+    signal.signal(signal.SIGTERM, _interrupt)
     with exit_on_mistake():
         try:
             main(*sys.argv[1:])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
+            if stopped.args:
+                sys.exit(128 + signal.SIGTERM)
             sys.stderr.write("Stopped; what is done is kept. To go on, run the same command again.\n")
             sys.exit(128 + signal.SIGINT)
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM as an interruption, so that `finally` blocks run and nothing takes it for an error of a model's own code."""
+    raise KeyboardInterrupt(signal.SIGTERM)
 
 
 @contextmanager
