@@ -1,7 +1,6 @@
 """The table of a finished run: `python -m benchmarks.methods NAME` puts it in the place of the first table of docs/results/NAME.md.
 
-Beside what report/table.csv holds: the figure after a suite's own attacks, where attempts of `adaptive` follow them, the paired
-difference to the undefended twin, and the flags.
+Beside what report/table.csv holds: the paired difference to the undefended twin, and the flags.
 docs/results/NAME.csv has the same columns, accuracies as fractions.
 """
 
@@ -17,7 +16,6 @@ from basin.errors import Mistake
 from basin.registry import candidates, snapshot
 from basin.registry.promotion import Unregistered
 from basin.report.pairs import Difference, paired
-from basin.report.summary import Summary
 from basin.report.table import Share
 from benchmarks import as_command, write_csv
 
@@ -30,20 +28,10 @@ def rows(asked: Config) -> Iterator[dict[str, Any]]:
     held = {one.model: Unregistered(one).held for one in run}
     for one in sorted(run, key=lambda one: -one.row.worst.k):
         row = one.row
-        cells = {"model": one.model, "clean": row.clean, "masked": row.masked}
-        for suite, share in row.suites.items():
-            settings = asked.suites[suite]
-            if settings.adaptive and settings.attacks:
-                cells[f"{suite}: listed"] = _left(one.outcomes[suite].summary, list(settings.attacks)[-1])
-            cells[suite] = share
+        cells = {"model": one.model, "clean": row.clean, "masked": row.masked} | row.suites
         cells |= {"worst case": row.worst, "twin": row.twin.share if row.twin else None}
         cells["minus twin"] = paired(held[one.model], held[row.twin.model]) if row.twin and row.twin.model in held else None
         yield cells | {"flags": ", ".join(one.flags), "unresolved": ", ".join(one.unresolved), "n": str(row.worst.n)}
-
-
-def _left(summary: Summary, attack: str) -> Share | None:
-    """What was left after an attack. Of a random model nothing is said: it is the lowest of many noisy shares (docs/evaluation.md)."""
-    return None if summary.ensemble else Share(summary.attacks[attack] * summary.n, summary.n)
 
 
 def page(table: list[dict[str, Any]]) -> str:
