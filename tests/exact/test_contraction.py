@@ -10,7 +10,7 @@ from basin.evaluation.outcomes import Outcomes
 from basin.methods.backbones import convnet, sll
 from basin.methods.heads import contracting, linear
 from basin.models.classifier import Classifier, Normalise
-from basin.models.lipschitz import constant
+from basin.models.lipschitz import constant, given, lipschitz
 from basin.randomness import construct, generator
 from basin.threat.ball import ThreatModel
 
@@ -121,7 +121,8 @@ def test_the_radius_of_a_linear_model_is_the_distance_to_its_boundary():
 def test_a_convnet_has_a_certificate_and_what_is_random_or_unknown_none():
     net = convnet.Backbone(convnet.Params(channels=[2], hidden=4), (1, 8, 8))
     model = classifier(net, net.width)
-    assert certificate.lipschitz(model) == pytest.approx(2 * constant(net.layers))
+    assert lipschitz(model) == pytest.approx(2 * constant(net.layers))
+    assert lipschitz(model, given) is None  # its own is of its weights
     assert certificate.radii(classifier(nn.Sequential(nn.Flatten(), nn.GELU()), 4), torch.rand(2, 1, 2, 2), torch.tensor([0, 1]), 2) is None
 
 

@@ -6,7 +6,6 @@
 ||x' - x||_inf <= eps lies within eps sqrt(d).
 """
 
-import math
 from typing import Any
 
 import torch
@@ -14,20 +13,11 @@ import torch
 from basin.errors import Mistake
 from basin.evaluation.outcomes import Outcomes, interval, mean
 from basin.models.classifier import Classifier
-from basin.models.lipschitz import constant
+from basin.models.lipschitz import between, lipschitz
 from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels, PerImage
 
 ROUNDING = 1 - 1e-4  # of a radius, for float32
-
-
-def lipschitz(model: Classifier) -> float | None:
-    """L, of image -> what the last layer reads; None where the layers do not give it, and where something is random."""
-    before = getattr(model.head, "before", None)
-    if before is None or model.randomised:
-        return None
-    constants = [before(), *map(constant, (model.purifier, model.normalise, model.backbone))]
-    return None if None in constants else math.prod(constants)
 
 
 def radii(model: Classifier, images: Images, labels: Labels, batch: int) -> PerImage | None:
@@ -37,12 +27,10 @@ def radii(model: Classifier, images: Images, labels: Labels, batch: int) -> PerI
 
 @torch.no_grad()
 def _within(model: Classifier, L: float, images: Images, labels: Labels, batch: int) -> PerImage:
-    V = model.head.get_parameter("classifier.weight")
-    between = torch.cdist(V, V, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(0)
-    found = []
+    apart, found = between(model), []
     for x, y in zip(images.split(batch), labels.split(batch), strict=True):
-        logits, y = model(x.to(V.device)), y.to(V.device)
-        margin = (logits.gather(1, y[:, None]) - logits) / (L * between[y])
+        logits, y = model(x.to(apart.device)), y.to(apart.device)
+        margin = (logits.gather(1, y[:, None]) - logits) / (L * apart[y])
         found.append(margin.scatter(1, y[:, None], torch.inf).amin(1).clamp_min(0) * ROUNDING)
     return torch.cat(found).cpu()
 

@@ -21,6 +21,7 @@ class Normalise(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.lipschitz = 1 / min(std)
 
     def forward(self, x: Images) -> Images:
         return (x - self.mean) / self.std

@@ -1,7 +1,8 @@
 """Lipschitz constants in the 2-norm, where the layers give one: upper bounds, never estimates.
 
-A module may have one of its own as a method `lipschitz`. Of a convolution it is the lesser of two bounds of its norm, whatever the image:
-the sum of ||K_ij||_2 over the positions of the kernel, and the root of the largest row sum of |K K^T| (Gershgorin).
+A module may have one of its own, `lipschitz`: a number where it holds whatever the weights, else a method. Of a convolution it is the
+lesser of two bounds of its norm, whatever the image: the sum of ||K_ij||_2 over the positions of the kernel, and the root of the largest
+row sum of |K K^T| (Gershgorin).
 """
 
 import math
@@ -9,26 +10,47 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from basin.models.classifier import Normalise
+from basin.models.classifier import Classifier
 
 OF_LIPSCHITZ_1 = (nn.Identity, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Flatten, nn.Dropout)  # in evaluation mode
 
 
+def given(module: nn.Module) -> float | None:
+    """A Lipschitz constant of a module in evaluation mode that holds whatever its weights; None where there is none."""
+    own = getattr(module, "lipschitz", None)
+    return own if isinstance(own, float) else 1.0 if isinstance(module, OF_LIPSCHITZ_1) else None
+
+
 @torch.no_grad()
 def constant(module: nn.Module) -> float | None:
-    """A Lipschitz constant of a module in evaluation mode; None where its layers do not give one."""
-    own: Callable[[], float | None] | None = getattr(module, "lipschitz", None)
-    if own:
+    """A Lipschitz constant of a module in evaluation mode, of its weights as they are; None where its layers do not give one."""
+    if (known := given(module)) is not None:
+        return known
+    if own := getattr(module, "lipschitz", None):
         return own()
-    if isinstance(module, OF_LIPSCHITZ_1):
-        return 1.0
-    if isinstance(module, Normalise):
-        return 1 / module.std.min().item()
     found = next((bound for of, bound in BOUNDS.items() if type(module).forward is of.forward), None)
     return found(module) if found else None
+
+
+def lipschitz(model: Classifier, of: Callable[[nn.Module], float | None] = constant) -> float | None:
+    """L, of image -> what the last layer reads; None where the layers do not give it, and where something is random.
+
+    `of`: how a part's is found, `constant` or `given`.
+    """
+    before = getattr(model.head, "before", None)
+    if before is None or model.randomised:
+        return None
+    constants = [before(), *map(of, (model.purifier, model.normalise, model.backbone))]
+    return None if None in constants else math.prod(constants)
+
+
+def between(model: Classifier) -> Tensor:
+    """[classes, classes]: ||V_i - V_j||_2 of the last layer's rows: how far a step of one moves two logits apart."""
+    V = model.head.get_parameter("classifier.weight")
+    return torch.cdist(V, V, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def product(modules: nn.Sequential) -> float | None:

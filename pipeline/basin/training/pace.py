@@ -14,6 +14,7 @@ from torch import nn
 from basin.config.schedule import Schedule
 from basin.errors import Mistake, said
 from basin.models.classifier import Classifier
+from basin.models.lipschitz import given
 from basin.models.ode import flows
 from basin.models.precision import convolutional, has_bfloat16
 from basin.processes import ALONE, Group
@@ -33,7 +34,7 @@ class Paced(nn.Module):
     def __init__(self, backbone: nn.Module, schedule: Schedule, device: torch.device, where: str, group: Group = ALONE):
         super().__init__()
         self.backbone, self.width, self.where, self.group = backbone, backbone.width, where, group
-        self.layout = layout(backbone)
+        self.layout, self.lipschitz = layout(backbone), given(backbone)
         self.narrow = schedule.precision == "bf16"
         if group.size > 1:
             check_shared(backbone, schedule, where)

@@ -63,6 +63,7 @@ class Backbone(nn.Module):
 
     def __init__(self, params: Params, shape: ImageShape):
         super().__init__()
+        self.lipschitz = 1.0  # of images -> features, in the 2-norm
         c, h, w = shape
         self.channels, self.width = params.channels, params.hidden
         for channels in params.channels:
@@ -79,7 +80,3 @@ class Backbone(nn.Module):
             x = pixel_unshuffle(x, 2)
             x = layers(pad(x, (0, 0, 0, 0, 0, channels - x.shape[1])))
         return self.last(x.flatten(1))
-
-    def lipschitz(self) -> float:
-        """A Lipschitz constant of images -> features, in the 2-norm."""
-        return 1.0
