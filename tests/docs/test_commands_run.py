@@ -109,6 +109,7 @@ RUN = (  # in the order in which they make sense, in a project with one commit
     "dvc exp remove NAME",
     "basin use NAME",
     "basin use best_fashion",
+    "basin use certified_fashion",
     "basin use cifar10_jpeg",
     "basin use fashion_methods",
     "basin use fashion_mnist",
