@@ -19,7 +19,9 @@ from basin.training.phase import Phase
 
 CLASSES = 10
 CONVNET = {"kind": "convnet", "channels": [8, 16], "hidden": 32}
+SLL = {"kind": "sll", "channels": [4, 16], "blocks": 1, "hidden": 32}  # of a known Lipschitz constant
 SODEF = {"kind": "sodef", "width": 16, "T": 2.0, "solver": {"steps": 8}}
+TRAINED = {"lmt": SLL}  # the backbone for a training method that does not take every one
 BALL = ThreatModel(norm="linf", eps=0.1)
 
 

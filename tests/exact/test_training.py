@@ -11,6 +11,7 @@ from basin.errors import Mistake
 from basin.evaluation import certificate
 from basin.methods.attacks import pgd
 from basin.methods.training import alp, fast, free, lmt, mart, natural, trades, yopo
+from basin.models.lipschitz import between
 from basin.threat.ball import TOLERANCE, ThreatModel
 from basin.threat.target import Target, gradient
 from basin.training import phase
@@ -223,14 +224,11 @@ def test_a_head_is_trained_alone_and_through_a_plain_function(kind):
     assert all(p.grad is None for p in model.backbone.parameters())
 
 
-SLL = {"kind": "sll", "channels": [4, 16], "blocks": 1, "hidden": 8}
-
-
 @pytest.mark.parametrize("ball, r", [(L2, 0.5), (small.BALL, 0.1 * 8)], ids=str)
 def test_lipschitz_margin_training_is_its_equation(ball, r):
     """Wrong logits are raised by r / std times the distance of the last layer's rows; of L-infinity r covers the ball."""
     _, x, y = precise(6)
-    network = small.classifier(SLL).double()
+    network = small.classifier(small.SLL).double()
     V, logits = network.head.classifier.weight, network(x)
     raised = torch.stack([torch.stack([z[j] + 1.5 * r / 0.4 * (V[k] - V[j]).norm() for j in range(10)]) for z, k in zip(logits, y)])
     close(lmt.loss(lmt.Params(eps_ratio=1.5), network, x, y, ball, seeded()), cross_entropy(raised, y))
@@ -239,11 +237,11 @@ def test_lipschitz_margin_training_is_its_equation(ball, r):
 
 def test_what_is_read_rightly_with_the_margin_is_certified():
     """With r between two of the images' radii."""
-    network, (_, x, _) = small.classifier(SLL).requires_grad_(False), drawn()
+    network, (_, x, _) = small.classifier(small.SLL).requires_grad_(False), drawn()
     y = network(x).argmax(1)
     radii = certificate.radii(network, x, y, 12)
     r = radii.sort().values[5:7].mean()
-    margin = r / 0.4 * lmt.between(network)[y]
+    margin = r / 0.4 * between(network)[y]
     assert torch.equal((network(x) + margin).argmax(1) == y, radii >= r)
 
 

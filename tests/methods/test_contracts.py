@@ -359,13 +359,9 @@ def test_an_augmentation_keeps_images_apart(kind, form, images):
 # Training methods -------------------------------------------------------------------------------------------------------------------------
 
 
-LIPSCHITZ = {"kind": "sll", "channels": [4, 16], "blocks": 1, "hidden": 32}
-TRAINED = {"lmt": LIPSCHITZ}  # what a method trains, where it does not take every backbone
-
-
 @every("training")
 def test_a_training_loss_reaches_every_parameter_and_draws_from_its_own_generator(kind, images):
-    model, (x, y) = small.classifier(TRAINED.get(kind, small.CONVNET)), images
+    model, (x, y) = small.classifier(small.TRAINED.get(kind, small.CONVNET)), images
     loss = method(kind, **SETTINGS.get(("training", kind), {}))
     before = torch.get_rng_state()
     one, same = (next(each(loss(model, x, y, generator(0, "draws")))) for _ in range(2))
@@ -378,7 +374,7 @@ def test_a_training_loss_reaches_every_parameter_and_draws_from_its_own_generato
 
 @every("training")
 def test_a_training_method_learns(kind, digits):
-    model = small.classifier(TRAINED.get(kind, small.CONVNET))
+    model = small.classifier(small.TRAINED.get(kind, small.CONVNET))
     small.fit(model, digits["train"], epochs=3, kind=kind, **SETTINGS.get(("training", kind), {})).eval()
     x, y = few(digits["test"], 300)
     assert (model(x).argmax(1) == y).float().mean() > 0.5

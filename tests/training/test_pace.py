@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save
-from small import CONVNET, SODEF, classifier, method
+from small import CONVNET, SODEF, TRAINED, classifier, method
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from basin import checkpoint
@@ -246,7 +246,6 @@ class Waits(TorchDispatchMode):
 
 METHODS = {"natural": {}, "fast": {}, "pgd": {"steps": 2}, "trades": {"steps": 2}, "mart": {"steps": 2}, "alp": {"steps": 2}}
 METHODS |= {"free": {"replays": 2}, "yopo": {"m": 2, "n": 2}, "lmt": {}}
-BACKBONES = {"lmt": {"kind": "sll", "channels": [4, 16], "blocks": 1, "hidden": 8}}  # of methods that do not take every one
 
 
 def test_every_training_method_is_asked():
@@ -261,7 +260,7 @@ def test_steps_ask_the_device_for_nothing(kind, train, tmp_path, late, monkeypat
     def waits(batch):
         reads.clear()
         with Waits() as counted:
-            trained(train, tmp_path, BACKBONES.get(kind, CONVNET), kind, METHODS[kind], epochs=1, batch=batch)
+            trained(train, tmp_path, TRAINED.get(kind, CONVNET), kind, METHODS[kind], epochs=1, batch=batch)
         return counted.seen, len(reads)
 
     (one, reads_of_one), (twelve, reads_of_twelve) = waits(120), waits(10)
