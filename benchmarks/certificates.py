@@ -4,16 +4,12 @@
         [--seed 0] [--folder docs/results]
 
 A radius of smoothing is of the smoothed function, and sure to 99.9% an image; one by the Lipschitz constant is of the model itself, and
-certain. Writes docs/results/certificates.md and .csv as it goes.
+certain. Puts the table in the place of the first one of docs/results/certificates.md, and writes certificates.csv, as it goes.
 """
 
 import argparse
-import logging
-import platform
-import textwrap
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +23,10 @@ from basin.models import artifact
 from basin.models.lipschitz import lipschitz
 from basin.randomness import generator
 from benchmarks import as_command, write_csv
+from benchmarks.methods import put
 
-log = logging.getLogger(__name__)
 BATCH = 1024
-FIELDS = ("model", "data", "n", "by", "lipschitz", "clean", "radius", "certified", "low", "high", "seconds")
+FIELDS = ("model", "seed", "data", "n", "by", "lipschitz", "clean", "radius", "certified", "low", "high", "seconds")
 
 
 def rows(place: Path, radii: Sequence[float], sigma: float, draws: int, images: int, seed: int) -> list[dict[str, Any]]:
@@ -39,7 +35,8 @@ def rows(place: Path, radii: Sequence[float], sigma: float, draws: int, images: 
     test = load_split(run / "data/prepared", "test")
     x, y = test.floats(slice(0, images)), test.labels[:images]
     model, name = artifact.load(place).requires_grad_(False), f"{place.parent.name}/{place.name}"
-    about = {"model": name, "data": params.load(run / "params.yaml").source.kind, "n": len(y), "lipschitz": lipschitz(model)}
+    asked = params.load(run / "params.yaml")
+    about = {"model": name, "seed": asked.seed, "data": asked.source.kind, "n": len(y), "lipschitz": lipschitz(model)}
     found: dict[str, tuple[Tensor | None, float]] = {}
     began = time.process_time()
     found["Lipschitz"] = certificate.radii(model, x, y, BATCH), time.process_time() - began
@@ -56,26 +53,21 @@ def _row(by: str, found: Tensor, radius: float, seconds: float) -> dict[str, Any
     return {"by": by, "seconds": round(seconds, 1)} | shares
 
 
-def page(table: list[dict[str, Any]], command: str) -> str:
-    about = (
-        f"Made by `{command}`, torch {version('torch')}, Python {platform.python_version()}, {platform.machine()}, one thread. Shares in % "
-        "of the images, with their 95% Wilson interval; radii in L2, on pixels in [0, 1]. *L*: the bound of the model's Lipschitz constant "
-        "before its last layer. *read*: what the certified function reads rightly with a radius above 0. Smoothing certifies another "
-        "function than the model, with 99.9% confidence an image (Cohen et al. 2019, arXiv 1902.02918); the Lipschitz constant the model "
-        "itself, with certainty ([evaluation](../evaluation.md#certificates))."
-    )
-    head = "| model | L | by | read | radius | certified | seconds |"
-    return (
-        "\n".join(["# Certified radii", "", textwrap.fill(about, 140), "", head, "|---|---|---|---|---|---|---|", *map(_line, table)])
-        + "\n"
-    )
+def page(table: Sequence[Mapping[str, Any]]) -> str:
+    """A line a model and a way to certify, a column a radius; shares in %, with their 95% intervals."""
+    radii = list(dict.fromkeys(row["radius"] for row in table))
+    heading = ["model", "seed", "L", "by", "read", *(f"certified at {radius:g}" for radius in radii), "n", "seconds"]
+    lines = ["| " + " | ".join(heading) + " |", "|" + "---|" * len(heading)]
+    return "\n".join(lines + [_line(table[i : i + len(radii)]) for i in range(0, len(table), len(radii))]) + "\n"
 
 
-def _line(row: dict[str, Any]) -> str:
-    certified = f"{100 * row['certified']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+def _line(of: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of one model and one way, a radius each."""
+    row = of[0]
+    certified = [f"{100 * one['certified']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]" for one in of]
     L = "" if row["lipschitz"] is None else f"{row['lipschitz']:.3g}"
-    model = f"{row['model']}, {row['data']}, n = {row['n']}"
-    return f"| {model} | {L} | {row['by']} | {100 * row['clean']:.1f} | {row['radius']:g} | {certified} | {row['seconds']} |"
+    cells = [row["model"], str(row["seed"]), L, row["by"], f"{100 * row['clean']:.1f}", *certified, str(row["n"]), str(row["seconds"])]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -88,15 +80,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
-    words = f"--radii {asked.radii} --sigma {asked.sigma:g} --draws {asked.draws} --images {asked.images} --seed {asked.seed}"
-    command = f"python -m benchmarks.certificates MODEL ... {words}"
-    table: list[dict[str, Any]] = []
+    radii, table = [*map(float, asked.radii.split(","))], []
     for place in asked.models:
-        new = rows(place.resolve(), [*map(float, asked.radii.split(","))], asked.sigma, asked.draws, asked.images, asked.seed)
-        log.info("%s", "\n".join(map(_line, new)))
-        table += new
+        table += rows(place.resolve(), radii, asked.sigma, asked.draws, asked.images, asked.seed)
+        put(page(table), asked.folder / "certificates.md")
         write_csv(asked.folder / "certificates.csv", FIELDS, table)
-        (asked.folder / "certificates.md").write_text(page(table, command), encoding="utf-8")
 
 
 if __name__ == "__main__":
