@@ -1,13 +1,15 @@
 """One run of several seeds: every model beside one of them, over images and seeds.
 
-    python -m benchmarks.seeds RUN ... --against adversarial/pgd --name PAGE [--folder docs/results]
+    python -m benchmarks.seeds [RUN ...] --against adversarial/pgd --name PAGE [--folder docs/results]
 
-RUN: folders of finished runs that differ in `seed` alone. The interval of a difference is that of the pigeonhole bootstrap (Owen 2007,
+RUN: folders of finished runs that differ in `seed` alone. PAGE.images.csv, image by image, takes them to what it holds of earlier ones, so
+that a seed may be run anywhere, and the table is of all of it. The interval of a difference is that of the pigeonhole bootstrap (Owen 2007,
 arXiv 0712.0111): images and seeds are drawn anew, both at once. It is a little too wide, and with three seeds it knows little of seeds.
 Puts the table in the place of the first one of docs/results/PAGE.md, and writes PAGE.csv.
 """
 
 import argparse
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +37,11 @@ class Measured:
     worst: Held
 
 
-def read(run: Path) -> dict[str, Measured]:
-    """The attacked models of a run."""
+def read(run: Path) -> tuple[int, dict[str, Measured]]:
+    """A run's seed, and its attacked models."""
     asked = params.load(run / "params.yaml")
     everything = outcomes.read_all(run / "outcomes", asked.attack.models, asked.attack.suites, run / outcomes.EXCHANGED)
-    return {model: _measured(suites) for model, suites in everything.items()}
+    return asked.seed, {model: _measured(suites) for model, suites in everything.items()}
 
 
 def _measured(suites: Mapping[str, Any]) -> Measured:
@@ -47,6 +49,30 @@ def _measured(suites: Mapping[str, Any]) -> Measured:
     images = first.image.tolist()
     read_rightly = (first.clean == first.label).astype(float)
     return Measured(dict(zip(images, read_rightly.tolist())), dict(zip(images, held(suites).tolist())))
+
+
+def load(place: Path) -> dict[int, dict[str, Measured]]:
+    """Seed -> model -> what `save` wrote; nothing where there is no file."""
+    seeds: dict[int, dict[str, Measured]] = {}
+    for row in csv.DictReader(place.read_text(encoding="utf-8").splitlines()) if place.exists() else []:
+        seed, image = int(row.pop("seed")), int(row.pop("image"))
+        for cell, share in row.items():
+            if share:
+                model, column = cell.split(" ")
+                measured = seeds.setdefault(seed, {}).setdefault(model, Measured({}, {}))
+                getattr(measured, column)[image] = float(share)  # type: ignore[index]
+    return seeds
+
+
+def save(seeds: Mapping[int, Mapping[str, Measured]], place: Path) -> None:
+    """A row a seed and an image; of each model two columns, of 1 where it reads the image rightly (`clean`), where it holds (`worst`)."""
+    models = dict.fromkeys(model for run in seeds.values() for model in run)
+    columns, table = [(model, column) for model in models for column in ("clean", "worst")], []
+    for seed, run in sorted(seeds.items()):
+        for image in sorted({image for one in run.values() for image in one.clean}):
+            cells = {f"{m} {column}": getattr(run[m], column)[image] for m, column in columns if m in run and image in run[m].clean}
+            table.append({"seed": seed, "image": image} | {name: f"{share:.4g}" for name, share in cells.items()})
+    write_csv(place, ["seed", "image", *(f"{model} {column}" for model, column in columns)], table)
 
 
 def held_by(one: Sequence[Held], other: Sequence[Held] | None = None) -> np.ndarray:
@@ -113,14 +139,21 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.seeds", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of finished runs")
     parser.add_argument("--against", required=True, help="the model that the others are compared with")
     parser.add_argument("--name", required=True, help="of the page in the folder")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
-    table, place = list(rows([read(run) for run in asked.runs], asked.against)), asked.folder / f"{asked.name}.md"
+    place = asked.folder / f"{asked.name}.md"
+    seeds = load(images := place.with_suffix(".images.csv"))
+    for seed, models in map(read, asked.runs):
+        seeds.setdefault(seed, {}).update(models)
+    if not seeds:
+        raise Mistake(f"RUN: nothing is measured (got none, and there is no {images}). Give folders of finished runs.")
+    table = list(rows([*seeds.values()], asked.against))
     put(page(table), place)
     write_csv(place.with_suffix(".csv"), FIELDS, table)
+    save(seeds, images)
 
 
 if __name__ == "__main__":

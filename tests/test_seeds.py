@@ -7,7 +7,7 @@ import pytest
 from synthetic_outcomes import RUN, write_run
 
 from basin.errors import Mistake
-from benchmarks.seeds import Measured, held_by, interval, page, read, rows
+from benchmarks.seeds import Measured, held_by, interval, load, page, read, rows, save
 
 PARAMS = """
 seed: 0
@@ -55,8 +55,18 @@ def test_a_row_a_model_of_the_seeds_that_have_it_beside_the_one_asked_for():
 def test_a_finished_run_is_read_as_its_summaries_have_it(tmp_path):
     write_run(tmp_path, [made for made in RUN if not made.head == "sodef"])
     (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
-    for model, measured in read(tmp_path).items():
+    seed, models = read(tmp_path)
+    assert seed == 0
+    for model, measured in models.items():
         folder = tmp_path / "outcomes" / model
         summaries = [json.loads((folder / suite / "summary.json").read_text()) for suite in ("quick", "standard")]
         assert np.mean([*measured.clean.values()]) == pytest.approx(summaries[0]["clean"])
         assert np.mean([*measured.worst.values()]) <= min(summary["robust"] for summary in summaries) < summaries[0]["clean"]
+
+
+def test_images_are_kept_for_the_seeds_that_follow(tmp_path):
+    one, two = ({"a": Measured(planted(0.9, seed), planted(0.5, seed)), "b": Measured({7: 1.0}, {7: 0.25})} for seed in (1, 2))
+    del two["b"]  # which another run of that seed may bring
+    save({2: two, 0: one}, tmp_path / "page.images.csv")
+    assert load(tmp_path / "page.images.csv") == {0: one, 2: two}
+    assert load(tmp_path / "none.csv") == {}
