@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import re
 import shutil
@@ -453,3 +454,16 @@ entry.launch(lambda *_: derivative(Slow.apply, torch.zeros(2, 1, 1, 2), torch.te
 """
     ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "")
+
+
+def test_a_training_that_collapses_says_so_at_once(caplog):
+    kept: list[dict[str, float]] = []
+    half = Split(torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.tensor([0] * 5 + [1, 2, 3, 4, 5]))
+    watch = train.watching("adversarial/pgd", half, lambda row, step: kept.append(row))
+    with caplog.at_level(logging.WARNING):
+        for epoch, accuracy in enumerate((0.6, 0.5, 0.5, 0.51, 0.2), start=1):
+            watch(epoch, {"phase": "pgd", "epoch": epoch, "accuracy": accuracy})
+    said = [record.getMessage() for record in caplog.records]
+    assert [re.search(r"epoch (\d)", one)[1] for one in said] == ["2", "5"], "when it falls, not while it lies there"
+    assert said[0].startswith("adversarial/pgd, phase pgd, epoch 2: reads no more") and "(got 50.0%)" in said[0]
+    assert [row["accuracy"] for row in kept] == [0.6, 0.5, 0.5, 0.51, 0.2], "every epoch is recorded"

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def fit(
         partial(accuracy, classifier, validation, ThreatModel.of(stage.config.threat), stage.device),
         (stage.config.seed, model),
         state,
-        lambda step, row: stage.run.metrics({name: value for name, value in row.items() if isinstance(value, float)}, step),
+        watching(stage.name, validation, stage.run.metrics),
         keep=True,
         augment=partial(augment, asked),
         group=stage.group,
@@ -133,6 +134,24 @@ def fit(
     artifact.save(entry.MODELS / model, classifier, parent)
     write_history(entry.HISTORY / f"{model}.csv", history)
     stage.run.artifact(entry.MODELS / model)
+
+
+def watching(name: str, validation: Split, record: Callable[[dict[str, float], int], object]) -> Callable[[int, Row], None]:
+    """What sees each epoch: records it, and says when the accuracy falls to that of always answering the largest class."""
+    constant, before = round(int(validation.labels.bincount().max()) / len(validation), 6), 1.0
+
+    def watch(step: int, row: Row) -> None:
+        nonlocal before
+        record({key: value for key, value in row.items() if isinstance(value, float)}, step)
+        if row["accuracy"] <= constant < before:
+            log.warning(
+                "%s, phase %s, epoch %d: reads no more of the validation images than a constant answer does (got %.1f%%). "
+                "Where it stays so, the training has collapsed: lower schedule.rate.",
+                name, row["phase"], row["epoch"], 100 * row["accuracy"],
+            )  # fmt: skip
+        before = row["accuracy"]
+
+    return watch
 
 
 @torch.no_grad()
