@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from basin.cli import app
 from basin.config.suite import Suite
 from basin.evaluation import classes
+from basin.evaluation.cascade import Evaluation
 from basin.evaluation.outcomes import measures
 from basin.evaluation.robustness import Result, evaluate
 from basin.threat.ball import ThreatModel
@@ -70,9 +71,13 @@ def judged(model: nn.Module, known: int | None = None) -> Result:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_that_does_not_read_the_images_is_told_and_one_that_does_is_not(name):
+def test_a_model_that_does_not_read_the_images_is_told_and_one_that_does_is_not(name, caplog, monkeypatch):
     model, flags = MODELS[name]
+    before: list[str] = []
+    attack = Evaluation.attack
+    monkeypatch.setattr(Evaluation, "attack", lambda *given: (before.append(caplog.text), attack(*given)))
     assert READ.intersection((found := judged(model)).flags) == set(flags), found.flags
+    assert {flag for flag in READ if f"classes: {flag}: " in before[0]} == set(flags), "said before the first attack"
 
 
 def test_where_the_data_say_how_many_classes_they_have_their_largest_label_does_not():

@@ -54,9 +54,7 @@ def diagnose(
 ) -> Diagnosis:
     """Probe the model on a few images and read the outcomes. `known`: how many classes the data have, if not the largest label and one."""
     probes = probe(evaluation, outcomes, attempts, declared)
-    o = outcomes
-    labels, answers, clean = (one.cpu().numpy() for one in (o.labels, o.clean, o.clean_share))
-    broken, answered = probes["clean"] - probes["many_steps"], known or int(labels.max()) + 1
+    o, broken = outcomes, probes["clean"] - probes["many_steps"]
     with evaluation.seeded("stiffness", 0):
         stiff = _stiffness(evaluation.classifier, o.images[:PROBED].to(evaluation.device))
     measured = {
@@ -65,9 +63,7 @@ def diagnose(
         "more-steps-help": (_last_doubling(o, attempts), RISING),
         "gradient-masked": (0.0 if o.masked is None else mean(o.masked) - o.robust, MASKED_GAP),
         "stiff-solve": (stiff, 1.0),
-        "at-chance": (classes.guessing(labels, answers), 1.0),
-        "class-not-answered": (classes.ignorance(labels, clean), 1.0),
-        "more-outputs-than-classes": (classes.elsewhere(answers, answered), classes.ELSEWHERE),
+        **unread(o, known),
         "large-radius-holds": (probes["large_radius"], HOLDS),
         "one-step-beats-many": (probes["many_steps"] - probes["one_step"], FEWER_BREAK),
         "noise-as-strong": ((probes["clean"] - probes["noise"]) / max(broken, FEWER_BREAK), NOISE),
@@ -80,6 +76,16 @@ def diagnose(
         "probabilities": (probes["probabilities"], 1.0),
     }
     return Diagnosis([name for name, (figure, limit) in measured.items() if figure > limit], probes, measured)
+
+
+def unread(o: Outcomes, known: int | None = None) -> dict[str, tuple[float, float]]:
+    """Of the flags that the answers to the clean images raise, before any attack: what was measured, and the limit."""
+    labels, answers, clean = (one.cpu().numpy() for one in (o.labels, o.clean, o.clean_share))
+    return {
+        "at-chance": (classes.guessing(labels, answers), 1.0),
+        "class-not-answered": (classes.ignorance(labels, clean), 1.0),
+        "more-outputs-than-classes": (classes.elsewhere(answers, known or int(labels.max()) + 1), classes.ELSEWHERE),
+    }
 
 
 def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration) -> dict[str, float]:

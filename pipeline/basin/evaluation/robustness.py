@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from basin.errors import Mistake
 from basin.evaluation.adaptive import attempts, naive, without_gradient
 from basin.evaluation.cascade import Evaluation
 from basin.evaluation.declaration import Declaration, declare, differs, drawn
-from basin.evaluation.diagnostics import Diagnosis, diagnose
+from basin.evaluation.diagnostics import Diagnosis, diagnose, unread
 from basin.evaluation.outcomes import Outcomes, interval, mean
 from basin.evaluation.search import Search, search
 from basin.evaluation.subject import device_of, subject
@@ -106,11 +107,19 @@ def evaluate(
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None
     curve = (_fitted(Attempt(suite.curve.attack), declared), threat.multiples(suite.curve.times)) if suite.curve else None
-    outcomes = evaluation.run(labels.new_tensor(range(len(labels))), images, labels, tried, masked, curve)
+    index, begun = labels.new_tensor(range(len(labels))), partial(_warn, seed[1], classes)
+    outcomes = evaluation.run(index, images, labels, tried, masked, curve, begun=begun)
     if not declared.randomised and differs(first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
     facts = [*getattr(model, "facts", ()), *declared.words(), *([QUICK] if searched else [])]
     return Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts, others)
+
+
+def _warn(name: str, classes: int | None, o: Outcomes) -> None:
+    """Say before the hours of a suite what its number will be worth."""
+    for flag, (figure, limit) in unread(o, classes).items():
+        if figure > limit:
+            log.warning("%s: %s: reads %.1f%% of the clean images rightly (docs/flags.md)", name, flag, 100 * mean(o.clean_share))
 
 
 def _asked(suite: Suite, declared: Declaration, model: nn.Module) -> dict[str, Attempt]:
