@@ -385,7 +385,7 @@ def test_the_python_door_of_the_documentation_opens(place):
     """As documented, in a process without our tests' checks of annotations; a wrong shape is told there too."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/evaluation.md").read_text(), re.S)
     given = "import torch\ntorch.manual_seed(0)\nmodel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
-    given += "images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)\n"
+    given += "images = torch.rand(8, 1, 8, 8)\nlabels = model(images).argmax(1)\n"
     wrong = "from basin.errors import Mistake\n"
     for change in ("model.eval = lambda: torch.sum\n", "images = images[0]\n"):
         again = change + code.partition("\n\n")[2]

@@ -88,13 +88,13 @@ class Evaluation:
         masked: Attempt | None = None,
         curve: tuple[Attempt, list[float]] | None = None,
         stored: Mapping[str, Images] | None = None,
-        begun: Callable[[Outcomes], None] = lambda outcomes: None,
+        before: Callable[[Outcomes], None] = lambda outcomes: None,
     ) -> Outcomes:
         """Clean pass, naive pass, stored points, cascade, curve. An interrupted run goes on after the last finished step; the checkpoint
-        is the caller's to delete. `begun` sees the outcomes before any attack."""
+        is the caller's to delete. `before` sees the outcomes of the clean pass."""
         outcomes, finished = self._resume(index, images, labels)
         if not finished and self.group.first:
-            begun(outcomes)
+            before(outcomes)
         steps: list[Callable[[], None]] = [partial(self._masked, outcomes, masked)] if masked else []
         steps += [partial(self._stored, outcomes, name, points) for name, points in (stored or {}).items()]
         steps += [partial(self.attack, outcomes, name, attempt) for name, attempt in attempts.items() if self.can(attempt)]

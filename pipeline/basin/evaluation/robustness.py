@@ -107,8 +107,8 @@ def evaluate(
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None
     curve = (_fitted(Attempt(suite.curve.attack), declared), threat.multiples(suite.curve.times)) if suite.curve else None
-    index, begun = labels.new_tensor(range(len(labels))), partial(_warn, seed[1], classes)
-    outcomes = evaluation.run(index, images, labels, tried, masked, curve, begun=begun)
+    index, before = labels.new_tensor(range(len(labels))), partial(_warn, seed[1], classes)
+    outcomes = evaluation.run(index, images, labels, tried, masked, curve, before=before)
     if not declared.randomised and differs(first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
     facts = [*getattr(model, "facts", ()), *declared.words(), *([QUICK] if searched else [])]
@@ -119,7 +119,7 @@ def _warn(name: str, classes: int | None, o: Outcomes) -> None:
     """Say before the hours of a suite what its number will be worth."""
     for flag, (figure, limit) in unread(o, classes).items():
         if figure > limit:
-            log.warning("%s: %s: reads %.1f%% of the clean images rightly (docs/flags.md)", name, flag, 100 * mean(o.clean_share))
+            log.warning("%s: %s, before any attack (docs/flags.md); clean accuracy %.1f%%", name, flag, 100 * mean(o.clean_share))
 
 
 def _asked(suite: Suite, declared: Declaration, model: nn.Module) -> dict[str, Attempt]:

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from basin.config.params import Adversarial, Backbone, Head
 from basin.data.about import About, load_about
 from basin.data.splits import Split, load_split
 from basin.errors import Mistake
+from basin.evaluation import classes
 from basin.methods.attacks import pgd
 from basin.models import artifact, stability
 from basin.models import recipe as recipes
@@ -90,7 +90,7 @@ def augment(asked: Backbone | Head | Adversarial, images: Images, draws: torch.G
 def purified_copies(stage: entry.Stage, split: Split, purifier: Choice) -> Split:
     """The split followed by a copy of it that the purifier cleaned, in the stored 256 grey levels. Masks are drawn once, by the seed."""
     purify = purifier.module.Purifier(purifier.params)
-    batches = progress.each(torch.arange(len(split)).split(BATCH), f"{stage.name}: purified copies", "batches")
+    batches = progress.each(_batches(split), f"{stage.name}: purified copies", "batches")
     with drawing(purify, generator(stage.config.seed, stage.name, "purified copies", device=stage.device)):
         cleaned = [(purify(split.floats(rows).to(stage.device)) * 255).round().byte().cpu() for rows in batches]
     return Split(torch.cat([split.images, *cleaned]), torch.cat([split.labels, split.labels]))
@@ -122,7 +122,7 @@ def fit(
         partial(accuracy, classifier, validation, ThreatModel.of(stage.config.threat), stage.device),
         (stage.config.seed, model),
         state,
-        watching(stage.name, validation, stage.run.metrics),
+        lambda step, row: stage.run.metrics({name: value for name, value in row.items() if isinstance(value, float)}, step),
         keep=True,
         augment=partial(augment, asked),
         group=stage.group,
@@ -131,27 +131,10 @@ def fit(
     if not stage.group.first:
         return
     report_flows(stage, classifier, validation)
+    report_answers(stage.name, classifier, validation, stage.device)
     artifact.save(entry.MODELS / model, classifier, parent)
     write_history(entry.HISTORY / f"{model}.csv", history)
     stage.run.artifact(entry.MODELS / model)
-
-
-def watching(name: str, validation: Split, record: Callable[[dict[str, float], int], object]) -> Callable[[int, Row], None]:
-    """What sees each epoch: records it, and says when the accuracy falls to that of always answering the largest class."""
-    constant, before = round(int(validation.labels.bincount().max()) / len(validation), 6), 1.0
-
-    def watch(step: int, row: Row) -> None:
-        nonlocal before
-        record({key: value for key, value in row.items() if isinstance(value, float)}, step)
-        if row["accuracy"] <= constant < before:
-            log.warning(
-                "%s, phase %s, epoch %d: reads no more of the validation images than a constant answer does (got %.1f%%). "
-                "Where it stays so, the training has collapsed: lower schedule.rate.",
-                name, row["phase"], row["epoch"], 100 * row["accuracy"],
-            )  # fmt: skip
-        before = row["accuracy"]
-
-    return watch
 
 
 @torch.no_grad()
@@ -160,12 +143,16 @@ def accuracy(classifier: Classifier, split: Split, threat: ThreatModel, device: 
     if attacked:
         split = split.take(torch.arange(min(attacked, len(split))))
     right, draws, target = 0, generator(0, "accuracy", device=device), Target(classifier, threat)
-    for rows in torch.arange(len(split)).split(BATCH):
+    for rows in _batches(split):
         x, y = split.floats(rows).to(device), split.labels[rows].to(device)
         with drawing(classifier, draws):
             x = pgd.perturb(WATCHED, target, x, y, draws) if attacked else x
             right += int((classifier(x).argmax(1) == y).sum())
     return round(right / len(split), 6)
+
+
+def _batches(split: Split) -> tuple[torch.Tensor, ...]:
+    return torch.arange(len(split)).split(BATCH)
 
 
 def report_flows(stage: entry.Stage, classifier: Classifier, validation: Split) -> None:
@@ -179,6 +166,19 @@ def report_flows(stage: entry.Stage, classifier: Classifier, validation: Split) 
             log.warning(
                 "%s: the step is too long for this flow (got h |lambda| = %.2f). Raise solver.steps, or shorten T.", stage.name, stiffness
             )
+
+
+@torch.no_grad()
+def report_answers(name: str, classifier: Classifier, validation: Split, device: str) -> None:
+    """Warn where the trained model answers held-out images no better than chance, before others are built from it."""
+    with drawing(classifier, generator(0, "answers", device=device)):
+        answers = torch.cat([classifier(validation.floats(rows).to(device)).argmax(1).cpu() for rows in _batches(validation)])
+    if classes.guessing(validation.labels.numpy(), answers.numpy()) > 1:
+        log.warning(
+            "%s: the answers to the validation images are no better than chance (got %.1f%% right). "
+            "If the loss was lower in earlier epochs, lower schedule.rate; else train for longer, or look at the labels.",
+            name, 100 * (answers == validation.labels).float().mean(),
+        )  # fmt: skip
 
 
 def write_history(path: Path, rows: list[Row]) -> None:
