@@ -21,6 +21,7 @@ from basin.config.kinds import choose
 from basin.data.splits import Split, load_split
 from basin.errors import Mistake
 from basin.methods.purifiers.tv import Params as TotalVariation
+from basin.models.classifier import Classifier
 from basin.stages import entry, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -472,5 +473,5 @@ def test_a_training_that_ends_at_chance_says_so(reads, caplog):
     labels = torch.tensor([0] * 60 + [1, 2, 3, 4] * 5)
     split = Split(labels.byte()[:, None, None, None].expand(-1, 1, 2, 2).contiguous(), labels)
     with caplog.at_level(logging.WARNING):
-        train.report_answers("adversarial/pgd", Bright(reads), split, "cpu")
+        train.report_answers("adversarial/pgd", Classifier(*[torch.nn.Identity()] * 3, Bright(reads), {}), split, "cpu")
     assert ("adversarial/pgd: the answers to the validation images are no better than chance (got 75.0% right)" in caplog.text) is not reads
