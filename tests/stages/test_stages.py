@@ -458,14 +458,14 @@ entry.launch(lambda *_: derivative(Slow.apply, torch.zeros(2, 1, 1, 2), torch.te
 
 
 class Bright(torch.nn.Module):
-    """Reads an image's class from its brightness, or gives one answer."""
+    """Reads an image's class from the brightness of its pixels, or gives one answer."""
 
     def __init__(self, reads: bool):
         super().__init__()
         self.reads = reads
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return -(self.reads * x.mean((1, 2, 3))[:, None] * 255 - torch.arange(5)).abs()
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return -(self.reads * z.mean(1, keepdim=True) * 255 - torch.arange(5)).abs()
 
 
 @pytest.mark.parametrize("reads", [False, True])
@@ -473,5 +473,7 @@ def test_a_training_that_ends_at_chance_says_so(reads, caplog):
     labels = torch.tensor([0] * 60 + [1, 2, 3, 4] * 5)
     split = Split(labels.byte()[:, None, None, None].expand(-1, 1, 2, 2).contiguous(), labels)
     with caplog.at_level(logging.WARNING):
-        train.report_answers("adversarial/pgd", Classifier(*[torch.nn.Identity()] * 3, Bright(reads), {}), split, "cpu")
+        train.report_answers(
+            "adversarial/pgd", Classifier(torch.nn.Identity(), torch.nn.Identity(), torch.nn.Flatten(), Bright(reads), {}), split, "cpu"
+        )
     assert ("adversarial/pgd: the answers to the validation images are no better than chance (got 75.0% right)" in caplog.text) is not reads
