@@ -4,10 +4,12 @@
         [--seed 0] [--folder docs/results]
 
 A radius of smoothing is of the smoothed function, and sure to 99.9% an image; one by the Lipschitz constant is of the model itself, and
-certain. Puts the table in the place of the first one of docs/results/certificates.md, and writes certificates.csv, as it goes.
+certain. Puts the table in the place of the first one of docs/results/certificates.md, and writes certificates.csv, as it goes: of what that
+holds already, a model and a seed that are measured again give way, the others stay.
 """
 
 import argparse
+import csv
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from basin.config import params
 from basin.data.splits import load_split
+from basin.errors import Mistake
 from basin.evaluation import certificate, smoothing
 from basin.evaluation.interval import wilson
 from basin.models import artifact
@@ -53,6 +56,26 @@ def _row(by: str, found: Tensor, radius: float, seconds: float) -> dict[str, Any
     return {"by": by, "seconds": round(seconds, 1)} | shares
 
 
+def load(place: Path, radii: Sequence[float]) -> list[dict[str, Any]]:
+    """The rows of earlier calls; none where there is no file. Raises Mistake where they are of other radii."""
+    text = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+    table = [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(text)]
+    if table and (known := list(dict.fromkeys(row["radius"] for row in table))) != list(radii):
+        raise Mistake(f"--radii: {place} has others (got {list(radii)}, there are {known}). Give the same, or move that file.")
+    return table
+
+
+def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["seed"], row["data"]
+
+
+def _number(text: str) -> Any:
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        return text or None
+
+
 def page(table: Sequence[Mapping[str, Any]]) -> str:
     """A line a model and a way to certify, a column a radius; shares in %, with their 95% intervals."""
     radii = list(dict.fromkeys(row["radius"] for row in table))
@@ -80,9 +103,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
-    radii, table = [*map(float, asked.radii.split(","))], []
+    radii = [*map(float, asked.radii.split(","))]
+    table = load(asked.folder / "certificates.csv", radii)
     for place in asked.models:
-        table += rows(place.resolve(), radii, asked.sigma, asked.draws, asked.images, asked.seed)
+        found = rows(place.resolve(), radii, asked.sigma, asked.draws, asked.images, asked.seed)
+        table = [row for row in table if _of(row) != _of(found[0])] + found
         put(page(table), asked.folder / "certificates.md")
         write_csv(asked.folder / "certificates.csv", FIELDS, table)
 
