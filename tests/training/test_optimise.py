@@ -106,6 +106,7 @@ def run(name, train, checkpoint, watch=lambda step, row: None, phases=None):
         return (model(x).argmax(1) == y).float().mean().item()
 
     history = optimise.run(model, phases or its_phases(model, train), train, accuracy, (0, name), checkpoint, see)
+    accuracy()  # a stage looks at the model before it keeps it, which must not change it
     return save(model.state_dict()), history, seen
 
 

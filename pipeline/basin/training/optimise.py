@@ -123,7 +123,7 @@ def run(
     augment: Augment = lambda images, draws: images,
     group: Group = ALONE,
 ) -> list[Row]:
-    """Run the phases on `model` in place and return the history, one row an epoch.
+    """Run the phases on `model` in place and return the history, one row an epoch; the model ends in evaluation mode.
 
     `accuracy()` measures the model on held-out images after each epoch, `accuracy(n)` on n of them under attack where a phase watches
     that; `purpose` = (seed, model name) seeds every draw; the checkpoint at `path` is read if it is there and removed at the end, or,
@@ -159,6 +159,7 @@ def run(
         done.epoch = 0
     if not keep:
         path.unlink(missing_ok=True)
+    model.eval()  # no epoch did it where all of them were at the checkpoint
     return done.history
 
 
