@@ -21,6 +21,19 @@ def write_csv(path: Path, fields: Iterable[str], rows: Sequence[Mapping[str, Any
         table.writerows(rows)
 
 
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """What `write_csv` wrote, numbers as numbers and nothing as None; no rows where there is no file."""
+    text = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(text)]
+
+
+def _number(text: str) -> Any:
+    try:
+        return int(text) if text.isdigit() else float(text)
+    except ValueError:
+        return text or None
+
+
 def side_by_side(
     ours: Callable[[], Any], other: Callable[[], Any], rounds: int, clock: Callable[[], float] | None = None
 ) -> dict[str, Any]:

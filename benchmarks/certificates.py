@@ -9,7 +9,6 @@ holds already, a model and a seed that are measured again give way, the others s
 """
 
 import argparse
-import csv
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from basin.evaluation.interval import wilson
 from basin.models import artifact
 from basin.models.lipschitz import lipschitz
 from basin.randomness import generator
-from benchmarks import as_command, write_csv
+from benchmarks import as_command, read_csv, write_csv
 from benchmarks.methods import put
 
 BATCH = 1024
@@ -57,9 +56,8 @@ def _row(by: str, found: Tensor, radius: float, seconds: float) -> dict[str, Any
 
 
 def load(place: Path, radii: Sequence[float]) -> list[dict[str, Any]]:
-    """The rows of earlier calls; none where there is no file. Raises Mistake where they are of other radii."""
-    text = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
-    table = [{key: _number(value) for key, value in row.items()} for row in csv.DictReader(text)]
+    """The rows of earlier calls. Raises Mistake where they are of other radii."""
+    table = read_csv(place)
     if table and (known := list(dict.fromkeys(row["radius"] for row in table))) != list(radii):
         raise Mistake(f"--radii: {place} has others (got {list(radii)}, there are {known}). Give the same, or move that file.")
     return table
@@ -67,13 +65,6 @@ def load(place: Path, radii: Sequence[float]) -> list[dict[str, Any]]:
 
 def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["model"], row["seed"], row["data"]
-
-
-def _number(text: str) -> Any:
-    try:
-        return int(text) if text.isdigit() else float(text)
-    except ValueError:
-        return text or None
 
 
 def page(table: Sequence[Mapping[str, Any]]) -> str:

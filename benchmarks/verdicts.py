@@ -1,24 +1,21 @@
-"""What a verdict costs: the ready-made suites, with and without shortcuts, on the models of finished runs.
+"""What a verdict costs: the ready-made suites, with and without shortcuts, and single public attacks, on the models of finished runs.
 
     python -m benchmarks.verdicts RUN/models/STAGE/NAME ... [--images 300] [--seed 0] [--suites quick,standard] [--thorough]
         [--folder docs/results]
 
 A model lies in a run's folder, whose params.yaml says the threat and whose data/prepared holds the images. Every suite and AutoAttack's
 `standard` by its authors judge the same images; seconds are of the processor, one thread, in one process one after the other. Every
-point is judged by the reported float32 function. A row is written as soon as it is there. Writes docs/results/verdicts.md and .csv.
+point is judged by the reported float32 function. `peers` stands for the public attacks that are quicker than AutoAttack, ours of them, in
+float32 on every image that holds. Puts the table in the place of the first one of docs/results/verdicts.md, and writes verdicts.csv, as it
+goes: of what that holds already, a model that is measured again gives way, the others stay.
 """
 
 import argparse
 import logging
-import platform
-import textwrap
 import time
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from basin.config import params
 from basin.config.suite import READY, Suite, ready
@@ -28,12 +25,20 @@ from basin.evaluation.interval import wilson
 from basin.evaluation.robustness import QUICK, evaluate
 from basin.models import artifact
 from basin.threat.ball import ThreatModel
-from benchmarks import as_command, write_csv
+from benchmarks import as_command, read_csv, write_csv
+from benchmarks.methods import put
 
 log = logging.getLogger(__name__)
 REFERENCE = "autoattack"
+_PMA, _TARGETED = {"kind": "pma"}, {"kind": "apgd", "loss": "dlr_targeted"}
+PEERS: dict[str, dict[str, Any]] = {  # with the settings that our kinds have by themselves
+    "A3": {"a3": {"kind": "a3"}},
+    "PMA": {"pma": _PMA},
+    "MALT": {"apgd_nearest": _TARGETED | {"order": "nearest"}},
+    "PMA+": {"pma": _PMA, "apgd_targeted": _TARGETED},
+}
 FIELDS = (
-    "model", "data", "norm", "eps", "n", "suite", "thorough", "robust", "low", "high", "seconds", "passes", "times", "other",
+    "model", "seed", "data", "norm", "eps", "n", "suite", "thorough", "robust", "low", "high", "seconds", "passes", "times", "other",
     "search", "flags",
 )  # fmt: skip
 
@@ -47,11 +52,12 @@ def rows(place: Path, images: int, seed: int, suites: list[str], both: bool) -> 
         raise Mistake(f"--images: {run} has only {len(test)} test images (got {images}). Ask for fewer.")
     x, y = test.floats(slice(0, images)), test.labels[:images]
     model, twin, ball = artifact.load(place).requires_grad_(False).eval(), artifact.load_twin(place), ThreatModel.of(asked.threat)
-    about = {"model": f"{place.parent.name}/{place.name}", "data": asked.source.kind, "norm": ball.norm, "eps": ball.eps, "n": images}
+    about = {"model": f"{place.parent.name}/{place.name}", "seed": asked.seed, "data": asked.source.kind}
+    about |= {"norm": ball.norm, "eps": ball.eps, "n": images}
     reference: dict[str, Any] = {}
     for name, thorough in [(REFERENCE, False), *((suite, thorough) for suite in suites for thorough in (False, True)[: 1 + both])]:
         began = time.process_time()
-        found = evaluate(model, twin, x, y, ball, ready(name, Suite(thorough=thorough)), (seed, name))
+        found = evaluate(model, twin, x, y, ball, _suite(name, thorough), (seed, name))
         seconds = time.process_time() - began
         reference = reference or {"seconds": seconds, "share": found.outcomes.share}
         low, high = wilson(float(found.outcomes.share.sum()), images)
@@ -61,31 +67,25 @@ def rows(place: Path, images: int, seed: int, suites: list[str], both: bool) -> 
         yield row | {"flags": ", ".join(found.flags)}
 
 
-def page(table: list[dict[str, Any]], command: str) -> str:
-    about = (
-        f"Made by `{command}`, torch {version('torch')}, pyautoattack {version('pyautoattack')}, Python {platform.python_version()}, "
-        f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}, one thread. Robust accuracy in %, 95% Wilson interval; "
-        "seconds of the processor, each suite once, one after the other in one process; *times less* is AutoAttack's time over its; "
-        "*otherwise* counts the images of which AutoAttack says otherwise, in either direction; bf16: whether gradients were followed in "
-        "bfloat16 ([evaluation](../evaluation.md)). The models are those of other runs than the ones on which the suites were chosen."
-    )
-    lines = [
-        "# What a verdict costs",
-        "",
-        textwrap.fill(about, 140),
-        "",
-        "| model | suite | robust | seconds | times less | passes an image | otherwise | bf16 | flags |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    return "\n".join(lines + [_line(row) for row in table]) + "\n\nThe figures as a file: [verdicts.csv](verdicts.csv).\n"
+def _suite(name: str, thorough: bool) -> Suite:
+    return Suite.model_validate({"attacks": PEERS[name], "thorough": True}) if name in PEERS else ready(name, Suite(thorough=thorough))
 
 
-def _line(row: dict[str, Any]) -> str:
+def _of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("model", "seed", "data", "norm", "eps", "n"))
+
+
+def page(table: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| model | suite | robust | seconds | times less | passes an image | otherwise | bf16 | flags |", "|" + "---|" * 9]
+    return "\n".join(lines + [_line(row) for row in table]) + "\n"
+
+
+def _line(row: Mapping[str, Any]) -> str:
     suite = row["suite"] + ", thorough" * row["thorough"]
     robust = f"{100 * row['robust']:.2f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    model = f"{row['model']}, {row['data']}, {row['norm']} {row['eps']:g}, n = {row['n']}"
+    model = f"{row['model']}, {row['data']}, seed {row['seed']}, {row['norm']} {row['eps']:g}, n = {row['n']}"
     cells = (model, suite, robust, row["seconds"], row["times"], round(row["passes"] / row["n"]), row["other"])
-    return f"| {' | '.join(map(str, cells))} | {'yes' if row['search'] else ''} | {row['flags']} |"
+    return f"| {' | '.join(map(str, cells))} | {'yes' if row['search'] else ''} | {row['flags'] or ''} |"
 
 
 def main() -> None:
@@ -93,19 +93,22 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path, help="model folders of runs: RUN/models/STAGE/NAME")
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--suites", default="quick,standard", help=f"of {', '.join(READY)}")
+    parser.add_argument("--suites", default="quick,standard,adaptive,peers", help=f"of {', '.join([*READY, *PEERS, 'peers'])}")
     parser.add_argument("--thorough", action="store_true", help="each suite without shortcuts too")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
-    words = f"--images {asked.images} --seed {asked.seed} --suites {asked.suites}{' --thorough' * asked.thorough}"
-    command = f"python -m benchmarks.verdicts MODEL ... {words}"
-    table: list[dict[str, Any]] = []
+    names = [one for name in asked.suites.split(",") for one in (PEERS if name == "peers" else [name])]
+    if unknown := [name for name in names if name not in {*READY, *PEERS}]:
+        raise Mistake(f"--suites: no such suite (got {unknown[0]!r}). Known: {', '.join([*READY, *PEERS, 'peers'])}.")
+    table = read_csv(asked.folder / "verdicts.csv")
     for place in asked.models:
-        for row in rows(place.resolve(), asked.images, asked.seed, asked.suites.split(","), asked.thorough):
-            table.append(row)
+        earlier = True
+        for row in rows(place.resolve(), asked.images, asked.seed, names, asked.thorough):
+            table = [one for one in table if not (earlier and _of(one) == _of(row))] + [row]
+            earlier = False
             log.info("%(model)s %(suite)s: %(robust).4f in %(seconds)s s, %(passes)s passes, %(times)s times less", row)
             write_csv(asked.folder / "verdicts.csv", FIELDS, table)
-            (asked.folder / "verdicts.md").write_text(page(table, command), encoding="utf-8")
+            put(page(table), asked.folder / "verdicts.md")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small import BALL, Linear, classifier, few, fit, two_of_five
 from torch import nn
+from waits import Waits
 
 from basin.config.kinds import choose
 from basin.config.suite import READY, Suite, ready
@@ -14,6 +15,7 @@ from basin.evaluation.cascade import FEWEST, Evaluation
 from basin.evaluation.outcomes import pack, unpack
 from basin.evaluation.ways import Attempt
 from basin.randomness import generator
+from basin.threat import target as searches
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target, gradient
 
@@ -68,6 +70,7 @@ def test_what_has_to_be_earned_runs_where_the_other_took_something(again, linear
     found = run(linear, first=Attempt(STEP), second=Attempt(STEP), third=Attempt(STEP, earned="second" if again else "first"))
     assert found.taken("first") > 0 and found.taken("second") == 0
     assert list(found.after) == (["first", "second"] if again else ["first", "second", "third"])
+    assert found.spared == ({"third": (0, len(found.alive))} if again else {})
 
 
 def test_what_was_spared_is_in_a_checkpoint(linear, tmp_path):
@@ -169,6 +172,35 @@ def test_the_judge_is_asked_about_what_the_search_calls_broken_and_nothing_twice
     for _ in range(2):
         best.offer(fallen, model(fallen), y)
     assert asked == [int((model(fallen).argmax(1) != y).sum())] == [int(best.broken.sum())]
+
+
+@pytest.mark.parametrize("kind", ["pgd", "margin", "pma", "a3", "apgd", "square"])
+def test_a_search_waits_no_more_often_the_longer_it_is(kind, linear, monkeypatch):
+    """With questions as rare as on a GPU; of images of which none falls."""
+    monkeypatch.setitem(searches.EVERY, "cpu", 1000)
+    model, x, y = linear
+    small = ThreatModel(norm="linf", eps=1e-4)
+
+    def waits(length: int) -> int:
+        attack = choose("attacks", {"kind": kind, ("queries" if kind == "square" else "steps"): length})
+        with Waits() as counted:
+            attack.module.perturb(attack.params, Target(model, small), x, y, generator(0, "waits"))
+        return len(counted.seen)
+
+    assert waits(8) == waits(32)
+
+
+@pytest.mark.parametrize("kind", ["margin", "pma", "a3", "square"])
+def test_what_is_asked_rarely_finds_what_is_asked_at_each_step(kind, linear, monkeypatch):
+    model, x, y = linear
+    clear = (model.margin(x, y) / BALL.eps - 1).abs() > 0.02
+    attack = choose("attacks", {"kind": kind} | ({"queries": 200} if kind == "square" else {}))
+    held = []
+    for every in (1, 10):
+        monkeypatch.setitem(searches.EVERY, "cpu", every)
+        points = attack.module.perturb(attack.params, Target(model, BALL), x, y, generator(0, "rare"))
+        held.append(model(points).argmax(1) == y)
+    assert torch.equal(*(one[clear] for one in held))
 
 
 def layers(model: nn.Module) -> Iterator[torch.Tensor]:

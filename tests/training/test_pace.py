@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save
 from small import CONVNET, SODEF, TRAINED, classifier, method
-from torch.utils._python_dispatch import TorchDispatchMode
+from waits import Waits
 
 from basin import checkpoint
 from basin.config import kinds
@@ -227,21 +227,6 @@ def test_batches_are_those_of_the_split(train):
 
 
 # The device is not waited for -------------------------------------------------------------------------------------------------------------
-
-
-class Waits(TorchDispatchMode):
-    """Counts what hands a tensor's content to the host; `tolist` is that too, and goes past this."""
-
-    names = ("_local_scalar_dense", "equal", "nonzero", "is_nonzero", "masked_select")
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        if function.overloadpacket.__name__ in self.names:
-            self.seen.append(str(function))
-        return function(*arguments, **(keywords or {}))
 
 
 METHODS = {"natural": {}, "fast": {}, "pgd": {"steps": 2}, "trades": {"steps": 2}, "mart": {"steps": 2}, "alp": {"steps": 2}}

@@ -46,7 +46,7 @@ class Outcomes:
     after: dict[str, float] = field(default_factory=dict)  # attack -> robust accuracy after it
     curve: list[tuple[float, float]] = field(default_factory=list)
     under: dict[str, str] = field(default_factory=dict)  # "masked", "curve" -> the attack behind it, in words
-    spared: dict[str, tuple[int, int]] = field(default_factory=dict)  # attack that is probed -> images it was given, images it was not
+    spared: dict[str, tuple[int, int]] = field(default_factory=dict)  # attack that has to earn its images -> those it was given, and not
     passes: int = 0
 
     @classmethod

@@ -80,7 +80,7 @@ class Summary(BaseModel):
     interval: Interval
     attacks: dict[str, Accuracy]
     alone: dict[str, Accuracy | None] = {}
-    spared: dict[str, tuple[int, int]] = {}  # attack -> images it was given, closest to falling first, and images it was not
+    spared: dict[str, tuple[int, int]] = {}  # attack -> images it was given, closest to falling first, and not: all, where it did not run
     masked: Masked | None = None
     certified: Certified | None = None
     ensemble: Ensemble | None = None

@@ -12,6 +12,8 @@ from basin.errors import THEIRS, short_of_memory
 from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels, Network, PerImage
 
+EVERY = {"cpu": 1, "cuda": 10}  # steps between two questions of which images have fallen, whose answer a GPU is waited for
+
 
 @dataclass(frozen=True)
 class Target:
@@ -112,9 +114,10 @@ class Incumbent:
         broken = logits.argmax(1) != labels
         if self.judge is not None:
             broken = self._judged(x, labels, broken & ~self.broken[rows])
-        better = (broken & ~self.broken[rows]) | ((broken == self.broken[rows]) & (loss > self.loss[rows]))
-        taken = rows[better]
-        self.points[taken], self.loss[taken], self.broken[taken] = x.detach()[better], loss[better], broken[better]
+        was, high = self.broken[rows], self.loss[rows]
+        better = (broken & ~was) | ((broken == was) & (loss > high))
+        self.points[rows] = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x.detach(), self.points[rows])
+        self.loss[rows], self.broken[rows] = torch.where(better, loss, high), torch.where(better, broken, was)
 
     @torch.no_grad()
     def _judged(self, x: Images, labels: Labels, asked: Tensor) -> Tensor:
@@ -125,17 +128,23 @@ class Incumbent:
         return broken
 
 
+def asks(k: int, device: torch.device) -> bool:
+    """Whether step k of a search asks which images have fallen."""
+    return k % EVERY[device.type] == 0
+
+
 def follow(target: Target, steps: Iterable[Step], x: Images, clean: Images, labels: Labels, best: Incumbent) -> None:
     """Steepest steps from the points `x`, of the images that hold. Every point is offered to `best`, and images that are misread leave."""
     rows = (~best.broken).nonzero().flatten()
     x = x[rows]
-    for loss, eta in steps:
+    for k, (loss, eta) in enumerate(steps):
         if not len(rows):
             return
         g, _, logits = gradient(target.network, x, labels[rows], loss(rows))
         best.offer(x, logits, labels[rows], rows)
-        holds = ~best.broken[rows]
-        rows, x, g = rows[holds], x[holds], g[holds]
+        if asks(k, x.device):
+            holds = ~best.broken[rows]
+            rows, x, g = rows[holds], x[holds], g[holds]
         x = target.threat.project(x + eta * target.threat.eps * target.threat.steepest(g, x), clean[rows])
     with torch.no_grad():
         if len(rows):

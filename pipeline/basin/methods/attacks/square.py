@@ -22,7 +22,7 @@ from torch import Tensor
 
 from basin.config.settings import Settings
 from basin.threat.ball import ThreatModel
-from basin.threat.target import Incumbent, Target, margin
+from basin.threat.target import Incumbent, Target, asks, margin
 from basin.types import Images, Labels, PerImage
 
 BLACK_BOX = True
@@ -41,13 +41,15 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     x = start(images, threat, generator)
     margins = _ask(target, x, labels, best, torch.arange(len(images), device=images.device))
     for query in range(1, params.queries):
-        rows = (~best.broken).nonzero().flatten()
+        if asks(query - 1, x.device):
+            rows = (~best.broken).nonzero().flatten()
         if not len(rows):
             break
         candidate = propose(x[rows], images[rows], threat, share(params, query), generator)
         asked = _ask(target, candidate, labels[rows], best, rows)
         lower = asked < margins[rows]
-        x[rows[lower]], margins[rows[lower]] = candidate[lower], asked[lower]
+        x[rows] = torch.where(lower.view(-1, 1, 1, 1), candidate, x[rows])
+        margins[rows] = torch.where(lower, asked, margins[rows])
     return best.points
 
 
