@@ -59,7 +59,7 @@ chaos: setup ## SIGKILLs at random moments: 50 of a run, 10 of Prefect's worker,
 	pytest -m slow -s tests/chaos
 
 bench: setup ## how fast, in ratios, beside floors and peers: minutes; says what moved since docs/results/speed.json
-	python -m benchmarks.speed
+	python -m benchmarks.speed --peers
 
 bench-gpu: setup ## the same on a GPU; goes on where it was stopped
 	python -m benchmarks.speed --device cuda --resume

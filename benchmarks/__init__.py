@@ -52,8 +52,9 @@ def side_by_side(
 
 def line(row: Mapping[str, Any]) -> str:
     """A comparison in words."""
-    spread = f", quartiles {row['low']:.2f} to {row['high']:.2f}" if "low" in row else ""
-    return f"{row['what']}: {row['seconds']:.3g} s beside {row['floor']:.3g} s, ratio {row['ratio']:.3g}{spread}"
+    spread, unit = f", quartiles {row['low']:.2f} to {row['high']:.2f}" if "low" in row else "", row.get("unit", "s")
+    says = f"{row['says']}; " if "says" in row else ""
+    return f"{row['what']}: {says}{row['seconds']:.3g} {unit} beside {row['floor']:.3g} {unit}, ratio {row['ratio']:.3g}{spread}"
 
 
 def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:

@@ -1,9 +1,9 @@
 """Our attacks beside independent ones: the same models, images, ball and budget. Writes docs/results/attacks.md and .csv.
 
-    python -m benchmarks.attacks [--images 600] [--seed 0] [--folder docs/results]
+    python -m benchmarks.attacks [--images 600] [--seed 0] [--peers] [--folder docs/results]
 
 Both sides see the images that the model reads rightly; both sides' points are projected and judged here. torchattacks, whose pins do not
-fit ours, takes part where it can be imported: `uv pip install --no-deps --target FOLDER torchattacks`, then PYTHONPATH=FOLDER.
+fit ours, takes part with `--peers` (benchmarks/peers.py).
 """
 
 import argparse
@@ -35,12 +35,14 @@ from basin.threat.target import Target
 from basin.training import optimise
 from basin.training.phase import Phase
 from basin.types import Images, Labels
-from benchmarks import as_command, write_csv
+from benchmarks import as_command, peers, write_csv
 
 log = logging.getLogger(__name__)
+WHOLE = "the four of AutoAttack"
 LIBRARIES = ("torch", "pyautoattack", "foolbox", "torchattacks")
 TRAINING = {"natural": {"kind": "natural"}, "pgd": {"kind": "pgd", "steps": 5}}
 RADII = {("natural", "linf"): 0.04, ("pgd", "linf"): 0.1, ("natural", "l2"): 0.25, ("pgd", "l2"): 0.5}  # where some images hold, some fall
+CONVNET, LINEAR = {"kind": "convnet", "channels": [8, 16], "hidden": 32}, {"kind": "linear"}
 TRAINED_AT = ThreatModel(norm="linf", eps=0.1)
 
 
@@ -164,7 +166,7 @@ PAIRS: list[Pair] = [
         foolbox("L2CarliniWagnerAttack", steps=200, stepsize=0.05), False,
     ),
     ("HopSkipJump, 2000 queries", [{"kind": "boundary", "queries": 2000}], "Foolbox HopSkipJump, 8 steps", hop_skip_jump, True),
-    ("standard", [APGD_CE, APGD_T, FAB, SQUARE], "AutoAttack standard", autoattack, True),
+    (WHOLE, [APGD_CE, APGD_T, FAB, SQUARE], "AutoAttack standard", autoattack, True),
 ]  # fmt: skip
 LINF: list[Pair] = [  # torchattacks knows no other
     ("DI2-FGSM, 20 steps", [{"kind": "di2fgsm"}], "torchattacks DIFGSM", torchattacks("DIFGSM", "alpha", 0.1, steps=20), True),
@@ -184,10 +186,9 @@ def cascade(case: Case, attacks: list[dict[str, Any]]) -> Tensor:
     return held
 
 
-def train(name: str, images: Split, seed: int) -> nn.Module:
-    """A small convolutional network of digits, in evaluation mode, frozen."""
-    backbone = {"kind": "convnet", "channels": [8, 16], "hidden": 32}
-    tree = {"normalise": {"mean": [0.3], "std": [0.4]}, "backbone": backbone, "head": {"kind": "linear"}}
+def train(name: str, images: Split, seed: int, backbone: dict[str, Any] = CONVNET, head: dict[str, Any] = LINEAR) -> nn.Module:
+    """A small network of digits, in evaluation mode, frozen."""
+    tree = {"normalise": {"mean": [0.3], "std": [0.4]}, "backbone": backbone, "head": head}
     recipe = {"model": f"backbone/{name}", "shape": [1, 8, 8], "classes": list(map(str, range(10))), "classifier": tree}
     with construct(seed, name):
         model = artifact.build(recipe)
@@ -257,7 +258,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         differences = [100 * (row["ours"] - row["theirs"]) / row["n"] for row in chosen]
         return f"from {min(differences):+.1f} to {max(differences):+.1f}"
 
-    whole = [row for row in rows if row["attack"] == "standard"]
+    whole = [row for row in rows if row["attack"] == WHOLE]
     fixed, drawn = ([row for row in rows if row["drawn"] == k and row not in whole] for k in (0, 1))
     return (
         f"Ours minus theirs, in points (below 0: ours is stronger): {widest(whole)} for the whole suite, {widest(fixed)} for deterministic "
@@ -274,7 +275,7 @@ NOTES = """## Where they differ by design
 - DI2-FGSM: torchattacks draws one view a step for the whole batch, in bilinear interpolation; ours one an image, from the nearest pixels.
 - SPSA: torchattacks goes on after an image is broken; ours stops there.
 - HopSkipJump: Foolbox divides the estimated normal by its norm over the batch; ours by each image's. Foolbox's query count has no limit.
-- standard: ours is APGD-CE, targeted APGD-DLR, FAB, Square; AutoAttack's is APGD-CE, APGD-T, FAB-T, Square, in its own loop.
+- the four of AutoAttack: ours are APGD-CE, targeted APGD-DLR, FAB, Square; AutoAttack's is APGD-CE, APGD-T, FAB-T, Square, in its own loop.
 """
 
 
@@ -282,8 +283,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=600, help="test images, of 718")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peers", action="store_true", help="with libraries that are installed for as long as it lasts")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
+    with peers.importable(asked.peers):
+        run(asked)
+
+
+def run(asked: argparse.Namespace) -> None:
     splits = divide(digits.read(digits.Params()), SplitSettings(test=0.4), asked.seed)
     images, labels = splits["test"].floats(slice(0, asked.images)), splits["test"].labels[: asked.images]
     rows, accuracies = [], {}

@@ -5,6 +5,7 @@ to itself with the Jacobian written down by hand. One core. `python -m benchmark
 """
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,20 +21,48 @@ from benchmarks import as_command, line, side_by_side
 
 WIDTH, ROWS, ROUNDS, T = 64, 16, 40, 5.0
 STEPS = 16
+CPU = torch.device("cpu")
 EVALUATIONS = 4 * STEPS
 Work = Callable[[], object]
 log = logging.getLogger(__name__)
 
 
-def measure(rounds: int = ROUNDS) -> list[dict[str, Any]]:
+def measure(rounds: int = ROUNDS, device: torch.device = CPU) -> list[dict[str, Any]]:
     """A row a comparison: `what`, and what `side_by_side` says."""
-    return [row for batch in (256, 16) for row in _solves(batch, rounds)] + [_regulariser(rounds)]
+    return [row for batch in (256, 16) for row in _solves(batch, rounds, device)] + [_regulariser(rounds, device)]
 
 
-def _solves(batch: int, rounds: int) -> list[dict[str, Any]]:
+def growth(rounds: int = ROUNDS, device: torch.device = CPU) -> list[dict[str, Any]]:
+    """Exponents, in the steps of a solve at one step length: of the time, and of the bytes kept for the gradient."""
+    rows, few, many = [], 4 * STEPS, 16 * STEPS
+    drift, z0 = _drift().to(device).requires_grad_(False), _states(16).to(device).requires_grad_()
+    for name, recompute in (("Flow", False), ("Flow, recomputed", True)):
+        short, long = (Flow(drift, T * steps / STEPS, Solver(steps=steps, recompute=recompute)) for steps in (few, many))
+        row = side_by_side(_gradient(long, z0, [z0]), _gradient(short, z0, [z0]), rounds)
+        rows.append({"what": f"{name}, time in T"} | row | {key: math.log(row[key], many / few) for key in ("ratio", "low", "high")})
+        kept = [_kept(lambda flow=flow: flow(z0)) for flow in (long, short)]  # type: ignore[misc]
+        exponent = math.log(kept[0] / kept[1], many / few)
+        rows.append({"what": f"{name}, memory in T", "seconds": kept[0], "floor": kept[1], "ratio": exponent, "rounds": 1, "unit": "bytes"})
+    return rows
+
+
+def _kept(call: Work) -> int:
+    """Bytes that autograd keeps until the backward pass, each once."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _solves(batch: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
     rows = []
     for of, trained in (("the images", False), ("the drift", True)):
-        drift, z0 = _drift().requires_grad_(trained), _states(batch).requires_grad_(not trained)
+        drift, z0 = _drift().to(device).requires_grad_(trained), _states(batch).to(device).requires_grad_(not trained)
         inputs = [*drift.parameters()] if trained else [z0]
         ways = {
             "Flow": Flow(drift, T, Solver(steps=STEPS)),
@@ -46,11 +75,11 @@ def _solves(batch: int, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _regulariser(rounds: int) -> dict[str, Any]:
-    flow, weights = Flow(_drift(), T, Solver()), Stability(epochs=1, batch=32, rate=0.01)
+def _regulariser(rounds: int, device: torch.device) -> dict[str, Any]:
+    flow, weights = Flow(_drift().to(device), T, Solver()), Stability(epochs=1, batch=32, rate=0.01)
     by_hand = Flow(flow.drift, T, Solver())
     by_hand.jacobian = _closed_form(flow.drift)  # type: ignore[method-assign]
-    z, inputs = _states(ROWS), list(flow.parameters())
+    z, inputs = _states(ROWS).to(device), list(flow.parameters())
     ours, floor = (_gradient(lambda z, own=own: regulariser(weights, own, z), z, inputs) for own in (flow, by_hand))  # type: ignore[misc]
     return _rows([f"SODEF's regulariser, {ROWS} rows, over the closed-form Jacobian"], [floor, ours], rounds)[0]
 
@@ -74,8 +103,7 @@ def _chain(drift: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _torchdiffeq(drift: nn.Module) -> Callable[[Tensor], Tensor]:
-    times = torch.tensor([0.0, T])
-    return lambda z: odeint(lambda t, z: drift(z), z, times, method="rk4", options={"step_size": T / STEPS})[-1]
+    return lambda z: odeint(lambda t, z: drift(z), z, z.new_tensor([0.0, T]), method="rk4", options={"step_size": T / STEPS})[-1]
 
 
 def _classical(drift: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -1,11 +1,12 @@
 """How fast Basin is, in ratios: each figure beside its floor or its peer, alternating in one run. Writes docs/results/speed.json and .md.
 
-    python -m benchmarks.speed [--parts attacks,verdicts,training,ode,start,share,growth] [--device cpu] [--toy] [--folder docs/results]
+    python -m benchmarks.speed [--parts attacks,verdicts,training,closed,ode,start,share,growth,resnet] [--device cpu] [--peers] [--toy]
+        [--resume] [--folder docs/results]
 
 `make bench` is that, `make bench-gpu` the same on a GPU. A ratio is the median over rounds, with its quartiles; what moved by more than
-both spreads against the speed.json that is there is said. Each part is written when it is there, and with `--resume` not measured again.
-torchattacks, which cannot live beside MLflow, takes part where it can be imported: `uv pip install --no-deps --target FOLDER torchattacks`,
-then PYTHONPATH=FOLDER.
+both spreads against the speed.json that is there is said. Each part is written when it is there, with the machine and the commit that it
+is of; `--resume` leaves those that this machine has measured, unless it has them all. `--peers` installs the libraries that cannot live
+beside MLflow into a folder for as long as it lasts (benchmarks/peers.py). `resnet` is measured on a GPU, or where it is asked for.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +41,23 @@ from basin.randomness import construct, generator
 from basin.threat import foreign
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target, gradient
-from benchmarks import as_command, line, ode_pace, side_by_side, training_pace
-from benchmarks.attacks import train
+from benchmarks import as_command, closed_pace, line, ode_pace, peers, resnet_pace, side_by_side, training_pace
+from benchmarks.attacks import CONVNET, LINEAR, train
 
 log = logging.getLogger(__name__)
 BALL = ThreatModel(norm="linf", eps=0.1)
 HEAD = "| what | seconds | beside | ratio | quartiles | rounds |"
 BASIN = "from basin.cli.app import main; main()"
+LOAD = "import sys, mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db'); mlflow.pyfunc.load_model('models:/' + sys.argv[1])"
 COMMANDS = (["--help"], ["models"], ["check"])  # of `basin`
+NETS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {  # a robust net of digits: its backbone, its head, and how many images
+    "convnet": (CONVNET, LINEAR, 200),
+    "with batch norm": ({"kind": "resnet", "depth": 8, "width": 8}, LINEAR, 100),
+    "with an ODE head": (CONVNET, {"kind": "ode", "width": 16, "solver": {"steps": 4}}, 100),
+}
+ONCE = 0.25  # of a ratio of one round: what it may be off by itself
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,18 +92,18 @@ def attacks(size: Size) -> Iterator[Row]:
 
 
 def verdicts(size: Size) -> Iterator[Row]:
-    """The ready-made suites beside AutoAttack, on a robust model of digits; once each."""
+    """The ready-made suites beside AutoAttack, on robust models of digits; once each."""
     splits = divide(digits.read(digits.Params()), SplitSettings(test=0.4), 0)
-    model, n = train("pgd", splits["train"], 0).to(size.device), 40 if size.toy else 200
-    x, y = splits["test"].floats(slice(0, n)), splits["test"].labels[:n]
-    reference = 0.0
-    for name in ("autoattack", "quick", "standard", "adaptive"):
-        began = time.perf_counter()
-        found = evaluate(model, None, x, y, BALL, ready(name), (0, name))
-        seconds = time.perf_counter() - began
-        reference = reference or seconds
-        row = {"what": f"{name}, n = {n}: robust {found.worst_case:.4f}, {found.outcomes.passes // n} passes an image"}
-        yield row | {"seconds": seconds, "floor": reference, "ratio": seconds / reference, "rounds": 1, "after": found.attacks}
+    for net, (backbone, head, images) in NETS.items():
+        model, n = train("pgd", splits["train"], 0, backbone, head).to(size.device), 20 if size.toy else images
+        x, y = splits["test"].floats(slice(0, n)).to(size.device), splits["test"].labels[:n].to(size.device)
+        reference = 0.0
+        for name in ("autoattack", "quick", "standard", "adaptive"):
+            seconds, found = _timed(partial(evaluate, model, None, x, y, BALL, ready(name), (0, name)))
+            reference = reference or seconds
+            says = f"robust {found.worst_case:.4f}, {found.outcomes.passes // n} passes an image"
+            row = {"what": f"{name}, {net}, n = {n}", "says": says, "seconds": seconds, "floor": reference}
+            yield row | {"ratio": seconds / reference, "rounds": 1, "after": found.attacks}
 
 
 def start(size: Size) -> Iterator[Row]:
@@ -106,18 +115,24 @@ def start(size: Size) -> Iterator[Row]:
 
 
 def share(size: Size) -> Iterator[Row]:
-    """The default run in a clone over what its MLflow runs take; with nothing to do over a process that imports torch. By the wall."""
+    """The default run in a clone over what its MLflow runs take; with nothing to do, and what reads its results, over importing torch."""
     with TemporaryDirectory() as place:
         subprocess.run(["git", "clone", "-q", ".", place], check=True)
         repro = partial(_process, BASIN, "repro", *(["backbone@natural"] if size.toy else []), folder=place)
-        whole, runs = _seconds(repro), _of_runs(Path(place))
+        whole, runs = _timed(repro)[0], _of_runs(Path(place))
         yield {"what": "basin repro, over its runs", "seconds": whole, "floor": runs, "ratio": whole / runs, "rounds": 1}
-        idle = side_by_side(repro, partial(_process, "import torch"), 3, time.perf_counter)
-        yield {"what": "basin repro, nothing to do"} | idle
+        alone = partial(_process, "import torch")
+        yield {"what": "basin repro, nothing to do"} | side_by_side(repro, alone, 3, time.perf_counter)
+        if not size.toy:
+            champion = "digits-linf-0.15@champion"
+            show = partial(_process, BASIN, "show", champion, folder=place)
+            yield {"what": f"basin show {champion}"} | side_by_side(show, alone, 3, time.perf_counter)
+            load = partial(_process, LOAD, champion, folder=place)
+            yield {"what": "a model out of the registry, in a new process"} | side_by_side(load, alone, 3, time.perf_counter)
 
 
 def growth(size: Size) -> Iterator[Row]:
-    """The exponent with which time grows to four times as much of something; 1 is in proportion."""
+    """The exponent with which time, or memory, grows to four times as much of something; 1 is in proportion."""
     model, x, y = _unbroken(size)
     n = len(x) // 4
     small = partial(_run, choose("attacks", {"kind": "apgd", "steps": 10}), model, x[:n], y[:n])
@@ -128,16 +143,19 @@ def growth(size: Size) -> Iterator[Row]:
     for what, call in large.items():
         row = side_by_side(call, small, size.rounds)
         yield {"what": f"Auto-PGD, in {what}"} | row | {key: math.log(row[key], 4) for key in ("ratio", "low", "high")}
+    yield from ode_pace.growth(size.rounds, size.device)
 
 
 PARTS: dict[str, Callable[[Size], Iterable[Row]]] = {
     "attacks": attacks,
     "verdicts": verdicts,
-    "training": lambda size: training_pace.measure(size.rounds),
-    "ode": lambda size: ode_pace.measure(size.rounds),
+    "training": lambda size: training_pace.measure(size.rounds, size.device),
+    "closed": lambda size: closed_pace.measure(size.rounds, size.images),
+    "ode": lambda size: ode_pace.measure(size.rounds, size.device),
     "start": start,
     "share": share,
     "growth": growth,
+    "resnet": lambda size: resnet_pace.measure(size.device, size.toy),
 }
 
 
@@ -167,6 +185,11 @@ def _compared(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, int
         import torchattacks
 
         yield "PGD-20, torchattacks", 20, lambda: torchattacks.PGD(model, eps=BALL.eps, alpha=0.1 * BALL.eps, steps=20)(x, y)
+    if importlib.util.find_spec("adv_lib"):
+        from adv_lib import attacks
+
+        yield "PGD-20, adv-lib", 20, lambda: attacks.pgd_linf(model, x, y, BALL.eps, steps=20, relative_step_size=0.1)
+        yield "Auto-PGD-100, adv-lib", 101, lambda: attacks.apgd(model, x, y, BALL.eps, norm=torch.inf, loss_function="ce")
     yield "Auto-PGD-100", 101, partial(_run, choose("attacks", {"kind": "apgd"}), model, x, y)
     from pyautoattack.autopgd_base import APGDAttack
 
@@ -177,13 +200,17 @@ def _compared(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, int
 
 
 def _process(code: str, *words: str, folder: str = ".") -> None:
-    subprocess.run([sys.executable, "-c", code, *words], cwd=folder, check=False, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise Mistake(
+            f"{' '.join(words) or code}: ended with code {done.returncode} (got {done.stderr.strip()[-200:]!r}). Mend that first."
+        )
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _timed(call: Callable[[], T]) -> tuple[float, T]:
     began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+    found = call()
+    return time.perf_counter() - began, found
 
 
 def _of_runs(checkout: Path) -> float:
@@ -199,30 +226,45 @@ def _of_runs(checkout: Path) -> float:
 
 
 def moved(before: Sequence[Row], now: Sequence[Row]) -> Iterator[str]:
-    """What is outside of the other's quartiles, both ways."""
+    """What is outside of the other's spread, both ways; and what says something else."""
     old = {row["what"]: row for row in before}
     for row in now:
-        was = old.get(row["what"], {})
-        if "low" in row and "low" in was and (row["low"] > was["high"] or row["high"] < was["low"]):
+        if not (was := old.get(row["what"])):
+            continue
+        (low, high), (low_before, high_before) = _spread(row), _spread(was)
+        if low > high_before or high < low_before:
             yield f"{row['what']}: {was['ratio']:.2f} -> {row['ratio']:.2f}"
+        if row.get("says") != was.get("says"):
+            yield f"{row['what']}: {was.get('says')} -> {row.get('says')}"
 
 
-def page(found: Mapping[str, Any], name: str) -> str:
+def _spread(row: Row) -> tuple[float, float]:
+    return (row["low"], row["high"]) if "low" in row else (row["ratio"] * (1 - ONCE), row["ratio"] * (1 + ONCE))
+
+
+def page(parts: Mapping[str, Any], name: str) -> str:
     about = (
-        f"Made by `{found['command']}` on {found['machine']}. Ratios are medians over rounds that alternate, with their quartiles: of an "
+        "Made by `python -m benchmarks.speed`, part by part. Ratios are medians over rounds that alternate, with their quartiles: of an "
         "attack over the gradients that it needs, of a suite over AutoAttack, of a tight training loop over ours, of an ODE over its drift "
         "alone, of a command over importing torch, of the default run over what its MLflow runs take; growth is an exponent."
     )
     lines = ["# How fast", "", textwrap.fill(about, 140)]
-    for part, rows in found["parts"].items():
-        lines += ["", f"## {part.capitalize()}", "", HEAD, "|---|---|---|---|---|---|"]
-        lines += [_line(row) for row in rows]
+    for part, found in parts.items():
+        lines += [
+            "",
+            f"## {part.capitalize()}",
+            "",
+            textwrap.fill(f"`{found['command']}` on {found['machine']}, commit {found['commit']}.", 140),
+        ]
+        lines += ["", HEAD, "|---|---|---|---|---|---|", *map(_line, found["rows"])]
     return "\n".join(lines) + f"\n\nThe figures as a file: [{name}.json]({name}.json).\n"
 
 
 def _line(row: Row) -> str:
     spread = f"{row['low']:.2f} to {row['high']:.2f}" if "low" in row else ""
-    return f"| {row['what']} | {row['seconds']:.3g} | {row['floor']:.3g} | {row['ratio']:.3g} | {spread} | {row['rounds']} |"
+    what = f"{row['what']}: {row['says']}" if "says" in row else row["what"]
+    cells = [f"{row[key]:.3g}{' bytes' * ('unit' in row)}" for key in ("seconds", "floor")]
+    return f"| {what} | {cells[0]} | {cells[1]} | {row['ratio']:.3g} | {spread} | {row['rounds']} |"
 
 
 def machine(device: torch.device) -> str:
@@ -233,30 +275,33 @@ def machine(device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default=",".join(PARTS), help="of " + ",".join(PARTS))
+    parser.add_argument("--parts", help="of " + ",".join(PARTS))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--peers", action="store_true", help="with libraries that are installed for as long as it lasts")
     parser.add_argument("--toy", action="store_true", help="small, to see that it runs")
-    parser.add_argument("--resume", action="store_true", help="leave the parts that are there")
+    parser.add_argument("--resume", action="store_true", help="leave the parts that this machine has measured, unless it has them all")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
-    if unknown := [part for part in asked.parts.split(",") if part not in PARTS]:
+    parts = asked.parts.split(",") if asked.parts else [part for part in PARTS if part != "resnet" or asked.device == "cuda"]
+    if unknown := [part for part in parts if part not in PARTS]:
         raise Mistake(f"--parts: no such part (got {unknown[0]!r}). Known: {', '.join(PARTS)}.")
     place, size = asked.folder / ("speed.json" if asked.device == "cpu" else "speed_gpu.json"), Size(torch.device(asked.device), asked.toy)
-    before = json.loads(place.read_text(encoding="utf-8"))["parts"] if place.exists() else {}
-    words = f"python -m benchmarks.speed --device {asked.device}{' --toy' * asked.toy}"
-    found: Row = {"command": words, "machine": machine(size.device), "parts": dict(before)}
-    for part in asked.parts.split(","):
-        if asked.resume and part in before:
-            continue
-        log.info("%s", part)
-        rows = found["parts"][part] = []
-        for row in PARTS[part](size):
-            rows.append(row)
-            log.info("  %s", line(row))
-        for change in moved(before.get(part, []), rows):
-            log.info("  moved: %s", change)
-        place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        place.with_suffix(".md").write_text(page(found, place.stem), encoding="utf-8")
+    found: Row = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
+    about = {"command": f"python -m benchmarks.speed --device {asked.device}{' --toy' * asked.toy}", "machine": machine(size.device)}
+    left = [part for part in parts if not {**about, **found.get(part, {})}.items() >= about.items() or part not in found]
+    about["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    with peers.importable(asked.peers):
+        for part in (left or parts) if asked.resume else parts:
+            log.info("%s", part)
+            rows: list[Row] = []
+            for row in PARTS[part](size):
+                rows.append(row)
+                log.info("  %s", line(row))
+            for change in moved(found.get(part, {}).get("rows", []), rows):
+                log.info("  moved: %s", change)
+            found[part] = about | {"rows": rows}
+            place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            place.with_suffix(".md").write_text(page(found, place.stem), encoding="utf-8")
 
 
 if __name__ == "__main__":

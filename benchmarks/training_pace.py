@@ -37,9 +37,9 @@ METHODS: dict[str, tuple[dict[str, Any], int, float, int]] = {  # the method, it
 }
 
 
-def measure(rounds: int = ROUNDS) -> list[dict[str, Any]]:
+def measure(rounds: int = ROUNDS, device: torch.device | None = None) -> list[dict[str, Any]]:
     """One row a method: what `side_by_side` says of the tight loop over ours, so that less than 1 is slower than it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return [_row(f"{name}, {_precision(device)}", device, *method, rounds) for name, method in METHODS.items()]
 
 

@@ -108,16 +108,16 @@ class Incumbent:
         self.broken = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
 
     def offer(self, x: Images, logits: Tensor, labels: Labels, rows: Tensor | None = None) -> None:
-        """Take the points of `x` that are better; `rows` says which images they belong to (all, in order, by default)."""
-        rows = torch.arange(len(self.points), device=x.device) if rows is None else rows
+        """Take the points of `x` that are better; `rows`, rising, says which images they belong to (by default all)."""
+        at = slice(None) if rows is None or len(rows) == len(self.points) else rows
         loss = cross_entropy_each(logits, labels).detach()
         broken = logits.argmax(1) != labels
         if self.judge is not None:
-            broken = self._judged(x, labels, broken & ~self.broken[rows])
-        was, high = self.broken[rows], self.loss[rows]
+            broken = self._judged(x, labels, broken & ~self.broken[at])
+        was, high = self.broken[at], self.loss[at]
         better = (broken & ~was) | ((broken == was) & (loss > high))
-        self.points[rows] = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x.detach(), self.points[rows])
-        self.loss[rows], self.broken[rows] = torch.where(better, loss, high), torch.where(better, broken, was)
+        self.points[at] = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x.detach(), self.points[at])
+        self.loss[at], self.broken[at] = torch.where(better, loss, high), torch.where(better, broken, was)
 
     @torch.no_grad()
     def _judged(self, x: Images, labels: Labels, asked: Tensor) -> Tensor:
