@@ -29,7 +29,7 @@ sys.path += [str(TESTS), str(TESTS / "evaluation")]  # the animals and the plant
 
 import test_flags as planted  # noqa: E402
 from zoo import honest, hostile  # noqa: E402
-from zoo.judging import judged  # noqa: E402
+from zoo.judging import SUITE, judged  # noqa: E402, F401
 from zoo.species import EPS, INSIDE, Animal, N, images  # noqa: E402
 
 FIELDS = ("kind", "model", "facts", "n", "clean_truth", "worst_truth", "clean", "worst", "low", "high", "passes", "flags", "refused")
