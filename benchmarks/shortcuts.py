@@ -48,8 +48,8 @@ def _suite(name: str, thorough: bool) -> Suite:
 def page(table: list[dict[str, Any]]) -> str:
     suites = dict.fromkeys(row["suite"] for row in table)
     about = (
-        f"Made by `python -m benchmarks.shortcuts --suite NAME`, torch {version('torch')}: the models of tests/zoo with a suite's shortcuts "
-        "([decision 0016](../decisions/0016-shortcuts.md)) and `thorough`; `adaptive` has fewer steps and queries, those of the zoo's tests. "
+        f"Made by `python -m benchmarks.shortcuts --suite NAME`, torch {version('torch')}: the models of tests/zoo with a suite's "
+        "shortcuts ([decision 0016](../decisions/0016-shortcuts.md)) and `thorough`; `adaptive` has fewer steps and queries. "
         + " ".join(_total(suite, [row for row in table if row["suite"] == suite]) for suite in suites)
     )
     lines = ["# What the shortcuts miss", "", textwrap.fill(about, 140), ""]
