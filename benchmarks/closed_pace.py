@@ -28,8 +28,10 @@ def measure(rounds: int, images: int) -> Iterator[dict[str, Any]]:
     g = torch.nn.functional.one_hot(torch.arange(TEMPLATE) % CLASSES, CLASSES).float()
     k, rank, within = test_wnll.K, test_wnll.RANK, neighbours(t, test_wnll.K)
     ways = {
-        f"WNLL, {UNLABELLED} images in one graph, over SciPy": lambda: harmonic(graph(torch.cat([t, x]), k, rank), g),
-        f"WNLL, {UNLABELLED} images each alone, over SciPy's one graph": lambda: alone(x, t, g, rank, within),
+        f"WNLL, {UNLABELLED} images in one graph, over a k-d tree and SciPy's sparse solve": lambda: harmonic(
+            graph(torch.cat([t, x]), k, rank), g
+        ),
+        f"WNLL, {UNLABELLED} images each alone, over the same for one graph": lambda: alone(x, t, g, rank, within),
     }
     for name, way in ways.items():
         yield {"what": name} | side_by_side(way, lambda: test_wnll.reference(x.numpy(), t.numpy(), g.numpy()), rounds)

@@ -3,10 +3,11 @@
     python -m benchmarks.speed [--parts attacks,verdicts,training,closed,ode,start,share,growth,resnet] [--device cpu] [--peers] [--toy]
         [--resume] [--folder docs/results]
 
-`make bench` is that, `make bench-gpu` the same on a GPU. A ratio is the median over rounds, with its quartiles; what moved by more than
+`make bench` is that, `make bench-gpu` what a GPU has of it. A ratio is the median over rounds, with its quartiles; what moved by more than
 both spreads against the speed.json that is there is said. Each part is written when it is there, with the machine and the commit that it
 is of; `--resume` leaves those that this machine has measured, unless it has them all. `--peers` installs the libraries that cannot live
-beside MLflow into a folder for as long as it lasts (benchmarks/peers.py). `resnet` is measured on a GPU, or where it is asked for.
+beside MLflow into a folder for as long as it lasts (benchmarks/peers.py). `resnet` is measured on a GPU, `closed` and `start` on a CPU, or
+where they are asked for.
 """
 
 import argparse
@@ -55,6 +56,7 @@ NETS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {  # a robust net 
     "with batch norm": ({"kind": "resnet", "depth": 8, "width": 8}, LINEAR, 100),
     "with an ODE head": (CONVNET, {"kind": "ode", "width": 16, "solver": {"steps": 4}}, 100),
 }
+ELSEWHERE = {"cpu": ("resnet",), "cuda": ("closed", "start")}  # parts that a device is not asked for by itself
 ONCE = 0.25  # of a ratio of one round: what it may be off by itself
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -96,7 +98,7 @@ def verdicts(size: Size) -> Iterator[Row]:
     splits = divide(digits.read(digits.Params()), SplitSettings(test=0.4), 0)
     for net, (backbone, head, images) in NETS.items():
         model, n = train("pgd", splits["train"], 0, backbone, head).to(size.device), 20 if size.toy else images
-        x, y = splits["test"].floats(slice(0, n)).to(size.device), splits["test"].labels[:n].to(size.device)
+        x, y = splits["test"].floats(slice(0, n)), splits["test"].labels[:n]
         reference = 0.0
         for name in ("autoattack", "quick", "standard", "adaptive"):
             seconds, found = _timed(partial(evaluate, model, None, x, y, BALL, ready(name), (0, name)))
@@ -246,7 +248,8 @@ def page(parts: Mapping[str, Any], name: str) -> str:
     about = (
         "Made by `python -m benchmarks.speed`, part by part. Ratios are medians over rounds that alternate, with their quartiles: of an "
         "attack over the gradients that it needs, of a suite over AutoAttack, of a tight training loop over ours, of an ODE over its drift "
-        "alone, of a command over importing torch, of the default run over what its MLflow runs take; growth is an exponent."
+        "alone, of a command over importing torch, of the default run over what its MLflow runs take, of an epoch of ResNet-18 over what "
+        "its multiplications take at the pace of one large matrix product; growth is an exponent."
     )
     lines = ["# How fast", "", textwrap.fill(about, 140)]
     for part, found in parts.items():
@@ -282,13 +285,14 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="leave the parts that this machine has measured, unless it has them all")
     parser.add_argument("--folder", type=Path, default=Path("docs/results"))
     asked = parser.parse_args()
-    parts = asked.parts.split(",") if asked.parts else [part for part in PARTS if part != "resnet" or asked.device == "cuda"]
+    parts = asked.parts.split(",") if asked.parts else [part for part in PARTS if part not in ELSEWHERE[asked.device]]
     if unknown := [part for part in parts if part not in PARTS]:
         raise Mistake(f"--parts: no such part (got {unknown[0]!r}). Known: {', '.join(PARTS)}.")
     place, size = asked.folder / ("speed.json" if asked.device == "cpu" else "speed_gpu.json"), Size(torch.device(asked.device), asked.toy)
     found: Row = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {}
-    about = {"command": f"python -m benchmarks.speed --device {asked.device}{' --toy' * asked.toy}", "machine": machine(size.device)}
-    left = [part for part in parts if not {**about, **found.get(part, {})}.items() >= about.items() or part not in found]
+    words = f"--device {asked.device}{' --peers' * asked.peers}{' --toy' * asked.toy}"
+    about = {"command": f"python -m benchmarks.speed {words}", "machine": machine(size.device)}
+    left = [part for part in parts if not found.get(part, {}).items() >= about.items()]
     about["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     with peers.importable(asked.peers):
         for part in (left or parts) if asked.resume else parts:

@@ -187,8 +187,9 @@ def evaluate(
     for name, robust in result["attacks"].items():
         given, spared = result["spared"].get(name, (0, 0))
         typer.echo(f"{robust:7.1%}  after {name}" + f", given the {given} closest to falling, {spared} spared" * bool(spared))
-    for name in result["spared"].keys() - result["attacks"].keys():
-        typer.echo(f" spared  {name}: all {result['spared'][name][1]}, because what had to take something before it took nothing")
+    for name, (given, spared) in result["spared"].items():
+        if spared and not given:
+            typer.echo(f" spared  all {spared} by {name}: what had to take something before it took nothing")
     for name, words in result["replaced"].items():
         typer.echo(f"{name}: {words} (on {result['declared']['classes']} classes{', random' * result['declared']['randomised']})")
     low, high = result["interval"]

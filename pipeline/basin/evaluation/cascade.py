@@ -132,7 +132,9 @@ class Evaluation:
 
     def attack(self, o: Outcomes, name: str, attempt: Attempt) -> None:
         """One attack on the images that still hold, or on as many of them as it earns."""
-        if (attempt.doubling > 1 and o.last_taken < RISING) or (attempt.earned and o.taken(attempt.earned) * len(o) < LOST):
+        if attempt.doubling > 1 and o.last_taken < RISING:
+            return
+        if attempt.earned and o.taken(attempt.earned) * len(o) < LOST:
             o.spared[name] = 0, len(o.alive)
             return
         rows = o.closest if attempt.probe else o.alive
