@@ -174,6 +174,46 @@ def test_the_judge_is_asked_about_what_the_search_calls_broken_and_nothing_twice
     assert asked == [int((model(fallen).argmax(1) != y).sum())] == [int(best.broken.sum())]
 
 
+# Runs abreast -----------------------------------------------------------------------------------------------------------------------------
+
+RUNS = {
+    "margin": {"restarts": 4},
+    "pma": {},
+    "a3": {"rounds": 4},
+    "apgd": {"loss": "margin_targeted", "targets": 4, "order": "nearest", "steps": 20},
+}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("kind", RUNS)
+def test_runs_go_abreast_where_there_is_room_and_find_the_same(kind, norm, linear):
+    model, x, y = linear
+    ball, calls = ThreatModel(norm=norm, eps={"linf": 0.1, "l2": 0.3, "l1": 0.3}[norm]), []
+    attack = choose("attacks", {"kind": kind} | RUNS[kind])
+
+    def network(points):
+        calls.append(len(points))
+        return model(points)
+
+    held, passes = [], []
+    for room in (0, 2 * N):
+        calls.clear()
+        points = attack.module.perturb(attack.params, Target(network, ball, room=room), x, y, generator(0, "room"))
+        held.append(model(points).argmax(1) == y)
+        passes.append(len(calls))
+        assert max(calls) <= max(room, N) and bool((ball.distance(points, x) <= ball.eps + 1e-5).all())
+    assert passes[1] <= 0.75 * passes[0] and (held[0] != held[1]).float().mean() <= 0.02 and 0.1 < held[0].float().mean() < 0.9
+
+
+def test_of_runs_that_go_abreast_the_best_point_is_kept():
+    """Misread before read rightly, then the higher loss; a loss that is not a number is never the best."""
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0], [0.0, 5.0], [torch.nan, 0.0]])  # two runs of three images
+    points, y = torch.arange(6.0).view(6, 1, 1, 1), torch.tensor([0, 0, 0, 0, 0, 0])
+    best = Target(lambda x: x, BALL).incumbent(torch.full((3, 1, 1, 1), -1.0))
+    best.offer(points[:, :, :, :], logits, y, torch.arange(3), 2)
+    assert best.points.flatten().tolist() == [3.0, 4.0, 2.0] and best.broken.tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("kind", ["pgd", "margin", "pma", "a3", "apgd", "square"])
 def test_a_search_waits_no_more_often_the_longer_it_is(kind, linear, monkeypatch):
     """With questions as rare as on a GPU; of images of which none falls."""

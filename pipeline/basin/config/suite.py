@@ -104,7 +104,7 @@ READY: dict[str, dict[str, Any]] = {
     "quick": {"attacks": _QUICK, "probe": dict.fromkeys(list(_QUICK)[1:], _PROBE), "masked": _MASKED},
     "standard": {
         "attacks": _QUICK | _STANDARD | {"square": _SQUARE | {"queries": 5000}},
-        "probe": dict.fromkeys([*list(_QUICK)[1:], *_STANDARD], _PROBE) | {"square_probe": 0.05},
+        "probe": dict.fromkeys([*list(_QUICK)[1:], *_STANDARD], _PROBE) | {"a3": 0.25, "square_probe": 0.05},
         "earned": {"square": "square_probe"},
         "masked": _MASKED,
     },

@@ -58,7 +58,7 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
         yield f"apgd_targeted: {name}", Attempt(_apgd("dlr_targeted", s.steps, FEW), way, probe=some)
     yield "features", Attempt(_attack("features"), own, probe=some)
     yield "apgd_nearest", Attempt(_attack("apgd", loss="dlr_targeted", steps=20, targets=5, order="nearest"), own, probe=some)
-    yield "a3", Attempt(_attack("a3"), own, probe=some)
+    yield "a3", Attempt(_attack("a3"), own)
     yield "apgd_ce", Attempt(_apgd("ce", s.steps), own, probe=some)
     yield "apgd_targeted", Attempt(_apgd("dlr_targeted", s.steps, FEW if declared.randomised else s.targets), own, probe=some)
     if declared.randomised:

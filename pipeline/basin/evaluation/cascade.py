@@ -220,7 +220,7 @@ class Evaluation:
             quick = Counted(search) if search else None
             single = counted.single if self.randomised and hasattr(self.classifier, "single") else None
             features, judge = getattr(self.classifier, "features", None), counted if quick else None
-            target = Target(quick or counted, threat, self.twin, features, single, judge)
+            target = Target(quick or counted, threat, self.twin, features, single, judge, self.batch)
             with self.seeded(name, first + b):
                 with attempt.way.through(self.classifier):
                     draws = generator(*self.seed, name, first + b, device=self.device)

@@ -1,7 +1,7 @@
 """What an attack is given, and what attacks share: the gradient at an image, losses by image, the best point so far."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ class Target:
 
     `single` is one draw of a network that draws, which is what its robust accuracy is about; the network itself may average several.
     `judge` is the reported function, where the network is a quicker one that comes close to it: it alone says what is broken.
+    `room` says how many images may be passed at once; where fewer hold, several runs of an attack go abreast.
     """
 
     network: Network
@@ -29,6 +30,11 @@ class Target:
     features: Callable[[Images], Tensor] | None = None  # images -> [n, ...]
     single: Network | None = None
     judge: Network | None = None
+    room: int = 0
+
+    def abreast(self, images: int, runs: int) -> int:
+        """How many of so many runs on so many images there is room for, at least one."""
+        return max(1, min(runs, self.room // images))
 
     def incumbent(self, clean: Images) -> "Incumbent":
         return Incumbent(clean, self.judge)
@@ -36,6 +42,7 @@ class Target:
 
 PerImageLoss = Callable[[Tensor, Labels], PerImage]
 Step = tuple[Callable[[Tensor], PerImageLoss], float]  # what rises of these images, and the step's length as a share of the radius
+Run = tuple[Images, Iterable[Step]]  # a start for each image, and the steps from there
 
 
 def cross_entropy_each(logits: Tensor, labels: Labels) -> PerImage:
@@ -107,13 +114,17 @@ class Incumbent:
         self.loss = torch.full((len(clean),), -torch.inf, dtype=clean.dtype, device=clean.device)
         self.broken = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
 
-    def offer(self, x: Images, logits: Tensor, labels: Labels, rows: Tensor | None = None) -> None:
-        """Take the points of `x` that are better; `rows`, rising, says which images they belong to (by default all)."""
+    def offer(self, x: Images, logits: Tensor, labels: Labels, rows: Tensor | None = None, runs: int = 1) -> None:
+        """Take the points of `x` that are better; `rows`, rising, says which images they belong to (by default all), one run after the
+        other if there are several."""
         at = slice(None) if rows is None or len(rows) == len(self.points) else rows
         loss = cross_entropy_each(logits, labels).detach()
         broken = logits.argmax(1) != labels
         if self.judge is not None:
-            broken = self._judged(x, labels, broken & ~self.broken[at])
+            broken = self._judged(x, labels, broken & ~self.broken[at].repeat(runs))
+        if runs > 1:
+            best = _best(loss, broken, runs)
+            x, loss, broken = x[best], loss[best], broken[best]
         was, high = self.broken[at], self.loss[at]
         better = (broken & ~was) | ((broken == was) & (loss > high))
         self.points[at] = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x.detach(), self.points[at])
@@ -128,27 +139,51 @@ class Incumbent:
         return broken
 
 
+def _best(loss: PerImage, broken: Tensor, runs: int) -> Tensor:
+    """Where among the points of several runs the best of each image lies: misread before one that is not, then of the higher loss."""
+    high = loss.nan_to_num(torch.finfo(loss.dtype).min).view(runs, -1)
+    misread = broken.view(runs, -1)
+    run = torch.where(misread.any(0), high.masked_fill(~misread, -torch.inf).argmax(0), high.argmax(0))
+    return run * high.shape[1] + torch.arange(high.shape[1], device=loss.device)
+
+
+def beside(losses: Sequence[PerImageLoss]) -> PerImageLoss:
+    """The loss of runs that go abreast, each with its own."""
+    if len(losses) == 1:
+        return losses[0]
+    return lambda z, y: torch.cat([loss(*part) for loss, *part in zip(losses, z.chunk(len(losses)), y.chunk(len(losses)), strict=True)])
+
+
 def asks(k: int, device: torch.device) -> bool:
     """Whether step k of a search asks which images have fallen."""
     return k % EVERY[device.type] == 0
 
 
-def follow(target: Target, steps: Iterable[Step], x: Images, clean: Images, labels: Labels, best: Incumbent) -> None:
-    """Steepest steps from the points `x`, of the images that hold. Every point is offered to `best`, and images that are misread leave."""
-    rows = (~best.broken).nonzero().flatten()
-    x = x[rows]
-    for k, (loss, eta) in enumerate(steps):
-        if not len(rows):
-            return
-        g, _, logits = gradient(target.network, x, labels[rows], loss(rows))
-        best.offer(x, logits, labels[rows], rows)
+def follow(target: Target, runs: Iterable[Run], clean: Images, labels: Labels, best: Incumbent) -> None:
+    """Steepest steps of runs of the same lengths on the images that hold. Every point is offered to `best`; what is misread leaves."""
+    left = list(runs)
+    while left and len(rows := (~best.broken).nonzero().flatten()):
+        abreast = target.abreast(len(rows), len(left))
+        _follow(target, left[:abreast], rows, clean, labels, best)
+        left = left[abreast:]
+
+
+def _follow(target: Target, runs: Sequence[Run], rows: Tensor, clean: Images, labels: Labels, best: Incumbent) -> None:
+    """These runs abreast."""
+    n, x = len(runs), torch.cat([start[rows] for start, _ in runs])
+    y, near = labels[rows].repeat(n), clean[rows].repeat(n, *[1] * (clean.ndim - 1))
+    for k, steps in enumerate(zip(*(steps for _, steps in runs), strict=True)):
+        g, _, logits = gradient(target.network, x, y, beside([loss(rows) for loss, _ in steps]))
+        best.offer(x, logits, y, rows, n)
         if asks(k, x.device):
             holds = ~best.broken[rows]
-            rows, x, g = rows[holds], x[holds], g[holds]
-        x = target.threat.project(x + eta * target.threat.eps * target.threat.steepest(g, x), clean[rows])
+            if not len(rows := rows[holds]):
+                return
+            each = holds.repeat(n)
+            x, g, y, near = x[each], g[each], y[each], near[each]
+        x = target.threat.project(x + steps[0][1] * target.threat.eps * target.threat.steepest(g, x), near)
     with torch.no_grad():
-        if len(rows):
-            best.offer(x, target.network(x), labels[rows], rows)
+        best.offer(x, target.network(x), y, rows, n)
 
 
 def cooled(loss: PerImageLoss, steps: int, first: float) -> Iterator[Step]:

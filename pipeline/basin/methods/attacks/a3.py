@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from basin.config.settings import Settings
-from basin.threat.target import Step, Target, cooled, follow, margin
+from basin.threat.target import Run, Step, Target, cooled, follow, margin
 from basin.types import Images, Labels, Logits
 
 SEARCHES = True
@@ -33,10 +33,13 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     with torch.no_grad():
         z = target.network(images)
     best.offer(images, z, labels)
-    for k in range(params.rounds):
-        w, x = direction(z, labels, k, generator), target.threat.random_point(images, generator)
-        follow(target, _schedule(params, w), x, images, labels, best)
+    follow(target, [_run(params, target, images, labels, z, k, generator) for k in range(params.rounds)], images, labels, best)
     return best.points
+
+
+def _run(params: Params, target: Target, images: Images, labels: Labels, z: Logits, k: int, generator: torch.Generator) -> Run:
+    w = direction(z, labels, k, generator)
+    return target.threat.random_point(images, generator), _schedule(params, w)
 
 
 def _schedule(params: Params, w: Tensor) -> Iterator[Step]:

@@ -29,7 +29,7 @@ from torch import Tensor
 from basin.config.settings import Settings
 from basin.threat import l1
 from basin.threat.ball import ThreatModel
-from basin.threat.target import Incumbent, Target, cross_entropy_each, gradient, margin
+from basin.threat.target import Incumbent, Target, beside, cross_entropy_each, gradient, margin
 from basin.types import Images, Labels, PerImage
 
 SEARCHES = True
@@ -67,12 +67,13 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
         logits = target.network(images)
     params = fitted(params, logits.shape[1])
     best.offer(images, logits, labels)
-    for loss in _losses(params, target, images, logits, labels):
-        for _ in range(params.restarts):
-            rows = (~best.broken).nonzero().flatten()
-            if len(rows):
-                run = _run_l1 if target.threat.norm == "l1" else _run
-                run(params.steps, loss(rows), target, images[rows], labels[rows], generator, best, rows)
+    run = _run_l1 if target.threat.norm == "l1" else _run
+    left = [loss for loss in _losses(params, target, images, logits, labels) for _ in range(params.restarts)]
+    while left and len(rows := (~best.broken).nonzero().flatten()):
+        n = target.abreast(len(rows), len(left))
+        loss, x, y = beside([loss(rows) for loss in left[:n]]), images[rows].repeat(n, 1, 1, 1), labels[rows].repeat(n)
+        run(params.steps, loss, target, x, y, generator, best, rows, n)
+        left = left[n:]
     return best.points
 
 
@@ -92,10 +93,12 @@ def _losses(
 def distances(target: Target, images: Images, labels: Labels, others: Tensor) -> Tensor:
     """[n, k]: how far each image is from each of these classes, in the norm of the threat, where the network is linear."""
     far = []
-    for t in others.T:
-        g, f, _ = gradient(target.network, images, labels, lambda z, y, t=t: margin_targeted(z, y, t))  # type: ignore[misc]
-        far.append(-f / target.threat.dual(g))
-    return torch.stack(far, 1).nan_to_num(torch.inf)
+    for some in others.T.split(target.abreast(len(images), others.shape[1])):
+        n, t = len(some), some.flatten()
+        x, y = images.repeat(n, 1, 1, 1), labels.repeat(n)
+        g, f, _ = gradient(target.network, x, y, lambda z, y, t=t: margin_targeted(z, y, t))  # type: ignore[misc]
+        far.append((-f / target.threat.dual(g)).view(n, -1))
+    return torch.cat(far).T.nan_to_num(torch.inf)
 
 
 def dlr(z: Tensor, y: Labels) -> PerImage:
@@ -135,13 +138,14 @@ def _run(
     generator: torch.Generator,
     best: Incumbent,
     rows: Tensor,
+    runs: int,
 ) -> None:
-    """One run of Algorithm 1 on the images `clean`; every iterate is offered to `best`."""
+    """So many runs of Algorithm 1 abreast, on the images `clean`; every iterate is offered to `best`."""
     threat, n, onto = target.threat, len(clean), target.threat.onto(clean)
     column = (n,) + (1,) * (clean.ndim - 1)
     x = previous = threat.random_point(clean, generator)
     g, f, logits = gradient(target.network, x, labels, loss)
-    best.offer(x, logits, labels, rows)
+    best.offer(x, logits, labels, rows, runs)
     x_max, g_max, f_max = x.clone(), g.clone(), f.clone()
     eta = torch.full((n,), 2 * threat.eps, device=clean.device)
     rises = torch.zeros(n, device=clean.device)
@@ -153,7 +157,7 @@ def _run(
         x, previous = onto((z - x).mul_(alpha).add_(x).add_((x - previous).mul_(1 - alpha))), x
         f_previous = f
         g, f, logits = gradient(target.network, x, labels, loss)
-        best.offer(x, logits, labels, rows)
+        best.offer(x, logits, labels, rows, runs)
         rises += f > f_previous
         up = (f > f_max).view(column)
         torch.where(up, x, x_max, out=x_max), torch.where(up, g, g_max, out=g_max), torch.maximum(f, f_max, out=f_max)
@@ -175,8 +179,9 @@ def _run_l1(
     generator: torch.Generator,
     best: Incumbent,
     rows: Tensor,
+    runs: int,
 ) -> None:
-    """One run in L1, from ball to ball; what is met in the last is offered to `best`."""
+    """So many runs in L1 abreast, from ball to ball; what is met in the last is offered to `best`."""
     threat = target.threat
     x = threat.of_radius(RADII[0][0] * threat.eps).random_point(clean, generator)
     share = torch.full((len(clean), 1), l1.SPARSE, device=clean.device)
@@ -188,7 +193,7 @@ def _run_l1(
         def seen(x: Images, last: bool = radius == 1) -> tuple[Tensor, PerImage]:
             g, f, logits = gradient(target.network, x, labels, loss)
             if last:
-                best.offer(x, logits, labels, rows)
+                best.offer(x, logits, labels, rows, runs)
             return g, f
 
         x = _in_ball(ball, ball.project(x, clean), clean, seen, length, share, before)

@@ -28,8 +28,7 @@ class Params(Settings):
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     held = {"logits": losses.margin, "probabilities": losses.probability_margin}[params.of]
-    best = target.incumbent(images)
-    for _ in range(params.restarts):
-        start = target.threat.random_point(images, generator)
-        follow(target, cooled(lambda z, y: -held(z, y), params.steps, 2.0), start, images, labels, best)
+    best, threat = target.incumbent(images), target.threat
+    steps = [cooled(lambda z, y: -held(z, y), params.steps, 2.0) for _ in range(params.restarts)]
+    follow(target, [(threat.random_point(images, generator), run) for run in steps], images, labels, best)
     return best.points

@@ -37,8 +37,8 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     best = target.incumbent(images)
     with torch.no_grad():
         best.offer(images, target.network(images), labels)
-    for first in (true_class, other_class):
-        follow(target, _schedule(params.steps, first), target.threat.random_point(images, generator), images, labels, best)
+    runs = [(target.threat.random_point(images, generator), _schedule(params.steps, first)) for first in (true_class, other_class)]
+    follow(target, runs, images, labels, best)
     return best.points
 
 

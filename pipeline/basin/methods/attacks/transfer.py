@@ -36,7 +36,7 @@ def fitted(params: Params, classes: int, randomised: bool = False) -> Params:
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     assert target.twin is not None, "given only to a model that has a twin (NEEDS_TWIN)"
-    source = Target(target.twin, target.threat, features=getattr(target.twin, "features", None))
+    source = Target(target.twin, target.threat, features=getattr(target.twin, "features", None), room=target.room)
     best = target.incumbent(images)
     for attack in params.attacks:
         x = attack.module.perturb(attack.params, source, images, labels, generator)
