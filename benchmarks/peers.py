@@ -20,7 +20,7 @@ def importable(asked: bool) -> Iterator[None]:
         return
     with TemporaryDirectory() as place:
         install = ["-m", "uv", "pip", "install", "-q", "--no-deps", "--python", sys.executable, "--target", place, *PACKAGES]
-        done = subprocess.run([sys.executable, *install], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, *install], capture_output=True, encoding="utf-8")
         if done.returncode:
             raise Mistake(
                 f"--peers: could not install them (got {done.stderr.strip()[-200:]!r}). Leave --peers out, or look at the network."

@@ -202,7 +202,7 @@ def _compared(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[str, int
 
 
 def _process(code: str, *words: str, folder: str = ".") -> None:
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise Mistake(
             f"{' '.join(words) or code}: ended with code {done.returncode} (got {done.stderr.strip()[-200:]!r}). Mend that first."
@@ -293,7 +293,7 @@ def main() -> None:
     words = f"--device {asked.device}{' --peers' * asked.peers}{' --toy' * asked.toy}"
     about = {"command": f"python -m benchmarks.speed {words}", "machine": machine(size.device)}
     left = [part for part in parts if not found.get(part, {}).items() >= about.items()]
-    about["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    about["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, encoding="utf-8").stdout.strip()
     with peers.importable(asked.peers):
         for part in (left or parts) if asked.resume else parts:
             log.info("%s", part)
