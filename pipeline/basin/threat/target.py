@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -32,9 +33,9 @@ class Target:
     judge: Network | None = None
     room: int = 0
 
-    def abreast(self, images: int, runs: int) -> int:
-        """How many of so many runs on so many images there is room for, at least one."""
-        return max(1, min(runs, self.room // images))
+    def abreast(self, images: int) -> int:
+        """How many runs on so many images there is room for, at least one."""
+        return max(1, self.room // images)
 
     def incumbent(self, clean: Images) -> "Incumbent":
         return Incumbent(clean, self.judge)
@@ -161,11 +162,9 @@ def asks(k: int, device: torch.device) -> bool:
 
 def follow(target: Target, runs: Iterable[Run], clean: Images, labels: Labels, best: Incumbent) -> None:
     """Steepest steps of runs of the same lengths on the images that hold. Every point is offered to `best`; what is misread leaves."""
-    left = list(runs)
-    while left and len(rows := (~best.broken).nonzero().flatten()):
-        abreast = target.abreast(len(rows), len(left))
-        _follow(target, left[:abreast], rows, clean, labels, best)
-        left = left[abreast:]
+    left = iter(runs)
+    while len(rows := (~best.broken).nonzero().flatten()) and (now := list(islice(left, target.abreast(len(rows))))):
+        _follow(target, now, rows, clean, labels, best)
 
 
 def _follow(target: Target, runs: Sequence[Run], rows: Tensor, clean: Images, labels: Labels, best: Incumbent) -> None:

@@ -33,7 +33,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     with torch.no_grad():
         z = target.network(images)
     best.offer(images, z, labels)
-    follow(target, [_run(params, target, images, labels, z, k, generator) for k in range(params.rounds)], images, labels, best)
+    follow(target, (_run(params, target, images, labels, z, k, generator) for k in range(params.rounds)), images, labels, best)
     return best.points
 
 

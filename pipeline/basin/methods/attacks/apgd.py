@@ -70,7 +70,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     run = _run_l1 if target.threat.norm == "l1" else _run
     left = [loss for loss in _losses(params, target, images, logits, labels) for _ in range(params.restarts)]
     while left and len(rows := (~best.broken).nonzero().flatten()):
-        n = target.abreast(len(rows), len(left))
+        n = min(target.abreast(len(rows)), len(left))
         loss, x, y = beside([loss(rows) for loss in left[:n]]), images[rows].repeat(n, 1, 1, 1), labels[rows].repeat(n)
         run(params.steps, loss, target, x, y, generator, best, rows, n)
         left = left[n:]
@@ -93,7 +93,7 @@ def _losses(
 def distances(target: Target, images: Images, labels: Labels, others: Tensor) -> Tensor:
     """[n, k]: how far each image is from each of these classes, in the norm of the threat, where the network is linear."""
     far = []
-    for some in others.T.split(target.abreast(len(images), others.shape[1])):
+    for some in others.T.split(target.abreast(len(images))):
         n, t = len(some), some.flatten()
         x, y = images.repeat(n, 1, 1, 1), labels.repeat(n)
         g, f, _ = gradient(target.network, x, y, lambda z, y, t=t: margin_targeted(z, y, t))  # type: ignore[misc]

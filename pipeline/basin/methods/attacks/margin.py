@@ -30,5 +30,5 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     held = {"logits": losses.margin, "probabilities": losses.probability_margin}[params.of]
     best, threat = target.incumbent(images), target.threat
     steps = [cooled(lambda z, y: -held(z, y), params.steps, 2.0) for _ in range(params.restarts)]
-    follow(target, [(threat.random_point(images, generator), run) for run in steps], images, labels, best)
+    follow(target, ((threat.random_point(images, generator), run) for run in steps), images, labels, best)
     return best.points

@@ -37,7 +37,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
     best = target.incumbent(images)
     with torch.no_grad():
         best.offer(images, target.network(images), labels)
-    runs = [(target.threat.random_point(images, generator), _schedule(params.steps, first)) for first in (true_class, other_class)]
+    runs = ((target.threat.random_point(images, generator), _schedule(params.steps, first)) for first in (true_class, other_class))
     follow(target, runs, images, labels, best)
     return best.points
 
