@@ -61,7 +61,7 @@ chaos: setup ## SIGKILLs at random moments: 50 of a run, 10 of Prefect's worker,
 bench: setup ## how fast, in ratios, beside floors and peers: minutes; says what moved since docs/results/speed.json
 	python -m benchmarks.speed --peers
 
-bench-gpu: setup ## the same on a GPU; goes on where it was stopped
+bench-gpu: setup ## what a GPU has of it; goes on where it was stopped
 	python -m benchmarks.speed --device cuda --resume
 
 test-cpus: setup ## the tests as other processors compute: the matrix library's compatible kernels, then without AVX-512

@@ -275,7 +275,7 @@ NOTES = """## Where they differ by design
 - DI2-FGSM: torchattacks draws one view a step for the whole batch, in bilinear interpolation; ours one an image, from the nearest pixels.
 - SPSA: torchattacks goes on after an image is broken; ours stops there.
 - HopSkipJump: Foolbox divides the estimated normal by its norm over the batch; ours by each image's. Foolbox's query count has no limit.
-- the four of AutoAttack: ours are APGD-CE, targeted APGD-DLR, FAB, Square; AutoAttack's is APGD-CE, APGD-T, FAB-T, Square, in its own loop.
+- the four of AutoAttack: ours are APGD-CE, targeted APGD-DLR, FAB, Square; AutoAttack's APGD-CE, APGD-T, FAB-T, Square, in its own loop.
 """
 
 

@@ -3,49 +3,43 @@
 Of `python -m benchmarks.speed --parts resnet`; by default on a GPU alone, for a core takes hours. The images are digits, enlarged.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.flop_counter import FlopCounterMode
 
 from basin.config.kinds import choose
-from basin.config.schedule import Schedule
 from basin.config.splits import SplitSettings
 from basin.config.suite import ready
 from basin.data.splits import Split, divide
 from basin.evaluation.robustness import evaluate
 from basin.methods.sources import digits
-from basin.models import artifact
 from basin.models.classifier import Classifier
 from basin.models.precision import has_bfloat16
-from basin.randomness import construct, generator
+from basin.randomness import generator
 from basin.threat.ball import ThreatModel
-from basin.training import optimise
-from basin.training.phase import Phase
+from benchmarks.training_pace import BATCH, METHODS, network, train
 
-SHAPE, BATCH, EPOCHS = (3, 32, 32), 128, 10
+SHAPE, EPOCHS = (3, 32, 32), 10
 THREAT = ThreatModel(norm="linf", eps=8 / 255)
-PGD = choose("training", {"kind": "pgd", "steps": 10, "step": 0.25})
+TREE = METHODS["PGD-10"][0]
 PRODUCT = 8192  # rows and columns of the matrices whose product is the ceiling
 
 
 def measure(device: torch.device, toy: bool) -> Iterator[dict[str, Any]]:
     splits = divide(digits.read(digits.Params()), SplitSettings(test=0.6), 0)
-    backbone = {"kind": "resnet", "depth": 8, "width": 4} if toy else {"kind": "resnet", "depth": 18}
+    net = {"depth": 8, "width": 4} if toy else {"depth": 18}
     batches, n, size, epochs = (1, 20, 256, 1) if toy else (4, 1000, PRODUCT, EPOCHS)
-    model, train = network(backbone, device), enlarged(splits["train"], batches * BATCH)
+    model, images = network(device, SHAPE, "resnet", **net), enlarged(splits["train"], batches * BATCH)
     ceiling = flops_a_second(size, device)
-    work = _flops(model, train) * len(train) / BATCH
-    fit(model, train, 1)
-    seconds = _seconds(lambda: fit(model, train, epochs), device) / epochs
+    work = _flops(model, images) * batches
+    train(model, images, TREE, 1, THREAT)
+    seconds = _seconds(lambda: train(model, images, TREE, epochs, THREAT), device) / epochs
     figures = {"seconds": seconds, "floor": work / ceiling, "ratio": seconds * ceiling / work, "rounds": 1}
-    yield {"what": f"PGD-10, an epoch of {len(train)} images, a mean over {epochs}"} | figures
+    yield {"what": f"PGD-10, an epoch of {len(images)} images, a mean over {epochs}"} | figures
     test = enlarged(splits["test"], n)
     model.eval().requires_grad_(False)
     began = time.perf_counter()
@@ -61,25 +55,6 @@ def enlarged(split: Split, n: int) -> Split:
     return Split(large.expand(-1, SHAPE[0], -1, -1).contiguous(), split.labels[:n])
 
 
-def network(backbone: dict[str, Any], device: torch.device) -> Classifier:
-    tree = {"normalise": {"mean": [0.3] * 3, "std": [0.4] * 3}, "backbone": backbone, "head": {"kind": "linear"}}
-    with construct(0, "resnet"):
-        return artifact.build({"model": "backbone/pace", "shape": SHAPE, "classes": list("0123456789"), "classifier": tree}).to(device)
-
-
-def fit(model: Classifier, train: Split, epochs: int) -> None:
-    """So many epochs of ours, in bfloat16 where the device has it."""
-    narrow = has_bfloat16(next(model.parameters()).device)
-    schedule = Schedule(epochs=epochs, batch=BATCH, rate=0.001, precision="bf16" if narrow else "float32")
-
-    def loss(x: Tensor, y: Tensor, g: torch.Generator) -> Any:
-        return PGD.module.loss(PGD.params, model, x, y, THREAT, g)
-
-    with tempfile.TemporaryDirectory() as folder:
-        phase = Phase("pace", schedule, [model.backbone, model.head], loss)
-        optimise.run(model, [phase], train, lambda: 0.0, (0, "pace"), Path(folder) / "checkpoint.safetensors")
-
-
 def flops_a_second(size: int, device: torch.device) -> float:
     """What a product of two square matrices reaches, in bfloat16 where the device has it: the best of ten."""
     dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
@@ -87,12 +62,12 @@ def flops_a_second(size: int, device: torch.device) -> float:
     return 2 * size**3 / min(_seconds(lambda: a @ a, device) for _ in range(10))
 
 
-def _flops(model: Classifier, train: Split) -> int:
+def _flops(model: Classifier, images: Split) -> int:
     """Of a step on one batch, attack and update."""
-    device = next(model.parameters()).device
-    x, y = train.floats(slice(0, BATCH)).to(device), train.labels[:BATCH].to(device)
+    method, device = choose("training", TREE), next(model.parameters()).device
+    x, y = images.floats(slice(0, BATCH)).to(device), images.labels[:BATCH].to(device)
     with FlopCounterMode(display=False) as counter:
-        PGD.module.loss(PGD.params, model.train(), x, y, THREAT, generator(0, "flops", device=device)).backward()
+        method.module.loss(method.params, model.train(), x, y, THREAT, generator(0, "flops", device=device)).backward()
     return int(counter.get_total_flops())
 
 

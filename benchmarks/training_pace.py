@@ -55,23 +55,24 @@ def random_images(n: int) -> Split:
     return Split(pixels, torch.randint(0, 10, (n,), generator=draws))
 
 
-def network(device: torch.device) -> Classifier:
-    tree = {"normalise": {"mean": [0.3], "std": [0.4]}, "backbone": {"kind": "convnet"}, "head": {"kind": "linear"}}
+def network(device: torch.device, shape: tuple[int, int, int] = SHAPE, kind: str = "convnet", **settings: int) -> Classifier:
+    normalise = {"mean": [0.3] * shape[0], "std": [0.4] * shape[0]}
+    tree = {"normalise": normalise, "backbone": {"kind": kind} | settings, "head": {"kind": "linear"}}
     with construct(0, "network"):
-        return artifact.build({"model": "backbone/pace", "shape": SHAPE, "classes": list("0123456789"), "classifier": tree}).to(device)
+        return artifact.build({"model": "backbone/pace", "shape": shape, "classes": list("0123456789"), "classifier": tree}).to(device)
 
 
 def _precision(device: torch.device) -> Any:
     return "bf16" if has_bfloat16(device) else "float32"
 
 
-def train(model: Classifier, images: Split, tree: dict[str, Any]) -> None:
-    """An epoch of ours."""
+def train(model: Classifier, images: Split, tree: dict[str, Any], epochs: int = 1, threat: ThreatModel = THREAT) -> None:
+    """So many epochs of ours."""
     method, device = choose("training", tree), next(model.parameters()).device
-    schedule = Schedule(epochs=1, batch=BATCH, rate=RATE, precision=_precision(device))
+    schedule = Schedule(epochs=epochs, batch=BATCH, rate=RATE, precision=_precision(device))
 
     def loss(x: Tensor, y: Tensor, g: torch.Generator) -> Any:
-        return method.module.loss(method.params, model, x, y, THREAT, g)
+        return method.module.loss(method.params, model, x, y, threat, g)
 
     with tempfile.TemporaryDirectory() as folder:
         phase = Phase("pace", schedule, [model.backbone, model.head], loss)

@@ -102,13 +102,14 @@ def main() -> None:
         raise Mistake(f"--suites: no such suite (got {unknown[0]!r}). Known: {', '.join([*READY, *PEERS, 'peers'])}.")
     table = read_csv(asked.folder / "verdicts.csv")
     for place in asked.models:
-        earlier = True
+        found: list[dict[str, Any]] = []
         for row in rows(place.resolve(), asked.images, asked.seed, names, asked.thorough):
-            table = [one for one in table if not (earlier and _of(one) == _of(row))] + [row]
-            earlier = False
+            found.append(row)
             log.info("%(model)s %(suite)s: %(robust).4f in %(seconds)s s, %(passes)s passes, %(times)s times less", row)
-            write_csv(asked.folder / "verdicts.csv", FIELDS, table)
-            put(page(table), asked.folder / "verdicts.md")
+            shown = [one for one in table if _of(one) != _of(row)] + found
+            write_csv(asked.folder / "verdicts.csv", FIELDS, shown)
+            put(page(shown), asked.folder / "verdicts.md")
+        table = shown
 
 
 if __name__ == "__main__":
