@@ -15,7 +15,7 @@ from basin.config.solver import Solver
 from basin.config.suite import Suite
 from basin.evaluation.cascade import Evaluation
 from basin.evaluation.declaration import drawn
-from basin.evaluation.diagnostics import Diagnosis, diagnose
+from basin.evaluation.diagnostics import Diagnosis, diagnosing
 from basin.evaluation.robustness import Result, evaluate
 from basin.evaluation.ways import Attempt, Way
 from basin.models.ode import Flow
@@ -133,7 +133,7 @@ def test_too_few_draws_are_told_and_more_of_them_help():
     model, pgd = drawn(noisy(1.5).eval(), images()), choose("attacks", {"kind": "pgd"})
     outcomes, declared = (found := evaluated(model, {"attacks": {"fgsm": {"kind": "fgsm"}}})).outcomes, found.declared
     evaluation = Evaluation(model, None, BALL, (0, "flags"), N, randomised=True)
-    few, enough = (diagnose(evaluation, outcomes, {"pgd": Attempt(pgd, Way(draws=draws))}, declared) for draws in (1, 20))
+    few, enough = (diagnosing(evaluation, {"pgd": Attempt(pgd, Way(draws=draws))}, declared)(outcomes) for draws in (1, 20))
     assert "too-few-draws" in found.diagnosis.flags and "too-few-draws" in few.flags and "too-few-draws" not in enough.flags
     figures = [one.probes["signal_to_noise"] for one in (few, enough)]
     assert figures[1] == pytest.approx(figures[0] * 20**0.5) and figures[0] < 1 < figures[1]
@@ -189,7 +189,7 @@ def honest() -> Result:
 
 def diagnosed(honest: Result, tried: dict[str, Attempt], **changed) -> Diagnosis:
     evaluation = Evaluation(Made().eval(), None, BALL, (0, "flags"), N)
-    return diagnose(evaluation, replace(honest.outcomes, **changed), tried, honest.declared)
+    return diagnosing(evaluation, tried, honest.declared)(replace(honest.outcomes, **changed))
 
 
 @pytest.mark.parametrize("flag", OUTCOMES)

@@ -100,6 +100,34 @@ def test_a_gradient_in_doubt_spares_no_image(name, linear):
     assert result.worst_case == 0 or result.attacks["square"] < result.clean
 
 
+class Tagged(Linear):
+    """Logits scaled by what the first pixel says, and a gradient that knows that pixel alone: images that would fall look far from it."""
+
+    def forward(self, x):
+        return super().forward(x.detach()) * (4 * x[:, 0, 0, :1]).exp()
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_what_was_spared_is_attacked_where_a_flag_speaks_for_a_blind_search(honest, linear):
+    model, x, y = linear
+    model.W[:, 0] = 0
+    far = model.margin(x, y) / BALL.eps
+    clear = (far > 0.4) & (far < 0.9) | (far > 1.1)
+    x, y, falls = x[clear], y[clear], far[clear] < 1
+    x[:, 0, 0, 0] = torch.where(falls, 0.8, 0.2)
+    judged = (Linear if honest else Tagged)(model.W, model.b).eval()
+    suite = {
+        "attacks": {"pgd": {"kind": "pgd", "random_start": False}, "square": {"kind": "square", "queries": 500}},
+        "probe": {"square": 0.05},
+    }
+    result = robustness.evaluate(judged, None, x, y, BALL, Suite.model_validate(suite), (0, "doubt"))
+    held = int((~falls).sum()) if honest else len(x)
+    assert not result.declared.blind and result.outcomes.spared == {"square": (FEWEST, held - FEWEST)}
+    assert torch.equal(result.outcomes.share == 0, falls)
+    assert list(result.attacks) == ["pgd", "square"] + ["square, in full"] * (not honest)
+    assert ("large-radius-holds" in result.flags) == (not honest)
+
+
 class Noisy(Linear):
     """Its logits are drawn about those of the linear model."""
 

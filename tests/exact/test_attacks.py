@@ -11,6 +11,7 @@ from basin.config.kinds import choose
 from basin.errors import Mistake
 from basin.methods.attacks import apgd, di2fgsm, features, fgsm, pgd, pma, spsa, square
 from basin.randomness import generator
+from basin.threat import target as searches
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Incumbent, Target, gradient
 
@@ -120,11 +121,12 @@ def test_the_nearest_target_is_first_where_that_is_asked_for(ball):
     x, W = torch.rand(400, 1, 4, 4, generator=draw), torch.randn(5, 16, generator=draw)
     model = Linear(W * torch.tensor([1.0, 1.0, 4.0, 1.0, 1.0])[:, None], torch.zeros(5))
     y = model(x).argmax(1)
-    others = torch.stack([(y + k) % 5 for k in range(1, 5)], 1)
-    z = model(x)
+    z, others = model(x), torch.stack([(y + k) % 5 for k in range(1, 5)], 1)
     size = (model.W[y][:, None] - model.W[others]).norm(p=1 if ball.norm == "linf" else 2, dim=2)
     expected = (z.gather(1, y[:, None]) - z.gather(1, others)) / size
-    torch.testing.assert_close(apgd.distances(Target(model, ball), x, y, others), expected, rtol=1e-4, atol=1e-5)
+    order = searches.others(Target(model, ball), x, y, z, nearest=True)
+    far = torch.full((len(x), 5), torch.inf).scatter(1, others, expected).gather(1, order)
+    assert (far.diff(dim=1) > -1e-5).all() and torch.equal(order.sort(1).values, others.sort(1).values)
     seen = {}
     for order in ("likeliest", "nearest"):
         params = apgd.Params(loss="margin_targeted", targets=1, order=order)

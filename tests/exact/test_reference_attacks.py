@@ -81,6 +81,19 @@ def test_every_image_within_its_reach_is_broken(kind, settings, reach, ball, lin
     assert (model(attacked(kind, settings, model, ball, x, y)).argmax(1) != y)[within].all()
 
 
+@balls
+def test_fab_goes_towards_the_nearest_class_where_that_is_asked_for(ball):
+    """Of a linear network in which that is often not the likeliest: the weights of two classes are four times as large."""
+    ball, draw = ball.of_radius(ball.eps / 3), torch.Generator().manual_seed(2)
+    W = torch.randn(5, 16, generator=draw) * torch.tensor([1.0, 1.0, 1.0, 4.0, 4.0])[:, None]
+    x = 0.2 + 0.6 * torch.rand(300, 1, 4, 4, generator=draw)
+    model = Linear(W, 0.3 - (x.flatten(1) @ W.T).median(0).values)
+    y = model(x).argmax(1)
+    within = margin(model, x, y, ball) < 0.98 * ball.eps
+    holds = {o: model(attacked("fab", {"targets": 1, "order": o}, model, ball, x, y)).argmax(1) == y for o in ("likeliest", "nearest")}
+    assert not holds["nearest"][within].any() and holds["likeliest"][within].sum() >= 5
+
+
 def test_cw_finds_the_nearest_point_in_l2(linear):
     model, x, y = linear
     far = ThreatModel(norm="l2", eps=2.0)

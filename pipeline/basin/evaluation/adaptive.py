@@ -64,7 +64,7 @@ def _attempts(declared: Declaration, s: Adaptive, model: nn.Module) -> Iterator[
     if declared.randomised:
         yield "pgd_eot", Attempt(_attack("pgd", steps=s.steps, step=0.1), own)
     else:
-        yield "fab", Attempt(_attack("fab", targets=s.targets), own, probe=few)
+        yield "fab", Attempt(_attack("fab", targets=s.targets, order="nearest"), own, probe=few)
     if declared.blind:
         yield from _blindly(declared, s, own)
     else:

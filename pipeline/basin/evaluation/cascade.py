@@ -66,7 +66,8 @@ class Evaluation:
     """A suite on a model. `classifier` is in evaluation mode, its parameters frozen; images are in [0, 1].
 
     `randomised` says whether two passes over an image may differ; `seed` is (seed, name) of everything that is drawn; `search` is a quicker
-    function in which gradients may be followed (basin/evaluation/search.py); `group`: the processes that share the batches.
+    function in which gradients may be followed (basin/evaluation/search.py); `doubted` says of what was found so far whether something
+    speaks for an attack that was blind; `group`: the processes that share the batches.
     """
 
     classifier: Module
@@ -77,6 +78,7 @@ class Evaluation:
     checkpoint: Path | None = None
     randomised: bool = False
     search: Module | None = None
+    doubted: Callable[[Outcomes], bool] = lambda outcomes: False
     group: Group = ALONE
 
     def run(
@@ -132,6 +134,8 @@ class Evaluation:
 
     def attack(self, o: Outcomes, name: str, attempt: Attempt) -> None:
         """One attack on the images that still hold, or on as many of them as it earns."""
+        if attempt.spared_by and not (o.spares(attempt.spared_by) and self.doubted(o)):
+            return
         if attempt.doubling > 1 and o.last_taken < RISING:
             return
         if attempt.earned and o.taken(attempt.earned) * len(o) < LOST:

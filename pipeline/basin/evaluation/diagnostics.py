@@ -38,6 +38,10 @@ SIGNAL = 1.0  # median signal-to-noise ratio of the gradients that the suite ave
 DLR = {"kind": "apgd", "loss": "dlr", "steps": 20}  # so far from the data an honest deep net saturates the cross-entropy
 SUM = 1e-3  # by which probabilities, of one image, may miss 1 or fall below 0
 ADJOINT = Solver(method="dopri5", gradient="adjoint")
+DOUBT = (  # flags of a search that may have been blind, for which what a suite has spared is attacked after all
+    "black-box-beats-white-box", "transfer-beats-white-box", "large-radius-holds", "one-step-beats-many", "noise-as-strong",
+    "vanishing-gradient", "gradient-overflows", "wrong-gradient",
+)  # fmt: skip
 
 
 @dataclass
@@ -49,20 +53,34 @@ class Diagnosis:
     measured: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def diagnose(
-    evaluation: Evaluation, outcomes: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration, known: int | None = None
-) -> Diagnosis:
-    """Probe the model on a few images and read the outcomes. `known`: how many classes the data have, if not the largest label and one."""
-    probes = probe(evaluation, outcomes, attempts, declared)
-    o, broken = outcomes, probes["clean"] - probes["many_steps"]
-    with evaluation.seeded("stiffness", 0):
-        stiff = _stiffness(evaluation.classifier, o.images[:PROBED].to(evaluation.device))
-    measured = {
+def diagnosing(
+    evaluation: Evaluation, attempts: Mapping[str, Attempt], declared: Declaration, known: int | None = None
+) -> Callable[[Outcomes], Diagnosis]:
+    """What reads outcomes, as often as it is asked; the model is probed on a few images once, when it is asked first.
+
+    `known`: how many classes the data have, if not the largest label and one.
+    """
+    probes: dict[str, float] = {}
+
+    def diagnose(o: Outcomes) -> Diagnosis:
+        probes.update(probes or probe(evaluation, o, attempts, declared))
+        measured = _measured(probes, o, attempts, declared, known)
+        return Diagnosis([name for name, (figure, limit) in measured.items() if figure > limit], probes, measured)
+
+    return diagnose
+
+
+def _measured(
+    probes: Mapping[str, float], o: Outcomes, attempts: Mapping[str, Attempt], declared: Declaration, known: int | None
+) -> dict[str, tuple[float, float]]:
+    """Of each flag what was measured, and the limit above which it is raised."""
+    broken = probes["clean"] - probes["many_steps"]
+    return {
         "black-box-beats-white-box": (_taken_late(o, attempts, "BLACK_BOX", but="NEEDS_TWIN"), TAKEN),
         "transfer-beats-white-box": (_taken_late(o, attempts, "NEEDS_TWIN"), TAKEN),
         "more-steps-help": (_last_doubling(o, attempts), RISING),
         "gradient-masked": (0.0 if o.masked is None else mean(o.masked) - o.robust, MASKED_GAP),
-        "stiff-solve": (stiff, 1.0),
+        "stiff-solve": (probes["stiffness"], 1.0),
         **unread(o, known),
         "large-radius-holds": (probes["large_radius"], HOLDS),
         "one-step-beats-many": (probes["many_steps"] - probes["one_step"], FEWER_BREAK),
@@ -75,7 +93,6 @@ def diagnose(
         "batch-dependent": (declared.batch_difference, 1.0),
         "probabilities": (probes["probabilities"], 1.0),
     }
-    return Diagnosis([name for name, (figure, limit) in measured.items() if figure > limit], probes, measured)
 
 
 def unread(o: Outcomes, known: int | None = None) -> dict[str, tuple[float, float]]:
@@ -111,6 +128,8 @@ def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], 
         "large_radius": accuracy(pgd, DLR, threat=whole),
     }
     x, y = x.to(evaluation.device), y.to(evaluation.device)
+    with evaluation.seeded("stiffness", 0):
+        figures["stiffness"] = _stiffness(evaluation.classifier, x)
     with evaluation.seeded("probe", 0):
         return figures | _gradients(evaluation.classifier, list(zip(x.split(batch), y.split(batch))), attempts, declared)
 

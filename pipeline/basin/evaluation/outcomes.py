@@ -87,6 +87,10 @@ class Outcomes:
         robust = [mean(self.clean_share), *self.after.values()]
         return next((before - after for one, before, after in zip(self.after, robust, robust[1:]) if one == name), 0.0)
 
+    def spares(self, name: str) -> bool:
+        """Whether an attack left out images that it had not earned."""
+        return self.spared.get(name, (0, 0))[1] > 0
+
     def record(self, name: str, rows: Tensor, x: Images, logits: Logits, share: PerImage) -> None:
         """Take the candidates that are worse than the stored points."""
         loss = cross_entropy_each(logits, self.labels[rows])

@@ -14,7 +14,7 @@ from basin.errors import Mistake
 from basin.evaluation.adaptive import attempts, naive, without_gradient
 from basin.evaluation.cascade import Evaluation
 from basin.evaluation.declaration import Declaration, declare, differs, drawn
-from basin.evaluation.diagnostics import Diagnosis, diagnose, unread
+from basin.evaluation.diagnostics import DOUBT, Diagnosis, diagnosing, unread
 from basin.evaluation.outcomes import Outcomes, interval, mean
 from basin.evaluation.search import Search, search
 from basin.evaluation.subject import device_of, subject
@@ -28,6 +28,7 @@ BATCH = 256  # images that are attacked at once, where nothing else is said
 LOOKED_AT = 16  # images on which a model's declaration is measured
 QUICK = "gradients followed in bfloat16; float32 judges each point, and attacks last"
 PRECISE = "float32"  # the attack on what the quicker function leaves
+IN_FULL = ", in full"  # behind the name of an attack, on the images that it had spared
 _PRECISE = Attempt(choose("attacks", {"kind": "margin"}), probe=0.25, precise=True)
 
 
@@ -102,17 +103,19 @@ def evaluate(
     if certain and any(map(evaluation.may_search, tried.values())):
         quick = search(model, sample, labels[: len(sample)].to(sample.device))
         evaluation.search = (quick or Search(model)) if group.told(lambda: quick is not None) else None
-    if searched := evaluation.search is not None:
-        tried |= {PRECISE: _PRECISE}
+    spared = {f"{name}{IN_FULL}": _in_full(name, attempt) for name, attempt in tried.items() if attempt.probe or attempt.earned}
+    tried |= ({PRECISE: _PRECISE} if evaluation.search is not None else {}) | spared
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None
     curve = (_fitted(Attempt(suite.curve.attack), declared), threat.multiples(suite.curve.times)) if suite.curve else None
     index, before = labels.new_tensor(range(len(labels))), partial(_warn, seed[1], classes)
+    diagnose = diagnosing(evaluation, tried, declared, classes)
+    evaluation.doubted = lambda o: group.told(lambda: any(flag in DOUBT for flag in diagnose(o).flags))
     outcomes = evaluation.run(index, images, labels, tried, masked, curve, before=before)
     if not declared.randomised and differs(first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
-    facts = [*getattr(model, "facts", ()), *declared.words(), *([QUICK] if searched else [])]
-    return Result(outcomes, diagnose(evaluation, outcomes, tried, declared, classes), declared, facts, others)
+    facts = [*getattr(model, "facts", ()), *declared.words(), *([QUICK] if evaluation.search is not None else [])]
+    return Result(outcomes, diagnose(outcomes), declared, facts, others)
 
 
 def _warn(name: str, classes: int | None, o: Outcomes) -> None:
@@ -134,6 +137,10 @@ def _asked(suite: Suite, declared: Declaration, model: nn.Module) -> dict[str, A
     if suite.thorough or declared.blind or declared.randomised or not declared.differentiable:  # a gradient in doubt spares no image
         tried = {name: replace(attempt, probe=0.0, earned="") for name, attempt in tried.items()}
     return tried
+
+
+def _in_full(name: str, attempt: Attempt) -> Attempt:
+    return replace(attempt, probe=0.0, earned="", spared_by=name, precise=True)
 
 
 def _fitted(attempt: Attempt, declared: Declaration) -> Attempt:

@@ -84,8 +84,8 @@ class Attempt:
     `doubling` counts from 1 in a series of ever longer attempts, which ends with the first that takes next to nothing.
     `probe`: above 0, the attempt has to earn its images. It is given this share of those that hold, closest to falling first, and the next
     share only where the last one lost an image. `earned`: the attempt that has to have taken an image before,
-    or this one does not run. `precise`: it follows the model's own gradient, though there may be a quicker one
-    (basin/evaluation/search.py).
+    or this one does not run. `spared_by`: the attempt that has to have spared images, on a model that is in doubt. `precise`: it follows
+    the model's own gradient, though there may be a quicker one (basin/evaluation/search.py).
     """
 
     attack: Choice
@@ -93,6 +93,7 @@ class Attempt:
     doubling: int = 0
     probe: float = 0.0
     earned: str = ""
+    spared_by: str = ""
     precise: bool = False
 
     def __str__(self) -> str:

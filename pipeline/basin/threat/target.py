@@ -13,6 +13,7 @@ from basin.errors import THEIRS, short_of_memory
 from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels, Network, PerImage
 
+CANDIDATES = 100  # target classes among which the nearest are looked for, likeliest first (MALT)
 EVERY = {"cpu": 1, "cuda": 10}  # steps between two questions of which images have fallen, whose answer a GPU is waited for
 
 
@@ -59,6 +60,34 @@ def margin(z: Tensor, y: Labels) -> PerImage:
 def probability_margin(z: Tensor, y: Labels) -> PerImage:
     """p_y - max_{i != y} p_i of each image, p = softmax z; it saturates where the logits are large."""
     return margin(z.softmax(1), y)
+
+
+def margin_targeted(z: Tensor, y: Labels, t: Labels) -> PerImage:
+    """-(z_y - z_t)."""
+    return -(z.gather(1, y[:, None])[:, 0] - z.gather(1, t[:, None])[:, 0])
+
+
+def others(target: Target, images: Images, labels: Labels, logits: Tensor, nearest: bool) -> Tensor:
+    """[n, k]: the classes that each image is not, in the order in which they are tried: likeliest first, or nearest first.
+
+    The nearest (MALT: Melamed et al. 2024, arXiv 2407.02240), of the likeliest CANDIDATES, is that of the smallest
+    (z_y - z_t) / ||grad (z_y - z_t)||_q at the image, q the dual norm, which is its distance if the network were linear.
+    """
+    likeliest = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
+    if not nearest:
+        return likeliest
+    return likeliest.gather(1, _distances(target, images, labels, likeliest[:, :CANDIDATES]).argsort(dim=1, stable=True))
+
+
+def _distances(target: Target, images: Images, labels: Labels, classes: Tensor) -> Tensor:
+    """[n, k]: how far each image is from each of these classes, in the norm of the threat, where the network is linear."""
+    far = []
+    for some in classes.T.split(target.abreast(len(images))):
+        n, t = len(some), some.flatten()
+        x, y = images.repeat(n, 1, 1, 1), labels.repeat(n)
+        g, f, _ = gradient(target.network, x, y, lambda z, y, t=t: margin_targeted(z, y, t))  # type: ignore[misc]
+        far.append((-f / target.threat.dual(g)).view(n, -1))
+    return torch.cat(far).T.nan_to_num(torch.inf)
 
 
 def gradient(network: Network, x: Images, labels: Labels, loss: PerImageLoss = cross_entropy_each) -> tuple[Tensor, PerImage, Tensor]:

@@ -13,8 +13,7 @@ L1 (Croce & Hein 2021, arXiv 2103.01208, Algorithm 1): balls of radius r = 3 eps
 Every few steps K becomes ||x_max - x||_0 / 1.5. Where x_max has lost a twentieth of its pixels since then, the search goes back to it with
 eta = r; elsewhere eta is divided by 1.5, down to r / 10.
 
-Targets are tried likeliest first, or by MALT (Melamed et al. 2024, arXiv 2407.02240): nearest first, where the nearest is that of the
-smallest (z_y - z_t) / ||grad (z_y - z_t)||_q at the image, q the dual norm, which is its distance if the network were linear.
+Targets are tried likeliest first, or nearest first (MALT: `others` in basin/threat/target.py).
 Losses: `ce`; `dlr` and `dlr_targeted` (equations 6 and 7), which do not change when the logits are scaled, and on fewer classes than they
 need `margin` and `margin_targeted`, their numerators, which do not saturate either: of a scaled gradient s takes the direction.
 """
@@ -29,14 +28,13 @@ from torch import Tensor
 from basin.config.settings import Settings
 from basin.threat import l1
 from basin.threat.ball import ThreatModel
-from basin.threat.target import Incumbent, Target, beside, cross_entropy_each, gradient, margin
+from basin.threat.target import Incumbent, Target, beside, cross_entropy_each, gradient, margin, margin_targeted, others
 from basin.types import Images, Labels, PerImage
 
 SEARCHES = True
 ALPHA, RHO = 0.75, 0.75
 RADII = ((3, 0.3), (2, 0.3), (1, 0.4))  # in L1: of each ball the radius, in those asked for, and the share of the steps
 SPARSER, FEWER_PIXELS, SHORTEST, EVERY = 1.5, 0.95, 10, 0.04  # of its rule
-CANDIDATES = 100  # target classes among which the nearest are looked for, likeliest first (MALT)
 
 
 class Params(Settings):
@@ -84,21 +82,8 @@ def _losses(
     if untargeted := {"ce": cross_entropy_each, "dlr": dlr, "margin": lambda z, y: -margin(z, y)}.get(params.loss):
         return [lambda rows: untargeted]
     loss = {"dlr_targeted": dlr_targeted, "margin_targeted": margin_targeted}[params.loss]
-    others = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
-    if params.order == "nearest":
-        others = others.gather(1, distances(target, images, labels, others[:, :CANDIDATES]).argsort(dim=1, stable=True))
-    return [lambda rows, t=t: lambda z, y: loss(z, y, t[rows]) for t in others.T[: params.targets]]  # type: ignore[misc]
-
-
-def distances(target: Target, images: Images, labels: Labels, others: Tensor) -> Tensor:
-    """[n, k]: how far each image is from each of these classes, in the norm of the threat, where the network is linear."""
-    far = []
-    for some in others.T.split(target.abreast(len(images))):
-        n, t = len(some), some.flatten()
-        x, y = images.repeat(n, 1, 1, 1), labels.repeat(n)
-        g, f, _ = gradient(target.network, x, y, lambda z, y, t=t: margin_targeted(z, y, t))  # type: ignore[misc]
-        far.append((-f / target.threat.dual(g)).view(n, -1))
-    return torch.cat(far).T.nan_to_num(torch.inf)
+    towards = others(target, images, labels, logits, params.order == "nearest").T[: params.targets]
+    return [lambda rows, t=t: lambda z, y: loss(z, y, t[rows]) for t in towards]  # type: ignore[misc]
 
 
 def dlr(z: Tensor, y: Labels) -> PerImage:
@@ -111,11 +96,6 @@ def dlr_targeted(z: Tensor, y: Labels, t: Labels) -> PerImage:
     """-(z_y - z_t) / (z_pi1 - (z_pi3 + z_pi4) / 2) (equation 7)."""
     top = z.sort(1, descending=True).values
     return margin_targeted(z, y, t) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
-
-
-def margin_targeted(z: Tensor, y: Labels, t: Labels) -> PerImage:
-    """-(z_y - z_t)."""
-    return -(z.gather(1, y[:, None])[:, 0] - z.gather(1, t[:, None])[:, 0])
 
 
 def checkpoints(steps: int) -> list[int]:
