@@ -49,6 +49,13 @@ log = logging.getLogger(__name__)
 BALL = ThreatModel(norm="linf", eps=0.1)
 HEAD = "| what | seconds | beside | ratio | quartiles | rounds |"
 BASIN = "from basin.cli.app import main; main()"
+STAGE = """
+import os
+from basin.stages import entry
+with entry.stage("attack/model/suite", lambda config: {}):
+    import basin.evaluation.robustness, basin.models.artifact
+    os._exit(0)
+"""
 LOAD = "import sys, mlflow; mlflow.set_tracking_uri('sqlite:///mlflow.db'); mlflow.pyfunc.load_model('models:/' + sys.argv[1])"
 COMMANDS = (["--help"], ["models"], ["check"])  # of `basin`
 NETS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {  # a robust net of digits: its backbone, its head, and how many images
@@ -125,6 +132,7 @@ def share(size: Size) -> Iterator[Row]:
         yield {"what": "basin repro, over its runs", "seconds": whole, "floor": runs, "ratio": whole / runs, "rounds": 1}
         alone = partial(_process, "import torch")
         yield {"what": "basin repro, nothing to do"} | side_by_side(repro, alone, 3, time.perf_counter)
+        yield {"what": "a stage, until it computes"} | side_by_side(partial(_process, STAGE, folder=place), alone, 3, time.perf_counter)
         if not size.toy:
             champion = "digits-linf-0.15@champion"
             show = partial(_process, BASIN, "show", champion, folder=place)

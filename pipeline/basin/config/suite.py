@@ -89,8 +89,11 @@ class Suite(Settings):
 _PGD = {"kind": "pgd", "steps": 20, "step": 0.1}
 _PMA, _SQUARE = {"kind": "pma"}, {"kind": "square", "queries": 250}
 _NEAREST = {"kind": "apgd", "loss": "dlr_targeted", "order": "nearest", "targets": 5, "steps": 20}
-_QUICK = {"margin": {"kind": "margin"}, "pma_short": _PMA | {"steps": 20}, "apgd_nearest": _NEAREST, "a3": {"kind": "a3"}}
-_STANDARD = {
+_FIRST = {"margin": {"kind": "margin"}, "pma_short": _PMA | {"steps": 20}, "apgd_nearest": _NEAREST}
+_QUICK = _FIRST | {"a3": {"kind": "a3"}}
+_STANDARD = _FIRST | {
+    "a3_short": {"kind": "a3", "rounds": 4},
+    "a3": {"kind": "a3", "rounds": 16},
     "apgd_ce": {"kind": "apgd"},
     "pma": _PMA,
     "transfer": {"kind": "transfer", "attacks": [_PMA, _NEAREST]},
@@ -103,8 +106,8 @@ ADDED = ("curve", "thorough", "threat")  # what a run may add to a ready-made su
 READY: dict[str, dict[str, Any]] = {
     "quick": {"attacks": _QUICK, "probe": dict.fromkeys(list(_QUICK)[1:], _PROBE), "masked": _MASKED},
     "standard": {
-        "attacks": _QUICK | _STANDARD | {"square": _SQUARE | {"queries": 5000}},
-        "probe": dict.fromkeys([*list(_QUICK)[1:], *_STANDARD], _PROBE) | {"a3": 0.25, "square_probe": 0.05},
+        "attacks": _STANDARD | {"square": _SQUARE | {"queries": 5000}},
+        "probe": dict.fromkeys(list(_STANDARD)[1:], _PROBE) | {"a3_short": 0.34, "square_probe": 0.05},
         "earned": {"square": "square_probe"},
         "masked": _MASKED,
     },
