@@ -107,25 +107,55 @@ class Tagged(Linear):
         return super().forward(x.detach()) * (4 * x[:, 0, 0, :1]).exp()
 
 
-@pytest.mark.parametrize("honest", [True, False])
-def test_what_was_spared_is_attacked_where_a_flag_speaks_for_a_blind_search(honest, linear):
+@pytest.fixture
+def tagged(linear):
+    """The linear model without its first pixel, images that are clearly within or beyond the radius, and which of them fall."""
     model, x, y = linear
     model.W[:, 0] = 0
     far = model.margin(x, y) / BALL.eps
     clear = (far > 0.4) & (far < 0.9) | (far > 1.1)
     x, y, falls = x[clear], y[clear], far[clear] < 1
     x[:, 0, 0, 0] = torch.where(falls, 0.8, 0.2)
+    return model, x, y, falls
+
+
+DOUBTED = {
+    "attacks": {"pgd": {"kind": "pgd", "random_start": False}, "square": {"kind": "square", "queries": 500}},
+    "probe": {"square": 0.05},
+}
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_what_was_spared_is_attacked_where_a_flag_speaks_for_a_blind_search(honest, tagged):
+    model, x, y, falls = tagged
     judged = (Linear if honest else Tagged)(model.W, model.b).eval()
-    suite = {
-        "attacks": {"pgd": {"kind": "pgd", "random_start": False}, "square": {"kind": "square", "queries": 500}},
-        "probe": {"square": 0.05},
-    }
-    result = robustness.evaluate(judged, None, x, y, BALL, Suite.model_validate(suite), (0, "doubt"))
+    result = robustness.evaluate(judged, None, x, y, BALL, Suite.model_validate(DOUBTED), (0, "doubt"))
     held = int((~falls).sum()) if honest else len(x)
     assert not result.declared.blind and result.outcomes.spared == {"square": (FEWEST, held - FEWEST)}
     assert torch.equal(result.outcomes.share == 0, falls)
     assert list(result.attacks) == ["pgd", "square"] + ["square, in full"] * (not honest)
     assert ("large-radius-holds" in result.flags) == (not honest)
+
+
+@pytest.mark.parametrize("before", ["square", "square, in full"])
+def test_where_it_was_interrupted_it_goes_on(before, tagged, tmp_path, monkeypatch):
+    model, x, y, _ = tagged
+    judged, suite = Tagged(model.W, model.b).eval(), Suite.model_validate(DOUBTED)
+    whole = robustness.evaluate(judged, None, x, y, BALL, suite, (0, "doubt"))
+    path, own = tmp_path / "checkpoint.safetensors", Evaluation.attack
+
+    def interrupted(evaluation, outcomes, name, attempt):
+        if name == before:
+            raise KeyboardInterrupt
+        own(evaluation, outcomes, name, attempt)
+
+    monkeypatch.setattr(Evaluation, "attack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        robustness.evaluate(judged, None, x, y, BALL, suite, (0, "doubt"), checkpoint=path)
+    monkeypatch.setattr(Evaluation, "attack", own)
+    found = robustness.evaluate(judged, None, x, y, BALL, suite, (0, "doubt"), checkpoint=path)
+    assert torch.equal(found.outcomes.points, whole.outcomes.points) and found.attacks == whole.attacks
+    assert found.outcomes.passes == whole.outcomes.passes and found.flags == whole.flags
 
 
 class Noisy(Linear):

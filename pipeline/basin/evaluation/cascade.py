@@ -92,14 +92,15 @@ class Evaluation:
         stored: Mapping[str, Images] | None = None,
         before: Callable[[Outcomes], None] = lambda outcomes: None,
     ) -> Outcomes:
-        """Clean pass, naive pass, stored points, cascade, curve. An interrupted run goes on after the last finished step; the checkpoint
-        is the caller's to delete. `before` sees the outcomes of the clean pass."""
+        """Clean pass, naive pass, stored points, cascade, curve; where there is doubt, the attacks on what was spared. An interrupted run
+        goes on after the last finished step; the checkpoint is the caller's to delete. `before` sees the outcomes of the clean pass."""
         outcomes, finished = self._resume(index, images, labels)
         if not finished and self.group.first:
             before(outcomes)
         steps: list[Callable[[], None]] = [partial(self._masked, outcomes, masked)] if masked else []
         steps += [partial(self._stored, outcomes, name, points) for name, points in (stored or {}).items()]
-        steps += [partial(self.attack, outcomes, name, attempt) for name, attempt in attempts.items() if self.can(attempt)]
+        attacks = {name: partial(self.attack, outcomes, name, attempt) for name, attempt in attempts.items() if self.can(attempt)}
+        steps += [attack for name, attack in attacks.items() if not attempts[name].spared_by]
         if self.randomised:
             steps.append(partial(self._judge_again, outcomes))
         if curve:
@@ -108,11 +109,17 @@ class Evaluation:
             log.warning("%s: not all of %d processes have work (got %d batches of images)", self.seed[1], self.group.size, batches)
         if finished:
             log.info("%s: goes on after %d of %d steps", self.seed[1], finished, len(steps))
+        self._take(outcomes, steps, finished)
+        spared = [attack for name, attack in attacks.items() if outcomes.spares(attempts[name].spared_by)]
+        if spared and self.doubted(outcomes):
+            self._take(outcomes, [*steps, *spared], max(finished, len(steps)))
+        return outcomes
+
+    def _take(self, outcomes: Outcomes, steps: Sequence[Callable[[], None]], finished: int) -> None:
         for position, step in enumerate(progress.each(steps[finished:], self.seed[1], "attacks", finished), start=finished + 1):
             self._fitting(step)
             if self.checkpoint and self.group.first:
                 files.write(self.checkpoint, pack(outcomes, position, len(steps)))
-        return outcomes
 
     def _fitting(self, step: Callable[[], T]) -> T:
         """The step, begun again with half the batch wherever memory does not hold one."""
@@ -134,8 +141,6 @@ class Evaluation:
 
     def attack(self, o: Outcomes, name: str, attempt: Attempt) -> None:
         """One attack on the images that still hold, or on as many of them as it earns."""
-        if attempt.spared_by and not (o.spares(attempt.spared_by) and self.doubted(o)):
-            return
         if attempt.doubling > 1 and o.last_taken < RISING:
             return
         if attempt.earned and o.taken(attempt.earned) * len(o) < LOST:
