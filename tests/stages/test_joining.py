@@ -127,6 +127,35 @@ def test_an_attack_by_two_processes_writes_the_bytes_of_one_and_so_does_one_that
     assert "goes on after" in done.stderr and made(folder) == one
 
 
+DOUBT = """
+import sys
+if "basin.stages.attack" in sys.orig_argv:
+    from dataclasses import replace
+    from basin.evaluation import robustness
+    own = robustness.diagnosing
+    def diagnosing(*told):
+        diagnose = own(*told)
+        return lambda outcomes: replace(diagnose(outcomes), flags=["wrong-gradient"])
+    robustness.diagnosing = diagnosing
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_attack_what_was_spared_together(place: Path, tmp_path: Path):
+    """In a ball in which nothing falls, so that what had to be earned was not; and a flag speaks for a blind search."""
+    found = []
+    for gpus in ("", "0,1"):
+        folder = shutil.copytree(place, tmp_path / f"doubted on {gpus}")
+        asked = PARAMS.replace("eps: 0.05", "eps: 0.00001").replace("kind: distribution, of: {kind: convnet", "kind: convnet")
+        asked = asked.replace("hidden: 16}, inference_draws: 2}", "hidden: 16}")
+        (folder / "params.yaml").write_text(asked)
+        for words in (("backbone", "natural"), ATTACK):
+            done = run(folder, *words, gpus=gpus * (words == ATTACK), patch=DOUBT)
+            assert done.returncode == 0, done.stderr
+        found.append(made(folder))
+    assert found[0] == found[1] and b'"features, in full"' in found[0]["summary.json"]
+
+
 COUNT = "import os, sys\nif 'basin.stages.attack' in sys.orig_argv: open(f'process-{os.getpid()}', 'w')\n"
 BROKEN = """
 import os, sys
