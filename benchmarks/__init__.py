@@ -3,6 +3,7 @@
 import csv
 import logging
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,11 @@ import torch
 
 from basin import environment
 from basin.errors import exit_on_mistake
+
+
+def commit() -> str:
+    """The checkout's, in short."""
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, encoding="utf-8").stdout.strip()
 
 
 def write_csv(path: Path, fields: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> None:

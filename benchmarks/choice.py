@@ -35,7 +35,7 @@ from basin.models import artifact
 from basin.models.ode import flows
 from basin.randomness import random_layers
 from basin.threat.ball import ThreatModel
-from benchmarks import as_command, write_csv
+from benchmarks import as_command, commit, write_csv
 
 log = logging.getLogger(__name__)
 FIELDS = ("round", "attack", "broken", "passes", "rate", "chosen")
@@ -126,9 +126,9 @@ def rows(models: Standing) -> Iterator[list[dict[str, Any]]]:
 def page(table: list[dict[str, Any]], models: Standing, command: str) -> str:
     names = [evaluation.seed[1] for evaluation, _ in models]
     about = (
-        f"Made by `{command}` after `basin use suites` and `basin repro`, torch {version('torch')}, one thread, {len(models[0][1])} images "
-        f"each of {len(models)} pairs of a model and a ball: {'; '.join(names)}. *Broken*: % of all images that the candidate broke of "
-        "what the ones before it had left, a mean over the pairs; *passes*: an image, likewise; *rate*: images in 10,000 that a pass an "
+        f"Made by `{command}` after `basin use suites` and `basin repro`, torch {version('torch')}, commit {commit()}, one thread, "
+        f"{len(models[0][1])} images each of {len(models)} pairs of a model and a ball: {'; '.join(names)}. "
+        "*Broken*: % of all images that the candidate broke of what the ones before it had left, a mean over the pairs; *passes*: an image, likewise; *rate*: images in 10,000 that a pass an "
         "image breaks. What was chosen stands in bold; what was worse in an earlier round than another is now was not tried again."
     )
     lines = ["# Which attack comes when", "", textwrap.fill(about, 140), ""]

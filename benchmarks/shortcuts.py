@@ -16,15 +16,16 @@ from typing import Any
 
 from basin.config.suite import Suite, ready
 from basin.errors import Mistake
-from benchmarks import as_command, read_csv, write_csv
+from benchmarks import as_command, commit, read_csv, write_csv
 from benchmarks.zoo import SUITE, honest, hostile, judged
 
 log = logging.getLogger(__name__)
-FIELDS = ("suite", "model", "n", "truth", "shortcuts", "thorough", "higher", "lower", "passes", "thorough_passes")
+FIELDS = ("suite", "model", "n", "truth", "shortcuts", "thorough", "higher", "lower", "passes", "thorough_passes", "code")
 
 
 def rows(suite: str) -> Iterator[dict[str, Any]]:
     """A row a model that can be judged; `higher` and `lower` count images of which the shortcuts say so."""
+    code = f"commit {commit()}"
     for animal in (*honest.ANIMALS, *hostile.ANIMALS):
         try:
             quick, whole = (judged(animal, _suite(suite, thorough)) for thorough in (False, True))
@@ -36,7 +37,7 @@ def rows(suite: str) -> Iterator[dict[str, Any]]:
         row |= {"truth": None if isinstance(known, str) else known[1]}
         row |= {"shortcuts": quick.worst_case, "thorough": whole.worst_case}
         row |= {"higher": int((quick.outcomes.share > whole.outcomes.share).sum()), "passes": quick.outcomes.passes}
-        row |= {"lower": int((quick.outcomes.share < whole.outcomes.share).sum()), "thorough_passes": whole.outcomes.passes}
+        row |= {"lower": int((quick.outcomes.share < whole.outcomes.share).sum()), "thorough_passes": whole.outcomes.passes, "code": code}
         log.info("%(model)s: %(shortcuts).3f, thorough %(thorough).3f of %(n)d; %(higher)d images higher, %(lower)d lower", row)
         yield row
 
@@ -63,8 +64,8 @@ def _total(suite: str, table: list[dict[str, Any]]) -> str:
     passes = [sum(row[key] for row in table) / n for key in ("passes", "thorough_passes")]
     fewer = sum(row["passes"] < row["thorough_passes"] for row in table)
     return (
-        f"`{suite}`: of {n} images of {len(table)} models both agree on {100 * (1 - (higher + lower) / n):.2f}%; {higher} are said to hold "
-        f"with shortcuts alone, {lower} without them alone; {passes[0]:.0f} and {passes[1]:.0f} passes an image, fewer on {fewer} models."
+        f"`{suite}` ({table[0]['code']}): of {n} images of {len(table)} models both agree on {100 * (1 - (higher + lower) / n):.2f}%; "
+        f"{higher} are said to hold with shortcuts alone, {lower} without them alone; {passes[0]:.0f} and {passes[1]:.0f} passes an image, fewer on {fewer} models."
     )
 
 

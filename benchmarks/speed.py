@@ -42,7 +42,7 @@ from basin.randomness import construct, generator
 from basin.threat import foreign
 from basin.threat.ball import ThreatModel
 from basin.threat.target import Target, gradient
-from benchmarks import as_command, closed_pace, line, ode_pace, peers, resnet_pace, side_by_side, training_pace
+from benchmarks import as_command, closed_pace, commit, line, ode_pace, peers, resnet_pace, side_by_side, training_pace
 from benchmarks.attacks import CONVNET, LINEAR, train
 
 log = logging.getLogger(__name__)
@@ -301,7 +301,7 @@ def main() -> None:
     words = f"--device {asked.device}{' --peers' * asked.peers}{' --toy' * asked.toy}"
     about = {"command": f"python -m benchmarks.speed {words}", "machine": machine(size.device)}
     left = [part for part in parts if not found.get(part, {}).items() >= about.items()]
-    about["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, encoding="utf-8").stdout.strip()
+    about["commit"] = commit()
     with peers.importable(asked.peers):
         for part in (left or parts) if asked.resume else parts:
             log.info("%s", part)

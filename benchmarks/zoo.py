@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from basin.errors import Mistake
 from basin.evaluation.diagnostics import Diagnosis
-from benchmarks import as_command, write_csv
+from benchmarks import as_command, commit, write_csv
 from benchmarks.claims import wrapped
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -106,7 +106,7 @@ measured, of `batch-dependent` shares of what rounding explains; 1e+09 stands fo
 
 
 def made(command: str) -> str:
-    versions = f"torch {version('torch')}, Python {platform.python_version()}"
+    versions = f"torch {version('torch')}, commit {commit()}, Python {platform.python_version()}"
     return f"Made by `{command}`: {N} images a model, seed 0; {versions}, {platform.machine()}, CPU, one thread. "
 
 
