@@ -128,8 +128,9 @@ def page(table: list[dict[str, Any]], models: Standing, command: str) -> str:
     about = (
         f"Made by `{command}` after `basin use suites` and `basin repro`, torch {version('torch')}, commit {commit()}, one thread, "
         f"{len(models[0][1])} images each of {len(models)} pairs of a model and a ball: {'; '.join(names)}. "
-        "*Broken*: % of all images that the candidate broke of what the ones before it had left, a mean over the pairs; *passes*: an image, likewise; *rate*: images in 10,000 that a pass an "
-        "image breaks. What was chosen stands in bold; what was worse in an earlier round than another is now was not tried again."
+        "*Broken*: % of all images that the candidate broke of what the ones before it had left, a mean over the pairs; "
+        "*passes*: an image, likewise; *rate*: images in 10,000 that a pass an image breaks. What was chosen stands in bold; "
+        "what was worse in an earlier round than another is now was not tried again."
     )
     lines = ["# Which attack comes when", "", textwrap.fill(about, 140), ""]
     lines += ["| round | attack | broken | passes | rate |", "|---|---|---|---|---|"]

@@ -58,9 +58,10 @@ def rows(models: Standing, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
 def page(table: Sequence[dict[str, Any]], command: str) -> str:
     models, n = list(dict.fromkeys(row["model"] for row in table)), table[0]["n"]
     about = (
-        f"Made by `{command}` after `basin use suites` and `basin repro`, torch {version('torch')}, commit {commit()}, one thread, {n} "
-        f"images each of {len(models)} pairs of a model and a ball: {'; '.join(models)}. "
-        "The suite `standard` with A3's rounds on other shares of the images that hold, closest to falling first. Means over models and draws; *left*: % of the images that hold; *passes* of an image."
+        f"Made by `{command}` after `basin use suites` and `basin repro`, torch {version('torch')}, commit {commit()}, one thread, "
+        f"{n} images each of {len(models)} pairs of a model and a ball: {'; '.join(models)}. "
+        "The suite `standard` with A3's rounds on other shares of the images that hold, closest to falling first. "
+        "Means over models and draws; *left*: % of the images that hold; *passes* of an image."
     )
     lines = ["# How A3's rounds are shared out", "", textwrap.fill(about, 140), "", "| A3 | left | passes | seconds |", "|---|---|---|---|"]
     return "\n".join([*lines, *(_line(way, table) for way in (*WAYS, WHOLE))]) + "\n\nModel by model: [portions.csv](portions.csv).\n"

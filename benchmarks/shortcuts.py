@@ -65,7 +65,8 @@ def _total(suite: str, table: list[dict[str, Any]]) -> str:
     fewer = sum(row["passes"] < row["thorough_passes"] for row in table)
     return (
         f"`{suite}` ({table[0]['code']}): of {n} images of {len(table)} models both agree on {100 * (1 - (higher + lower) / n):.2f}%; "
-        f"{higher} are said to hold with shortcuts alone, {lower} without them alone; {passes[0]:.0f} and {passes[1]:.0f} passes an image, fewer on {fewer} models."
+        f"{higher} are said to hold with shortcuts alone, {lower} without them alone; {passes[0]:.0f} and {passes[1]:.0f} passes an image, "
+        f"fewer on {fewer} models."
     )
 
 
