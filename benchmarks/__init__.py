@@ -16,8 +16,9 @@ from basin.errors import exit_on_mistake
 
 
 def commit() -> str:
-    """The checkout's, in short."""
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, encoding="utf-8").stdout.strip()
+    """That of the code which runs, in short; with a + where it was changed since."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8").stdout.strip()
 
 
 def write_csv(path: Path, fields: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -51,6 +51,7 @@ HEAD = "| what | seconds | beside | ratio | quartiles | rounds |"
 BASIN = "from basin.cli.app import main; main()"
 STAGE = """
 import os
+os.environ["BASIN_TRACKING"] = "off"
 from basin.stages import entry
 with entry.stage("attack/model/suite", lambda config: {}):
     import basin.evaluation.robustness, basin.models.artifact
@@ -132,7 +133,9 @@ def share(size: Size) -> Iterator[Row]:
         yield {"what": "basin repro, over its runs", "seconds": whole, "floor": runs, "ratio": whole / runs, "rounds": 1}
         alone = partial(_process, "import torch")
         yield {"what": "basin repro, nothing to do"} | side_by_side(repro, alone, 3, time.perf_counter)
-        yield {"what": "a stage, until it computes"} | side_by_side(partial(_process, STAGE, folder=place), alone, 3, time.perf_counter)
+        yield {"what": "a stage that is not tracked, until it computes"} | side_by_side(
+            partial(_process, STAGE, folder=place), alone, 3, time.perf_counter
+        )
         if not size.toy:
             champion = "digits-linf-0.15@champion"
             show = partial(_process, BASIN, "show", champion, folder=place)

@@ -1,6 +1,7 @@
 """What saves passes may not save a verdict: images have to be earned, a quicker function searches and never judges."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from torch import nn
 from waits import Waits
 
 from basin.config.kinds import choose
-from basin.config.suite import READY, Suite, ready
-from basin.evaluation import robustness, search
+from basin.config.suite import IN_FULL, READY, Suite, ready
+from basin.evaluation import diagnostics, robustness, search
 from basin.evaluation.cascade import FEWEST, Evaluation
 from basin.evaluation.outcomes import pack, unpack
 from basin.evaluation.ways import Attempt
@@ -133,14 +134,15 @@ def test_what_was_spared_is_attacked_where_a_flag_speaks_for_a_blind_search(hone
     held = int((~falls).sum()) if honest else len(x)
     assert not result.declared.blind and result.outcomes.spared == {"square": (FEWEST, held - FEWEST)}
     assert torch.equal(result.outcomes.share == 0, falls)
-    assert list(result.attacks) == ["pgd", "square"] + ["square, in full"] * (not honest)
+    assert list(result.attacks) == ["pgd", "square"] + ["square in full"] * (not honest)
     assert ("large-radius-holds" in result.flags) == (not honest)
 
 
-@pytest.mark.parametrize("before", ["square", "square, in full"])
+@pytest.mark.parametrize("before", ["square", "square in full", "again in full"])
 def test_where_it_was_interrupted_it_goes_on(before, tagged, tmp_path, monkeypatch):
     model, x, y, _ = tagged
-    judged, suite = Tagged(model.W, model.b).eval(), Suite.model_validate(DOUBTED)
+    more = {"attacks": DOUBTED["attacks"] | {"again": {"kind": "square", "queries": 20}}, "probe": {"square": 0.05, "again": 0.05}}
+    judged, suite = Tagged(model.W, model.b).eval(), Suite.model_validate(more)
     whole = robustness.evaluate(judged, None, x, y, BALL, suite, (0, "doubt"))
     path, own = tmp_path / "checkpoint.safetensors", Evaluation.attack
 
@@ -338,6 +340,31 @@ def test_what_it_leaves_is_attacked_in_float32_last_and_that_is_said(digits, mon
     o = results[0].outcomes
     with torch.no_grad():
         assert torch.equal((model(o.points).argmax(1) == y).float(), o.share)
+
+
+def test_in_doubt_the_search_in_bfloat16_spares_nothing_in_the_end(digits, monkeypatch):
+    """Whatever spared an image runs in full, the last attack in float32 too, and none of that in bfloat16."""
+    monkeypatch.setattr(search, "has_bfloat16", lambda device: True)
+    monkeypatch.setattr(robustness, "DOUBT", diagnostics.DOUBT + ("gradient-masked",))
+    monkeypatch.setattr(diagnostics, "MASKED_GAP", -1.0)
+    model = fit(classifier(), digits["train"], kind="pgd", steps=2).eval().requires_grad_(False)
+    x, y = few(digits["test"], 300)
+    found = robustness.evaluate(model, None, x, y, BALL, ready("quick"), (0, "x"))
+    spared = [name for name, (_, left) in found.outcomes.spared.items() if left]
+    assert robustness.PRECISE in spared and [name for name in found.attacks if name.endswith(IN_FULL)] == [n + IN_FULL for n in spared]
+
+
+def test_a_doubling_that_did_not_run_is_made_up_for_in_doubt_and_what_it_takes_counts(linear):
+    """The first doubling takes nothing of those that it is tried on, so that the second does not run; in full both do."""
+    attempts = {name: Attempt(STEP, doubling=k, probe=0.1) for k, name in ((1, "x2"), (2, "x4"))}
+    lifted = {name + IN_FULL: replace(one, probe=0.0, spared_by=name) for name, one in attempts.items()}
+    model, x, y = linear
+    part = Evaluation(model, None, BALL, (0, "doublings"), 64, doubted=lambda outcomes: True)
+    found = part.run(torch.arange(N), x, y, {"step": Attempt(STEP)} | attempts | lifted)
+    held = int(found.share.sum())
+    assert found.spared == {"x2": (FEWEST, held - FEWEST), "x4": (0, held)} and list(found.after)[-2:] == [*lifted]
+    found.after = {"step": 0.5, "x2": 0.5, "x4": 0.48, "x2 in full": 0.45, "x4 in full": 0.44}
+    assert diagnostics._last_doubling(found, attempts | lifted) == pytest.approx(0.03)
 
 
 def test_autoattack_stays_as_its_authors_have_it(digits, monkeypatch):

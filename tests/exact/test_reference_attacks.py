@@ -94,6 +94,19 @@ def test_fab_goes_towards_the_nearest_class_where_that_is_asked_for(ball):
     assert not holds["nearest"][within].any() and holds["likeliest"][within].sum() >= 5
 
 
+@balls
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_fab_breaks_what_its_authors_own_loop_over_classes_breaks_and_leaves_the_rest_alone(restarts, ball, linear):
+    from pyautoattack.fab_pt import FABAttack_PT
+
+    model, x, y = linear
+    found = attacked("fab", {"targets": 4, "restarts": restarts}, model, ball, x, y)
+    theirs = FABAttack_PT(model, foreign.NORM[ball.norm], restarts, 100, ball.eps, targeted=True, device=x.device, n_target_classes=4)
+    fell = model(found).argmax(1) != y
+    assert torch.equal(fell, model(theirs.perturb(x, y)).argmax(1) != y) and 0.2 < fell.float().mean() < 0.95
+    assert torch.equal(found[~fell], x[~fell])
+
+
 def test_cw_finds_the_nearest_point_in_l2(linear):
     model, x, y = linear
     far = ThreatModel(norm="l2", eps=2.0)

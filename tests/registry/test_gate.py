@@ -8,11 +8,12 @@ from pydantic import ValidationError
 from scipy.stats import binomtest
 
 from basin.config.params import Gate
-from basin.registry import gate
+from basin.registry import candidates, gate
 from basin.registry.gate import Contender, attacked_by_less, decide
 from basin.report.pairs import Difference, paired
 
 PGD = {"kind": "pgd", "steps": 20}
+A3 = {"kind": "a3", "rounds": 10, "steps": 25}
 QUICK = {"attacks": {"pgd": PGD}, "adaptive": None, "masked": None}
 
 
@@ -110,6 +111,8 @@ def test_other_data_or_another_threat_cannot_be_compared():
         ({"a": QUICK}, {"b": QUICK}, []),
         ({"a": QUICK | {"attacks": {"x": PGD, "fgsm": {"kind": "fgsm"}}}}, {"b": QUICK}, []),
         ({"a": QUICK | {"attacks": {"pgd": PGD | {"steps": 5}}}}, {"b": QUICK}, ["without attack pgd of suite b"]),
+        ({"a": {"attacks": {"a3": A3 | {"rounds": 16}}}}, {"b": {"attacks": {"a3": A3}}}, []),
+        ({"a": {"attacks": {"a3": A3}}}, {"b": {"attacks": {"a3": A3 | {"rounds": 16}}}}, ["without attack a3 of suite b"]),
         ({"a": {"adaptive": {"steps": 200}}}, {"b": {"adaptive": {"steps": 100}}}, []),
         ({"a": {"adaptive": {"steps": 50}}}, {"b": {"adaptive": {"steps": 100}}}, ["without adaptive of suite b"]),
         ({"a": QUICK}, {"b": QUICK | {"masked": {"attack": PGD}}}, ["without masked of suite b"]),
@@ -118,6 +121,21 @@ def test_other_data_or_another_threat_cannot_be_compared():
 )
 def test_attacked_by_less_is_an_attack_missing(mine, theirs, missing):
     assert attacked_by_less(Version("2", 60, suites=mine), Version("1", 50, suites=theirs)) == missing
+
+
+@pytest.mark.parametrize(
+    ("last", "blind"),
+    [
+        ("square", True),
+        ("square in full", True),
+        ("a3", False),
+        ("a3 in full", False),
+        ("transfer", False),
+        ("apgd_ce: finer steps", False),
+    ],
+)
+def test_a_black_box_attack_that_took_last_is_known_by_its_name(last, blind):
+    assert candidates._black_box_last(["margin", "a3", last, "fab"], {"margin", last, ""}) is blind
 
 
 def test_a_suite_under_a_threat_of_its_own_is_not_asked_for():

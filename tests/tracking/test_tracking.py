@@ -97,6 +97,7 @@ def test_a_run_holds_what_the_stage_said(empty):
     with journal.run("head/sodef", params, {"seed": 3, "device": "cpu", "data_digest": "d1"}, experiment="digits") as run:
         for epoch in range(3):
             run.metrics({"loss": 1.0 / (epoch + 1)}, step=epoch)
+        run.metrics({"after.pgd, long": 0.5})
         run.artifact("history.csv")
         run.tags({"flag": "masked"})
     (found,) = runs()
@@ -106,6 +107,7 @@ def test_a_run_holds_what_the_stage_said(empty):
     assert {"stage": "head/sodef", "seed": "3", "device": "cpu", "data_digest": "d1", "flag": "masked"}.items() <= found.data.tags.items()
     assert {"commit", "dirty"} <= found.data.tags.keys()
     assert [(used.dataset.name, used.dataset.digest) for used in found.inputs.dataset_inputs] == [("digits", "d1")]
+    assert found.data.metrics["after.pgd_ long"] == 0.5  # MLflow takes no comma
     assert [(m.step, m.value) for m in client().get_metric_history(found.info.run_id, "loss")] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
     assert {file.path for file in client().list_artifacts(found.info.run_id)} == {"history.csv", "params.json"}
     assert found.info.artifact_uri.startswith((empty / "mlartifacts").as_uri())

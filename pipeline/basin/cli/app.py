@@ -170,6 +170,7 @@ def evaluate(
 
     Interrupted and called again in the same folder, it goes on after the last finished attack.
     """
+    from basin.config.suite import IN_FULL
     from basin.config.threat import asked
     from basin.evaluation import outside
     from basin.progress import clock
@@ -186,9 +187,10 @@ def evaluate(
     typer.echo(f"The model: {'; '.join(result['facts']) or 'a function of each image, with a gradient'}")
     for name, robust in result["attacks"].items():
         given, spared = result["spared"].get(name, (0, 0))
-        typer.echo(f"{robust:7.1%}  after {name}" + f", given the {given} closest to falling, {spared} spared" * bool(spared))
+        later = " at first" if name + IN_FULL in result["attacks"] else ""
+        typer.echo(f"{robust:7.1%}  after {name}" + f", given the {given} closest to falling, {spared} spared{later}" * bool(spared))
     for name, (given, spared) in result["spared"].items():
-        if spared and not given:
+        if spared and not given and name + IN_FULL not in result["attacks"]:
             typer.echo(f" spared  all {spared} by {name}: what had to take something before it took nothing")
     for name, words in result["replaced"].items():
         typer.echo(f"{name}: {words} (on {result['declared']['classes']} classes{', random' * result['declared']['randomised']})")

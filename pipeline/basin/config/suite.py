@@ -11,6 +11,7 @@ from basin.config.settings import Fractional, Radius, Settings
 from basin.config.solver import Solver
 from basin.config.threat import Threat
 
+IN_FULL = " in full"  # behind the name of an attack that a doubt lets run on what it had spared
 Share = Annotated[Fractional, Field(gt=0, lt=1)]
 
 
@@ -56,7 +57,8 @@ class Suite(Settings):
 
     With `adaptive`, an attack that has the name of an attempt takes its place, where the attempt is on the model as it is.
     An attack under `probe` has to earn its images: it is given that share of those that hold, closest to falling first, and the next share
-    only where the last one lost an image. One under `earned` runs only where the attack that is named there took something.
+    only where the last one lost an image. One under `earned` runs only where the attack that is named there took something. Where a flag
+    speaks for a blind search, both run after all, on all that hold, under their name and `IN_FULL`.
     """
 
     attacks: dict[str, AttackChoice] = Field({}, description="a table of attacks, each a table with its kind")

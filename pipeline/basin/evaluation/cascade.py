@@ -108,18 +108,22 @@ class Evaluation:
         if self.group.size > (batches := self.batches(len(images))):
             log.warning("%s: not all of %d processes have work (got %d batches of images)", self.seed[1], self.group.size, batches)
         if finished:
-            log.info("%s: goes on after %d of %d steps", self.seed[1], finished, len(steps))
+            log.info("%s: goes on after %d of %d steps", self.seed[1], finished, max(finished, len(steps)))
         self._take(outcomes, steps, finished)
         spared = [attack for name, attack in attacks.items() if outcomes.spares(attempts[name].spared_by)]
         if spared and self.doubted(outcomes):
-            self._take(outcomes, [*steps, *spared], max(finished, len(steps)))
+            self._keep(outcomes, (done := max(finished, len(steps))), len(steps) + len(spared))
+            self._take(outcomes, [*steps, *spared], done)
         return outcomes
 
     def _take(self, outcomes: Outcomes, steps: Sequence[Callable[[], None]], finished: int) -> None:
         for position, step in enumerate(progress.each(steps[finished:], self.seed[1], "attacks", finished), start=finished + 1):
             self._fitting(step)
-            if self.checkpoint and self.group.first:
-                files.write(self.checkpoint, pack(outcomes, position, len(steps)))
+            self._keep(outcomes, position, len(steps))
+
+    def _keep(self, outcomes: Outcomes, finished: int, planned: int) -> None:
+        if self.checkpoint and self.group.first:
+            files.write(self.checkpoint, pack(outcomes, finished, planned))
 
     def _fitting(self, step: Callable[[], T]) -> T:
         """The step, begun again with half the batch wherever memory does not hold one."""
@@ -141,10 +145,9 @@ class Evaluation:
 
     def attack(self, o: Outcomes, name: str, attempt: Attempt) -> None:
         """One attack on the images that still hold, or on as many of them as it earns."""
-        if attempt.doubling > 1 and o.last_taken < RISING:
-            return
-        if attempt.earned and o.taken(attempt.earned) * len(o) < LOST:
-            o.spared[name] = 0, len(o.alive)
+        no_longer = attempt.doubling > 1 and not attempt.spared_by and o.last_taken < RISING
+        if no_longer or (attempt.earned and o.taken(attempt.earned) * len(o) < LOST):
+            o.spared |= {name: (0, len(o.alive))} if attempt.earned or attempt.probe else {}
             return
         rows = o.closest if attempt.probe else o.alive
         size = max(math.ceil(attempt.probe * len(rows)), FEWEST) if attempt.probe else len(rows)

@@ -40,7 +40,7 @@ SUM = 1e-3  # by which probabilities, of one image, may miss 1 or fall below 0
 ADJOINT = Solver(method="dopri5", gradient="adjoint")
 DOUBT = (  # flags of a search that may have been blind, for which what a suite has spared is attacked after all
     "black-box-beats-white-box", "transfer-beats-white-box", "large-radius-holds", "one-step-beats-many", "noise-as-strong",
-    "vanishing-gradient", "gradient-overflows", "wrong-gradient",
+    "vanishing-gradient", "gradient-overflows", "wrong-gradient", "probabilities",
 )  # fmt: skip
 
 
@@ -182,13 +182,10 @@ def _taken_late(o: Outcomes, attempts: Mapping[str, Attempt], mark: str, but: st
 
 
 def _last_doubling(o: Outcomes, attempts: Mapping[str, Attempt]) -> float:
-    """The share of all images that the last doubling of steps and restarts took."""
-    taken, before = 0.0, mean(o.clean_share)
-    for name, after in o.after.items():
-        if name in attempts and attempts[name].doubling:
-            taken = before - after
-        before = after
-    return taken
+    """The share of all images that the last doubling of steps and restarts took, of those that it had spared too."""
+    ran = {name: attempt.doubling for name, attempt in attempts.items() if name in o.after}
+    last = max(ran.values(), default=0)
+    return sum(o.taken(name) for name, doubling in ran.items() if doubling == last > 0)
 
 
 def _stiffness(classifier: nn.Module, images: Tensor) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from basin.config.kinds import choose
-from basin.config.suite import Adaptive, Suite, replaced
+from basin.config.suite import IN_FULL, Adaptive, Suite, replaced
 from basin.errors import Mistake
 from basin.evaluation.adaptive import attempts, naive, without_gradient
 from basin.evaluation.cascade import Evaluation
@@ -28,7 +28,6 @@ BATCH = 256  # images that are attacked at once, where nothing else is said
 LOOKED_AT = 16  # images on which a model's declaration is measured
 QUICK = "gradients followed in bfloat16; float32 judges each point, and attacks last"
 PRECISE = "float32"  # the attack on what the quicker function leaves
-IN_FULL = ", in full"  # behind the name of an attack, on the images that it had spared
 _PRECISE = Attempt(choose("attacks", {"kind": "margin"}), probe=0.25, precise=True)
 
 
@@ -103,8 +102,8 @@ def evaluate(
     if certain and any(map(evaluation.may_search, tried.values())):
         quick = search(model, sample, labels[: len(sample)].to(sample.device))
         evaluation.search = (quick or Search(model)) if group.told(lambda: quick is not None) else None
-    spared = {f"{name}{IN_FULL}": _in_full(name, attempt) for name, attempt in tried.items() if attempt.probe or attempt.earned}
-    tried |= ({PRECISE: _PRECISE} if evaluation.search is not None else {}) | spared
+    tried |= {PRECISE: _PRECISE} if evaluation.search is not None else {}
+    tried |= {name + IN_FULL: _in_full(name, attempt) for name, attempt in tried.items() if attempt.probe or attempt.earned}
     way = suite.masked and naive(declared, suite.masked.solver)
     masked = _fitted(Attempt(suite.masked.attack, way), declared) if suite.masked and way else None
     curve = (_fitted(Attempt(suite.curve.attack), declared), threat.multiples(suite.curve.times)) if suite.curve else None

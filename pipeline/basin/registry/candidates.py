@@ -1,7 +1,7 @@
 """What a finished run offers to the registry: its model folders with what was measured on them. Knows nothing of MLflow."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from basin import files
 from basin.config import kinds
 from basin.config.params import STAGES, Config
+from basin.config.suite import IN_FULL
 from basin.config.threat import Threat
 from basin.errors import Mistake
 from basin.models.recipe import read_recipe
@@ -59,7 +60,8 @@ class Candidate:
         ours = measured.under_run(self.outcomes)
         adaptive = [name for name, suite in self.protocol["suites"].items() if suite.get("adaptive") and name in ours]
         raised = {name: one.summary.flags for name, one in ours.items()}
-        return gate.unresolved(raised, adaptive, any(_black_box_last(ours[name]) for name in adaptive))
+        took = {name: set(ours[name].attack.tolist()) for name in adaptive}
+        return gate.unresolved(raised, adaptive, any(_black_box_last(ours[name].summary.attacks, took[name]) for name in adaptive))
 
     @property
     def threat(self) -> str:
@@ -112,12 +114,12 @@ def names(config: Config) -> list[str]:
     return [f"{stage}/{name}" for stage in STAGES for name in getattr(config, stage)]
 
 
-def _black_box_last(one: measured.Outcome) -> bool:
+def _black_box_last(attempts: Iterable[str], took: Collection[str]) -> bool:
     """Whether the last attempt of an adaptive suite that took an image was one that sees no gradient at all."""
-    took = [name for name in one.summary.attacks if name in set(one.attack.tolist())]
-    if not took or took[-1] not in kinds.kinds("attacks"):
+    last = [name.removesuffix(IN_FULL) for name in attempts if name in took][-1:]
+    if not last or (kind := last[0]) not in kinds.kinds("attacks"):
         return False
-    module = kinds.find("attacks", took[-1])
+    module = kinds.find("attacks", kind)
     return getattr(module, "BLACK_BOX", False) and not getattr(module, "NEEDS_TWIN", False)
 
 

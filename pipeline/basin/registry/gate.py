@@ -14,6 +14,7 @@ from basin.config.params import Gate
 from basin.report.pairs import paired
 
 Standing = Literal["champion", "challenger", "unreliable"]
+MORE = ("rounds", "restarts", "targets", "queries")  # settings of an attack that with more of them is no weaker
 BLIND = ("more-steps-help", "large-radius-holds", "too-few-draws", "probabilities")  # what no attempt of an adaptive suite answers
 UNREAD = {  # said of the answers to clean images, which no attack changes
     "class-not-answered": "it hardly ever answers some of the classes",
@@ -96,7 +97,7 @@ def _attacks(suites: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def _at_least(own: dict[str, Any], settings: dict[str, Any]) -> bool:
     if "adaptive" in own and "adaptive" in settings:
         return all(own["adaptive"].get(key, 0) >= value for key, value in settings["adaptive"].items())
-    return own == settings
+    return own.keys() == settings.keys() and all(own[key] >= value if key in MORE else own[key] == value for key, value in settings.items())
 
 
 def disqualified(one: Contender, gate: Gate) -> Decision | None:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from basin.config.suite import IN_FULL
 from basin.report import figures, pairs, stability, tidy, wording
 from basin.report.album import album
 from basin.report.by_class import by_class
@@ -127,7 +128,7 @@ def cascade(suite: str, table: Table, everything: ByModel) -> tuple[list[str], l
     summaries = [(row, everything[row.model][suite].summary) for row in table.ranked]
     longest = max((summary for _, summary in summaries), key=lambda summary: len(summary.attacks))
     names = dict.fromkeys([*longest.attacks, *(name for _, summary in summaries for name in summary.attacks)])
-    return list(names), summaries
+    return sorted(names, key=lambda name: name.endswith(IN_FULL)), summaries
 
 
 def beside(everything: ByModel) -> dict[str, str]:

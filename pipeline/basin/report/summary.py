@@ -96,6 +96,11 @@ class Summary(BaseModel):
     backbone: str | None = None
     classes: list[str] | None = None
 
+    @property
+    def before(self) -> dict[str, float]:
+        """The robust accuracy before each attack."""
+        return dict(zip(self.attacks, [self.clean, *self.attacks.values()]))
+
 
 class Trajectories(BaseModel):
     """Quartiles of r(t) = ||z~(t) - z(t)|| / ||z~(0) - z(0)|| over the pairs; r(t) is held to e^exponent."""

@@ -37,7 +37,7 @@ class Run:
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers at a step (an epoch); they appear in MLflow while the stage goes on."""
-        self._write({"metrics": {name: float(value) for name, value in values.items()}, "step": step})
+        self._write({"metrics": {_named(name): float(value) for name, value in values.items()}, "step": step})
 
     def artifact(self, path: Path | str) -> None:
         """Attach a file or a folder; it is copied soon after, so leave it in place."""
@@ -177,11 +177,16 @@ def digest(asked: Any) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def _named(text: str) -> str:
+    """A name that MLflow takes."""
+    return re.sub(r"[^\w\-./ :]", "_", text)
+
+
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested tables as dotted keys; values as YAML would show them."""
     flat: dict[str, str] = {}
     for key, value in params.items():
-        name = re.sub(r"[^\w\-./ :]", "_", f"{prefix}{key}")
+        name = _named(f"{prefix}{key}")
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{name}.")
         else:

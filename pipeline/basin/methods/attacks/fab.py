@@ -46,7 +46,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
             x = _run(params, network, threat, images[rows], labels[rows], t[rows], random_start=again > 0)
             x = threat.project(torch.where(x.isfinite(), x, images[rows]), images[rows])
             best.offer(x, network(x), labels[rows], rows)
-    return best.points
+    return torch.where(best.broken.view(-1, 1, 1, 1), best.points, images)
 
 
 def _run(params: Params, network: Network, threat: ThreatModel, x: Images, y: Labels, t: Labels, random_start: bool) -> Images:
