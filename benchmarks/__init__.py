@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from basin.errors import exit_on_mistake
 
 def commit() -> str:
     """That of the code which runs, in short; with a + where it was changed since."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, encoding="utf-8").stdout.strip()
+    git = partial(subprocess.run, cwd=Path(__file__).parents[1], capture_output=True, encoding="utf-8")
+    changed = git(["git", "diff", "--quiet", "HEAD", "--", "pipeline", "benchmarks", "tests"]).returncode
+    return git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip() + "+" * bool(changed)
 
 
 def write_csv(path: Path, fields: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> None:
