@@ -116,6 +116,7 @@ RUN = (  # in the order in which they make sense, in a project with one commit
     "basin use stable_digits",
     "basin use stable_fashion",
     "basin use suites",
+    "basin use verdicts",
     "basin use digits",
 )
 NOT_HERE = {  # by their first words
