@@ -1,4 +1,4 @@
-"""The one place that decides what MLflow, Prefect and DVC may send out and where they keep their things.
+"""The one place that decides what MLflow, Prefect and DVC may send out and where they keep their things, and how memory is kept.
 
 `apply()` sets environment variables that are not set yet, so whatever the user exports wins. Call it before mlflow or prefect is
 imported (both read some of these at import) and before a child process is started (children inherit them).
@@ -10,6 +10,7 @@ imported (both read some of these at import) and before a child process is start
     dvc config --local core.analytics true  DVC: which commands are used (unset DVC_NO_ANALYTICS as well)
 """
 
+import ctypes
 import io
 import os
 import sys
@@ -41,11 +42,28 @@ SAFE = {
 }
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them (malloc.h)
+LARGEST = 2**30, 2**25  # bytes: what is asked for, and what an older glibc allows
+KEPT = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # where the user has set it
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed for what is asked for next.
+
+    By itself it gives large blocks back to the system and gets them again page by page, each of them zeroed: of a training step on a CPU
+    that is a third to a half of the time (docs/decisions/0017-training-pace.md).
+    """
+    mallopt = None if any(name in os.environ for name in KEPT) else getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt and mallopt(TRIM_THRESHOLD, 2**31 - 1):
+        any(mallopt(MMAP_THRESHOLD, size) for size in LARGEST)
+
+
 def apply(workspace: Path | str = ".") -> None:
-    """Set what is not set, and have letters that the terminal lacks written as escapes.
+    """Set what is not set, keep memory, and have letters that the terminal lacks written as escapes.
 
     Prefect keeps its database in the workspace unless it has a server or a home of its own.
     """
+    keep_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     for name, value in (SILENT | SAFE).items():
