@@ -18,7 +18,7 @@ def step():
     net(x).relu().square().mean().backward()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+for _ in range(10):
     step()
 before = faults()
 for _ in range(10):
@@ -37,5 +37,5 @@ def faults(folder, **own: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
 def test_what_is_freed_is_kept_unless_the_user_says_otherwise(tmp_path):
-    assert faults(tmp_path) < 500
-    assert faults(tmp_path, MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072") > 5000
+    kept, given_back = faults(tmp_path), faults(tmp_path, MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072")
+    assert kept < given_back / 4 and given_back > 5000, (kept, given_back)
