@@ -13,7 +13,7 @@ import torch
 from basin import environment
 environment.apply(sys.argv[1])
 torch.set_num_threads(1)
-net, x = torch.nn.Conv2d(1, 32, 3), torch.rand(256, 1, 28, 28)
+net, x = torch.nn.Conv2d(1, 32, 3), torch.rand(64, 1, 28, 28)
 def step():
     net(x).relu().square().mean().backward()
 def faults():
