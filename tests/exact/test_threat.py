@@ -72,6 +72,12 @@ def test_the_steepest_direction_has_unit_norm_and_the_dual_norm_as_slope(ball, s
 
 
 @balls
+def test_an_ascent_is_a_share_of_the_radius_along_that_direction(ball):
+    x, g = torch.rand(10, 3, 4, 4), torch.randn(10, 3, 4, 4)
+    assert torch.equal(ball.ascend(x, g, 0.3), x + 0.3 * ball.eps * ball.steepest(g, x))
+
+
+@balls
 def test_no_gradient_has_no_direction(ball):
     assert torch.equal(ball.steepest(torch.zeros(2, 1, 3, 3)), torch.zeros(2, 1, 3, 3))
 

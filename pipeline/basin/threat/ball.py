@@ -76,6 +76,12 @@ class ThreatModel(Threat):
         g = g / torch.where(peak > 0, peak, 1)  # first, because squares of small gradients are zero in float32
         return (g / g.norm(dim=1, keepdim=True).clamp_min(1)).view_as(gradient)
 
+    def ascend(self, x: Images, gradient: Tensor, share: float) -> Images:
+        """x moved by this share of the radius along the steepest direction; from a point of the ball it may lead out."""
+        if self.norm == "linf":
+            return torch.add(x, gradient.sign(), alpha=share * self.eps)  # in one pass over the images
+        return x + share * self.eps * self.steepest(gradient, x)
+
     def random_point(self, clean: Images, generator: torch.Generator) -> Images:
         """A uniform draw from the ball, cut to the pixel range."""
         if self.norm == "linf":

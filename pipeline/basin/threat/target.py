@@ -155,9 +155,11 @@ class Incumbent:
         if runs > 1:
             best = _best(loss, broken, runs)
             x, loss, broken = x[best], loss[best], broken[best]
-        was, high = self.broken[at], self.loss[at]
+        was, high, points = self.broken[at], self.loss[at], self.points[at]
         better = (broken & ~was) | ((broken == was) & (loss > high))
-        self.points[at] = torch.where(better.view(-1, *[1] * (x.ndim - 1)), x.detach(), self.points[at])
+        torch.where(better.view(-1, *[1] * (x.ndim - 1)), x.detach(), points, out=points)
+        if rows is not None:
+            self.points[at] = points
         self.loss[at], self.broken[at] = torch.where(better, loss, high), torch.where(better, broken, was)
 
     @torch.no_grad()
@@ -209,7 +211,7 @@ def _follow(target: Target, runs: Sequence[Run], rows: Tensor, clean: Images, la
                 return
             each = holds.repeat(n)
             x, g, y, near = x[each], g[each], y[each], near[each]
-        x = target.threat.project(x + steps[0][1] * target.threat.eps * target.threat.steepest(g, x), near)
+        x = target.threat.project(target.threat.ascend(x, g, steps[0][1]), near)
     with torch.no_grad():
         best.offer(x, target.network(x), y, rows, n)
 

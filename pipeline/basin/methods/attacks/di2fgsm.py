@@ -32,7 +32,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
         R, C = views(params, images, generator)
         g, _, _ = gradient(lambda x: target.network(R @ x @ C), x, labels)  # noqa: B023
         v = accumulate(params.momentum, v, g)
-        x = threat.project(x + params.step * threat.eps * threat.steepest(v, x), images)
+        x = threat.project(threat.ascend(x, v, params.step), images)
         _offer(best, target, x, labels)
     return best.points
 

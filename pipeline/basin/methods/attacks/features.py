@@ -40,7 +40,7 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
         x, clean, y, guide = target.threat.random_point(images[rows], generator), images[rows], labels[rows], h[order[rows, k]]
         for step in torch.linspace(params.step, 0, params.steps + 1)[:-1].tolist():
             g, _, _ = gradient(features, x, y, lambda z, _: (z.flatten(1) - guide).abs().sum(1))  # noqa: B023
-            x = target.threat.project(x + step * target.threat.eps * target.threat.steepest(-g, x), clean)
+            x = target.threat.project(target.threat.ascend(x, -g, step), clean)
             with torch.no_grad():
                 best.offer(x, target.network(x), y, rows)
     return best.points

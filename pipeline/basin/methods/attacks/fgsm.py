@@ -17,4 +17,4 @@ class Params(Settings):
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:
     g, _, _ = gradient(target.network, images, labels)
-    return target.threat.project(images + target.threat.eps * target.threat.steepest(g, images), images)
+    return target.threat.project(target.threat.ascend(images, g, 1.0), images)

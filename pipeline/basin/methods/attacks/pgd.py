@@ -35,7 +35,7 @@ def ascend(
         if best is not None:
             best.offer(x, logits, labels)
         v = accumulate(params.momentum, v, g)
-        x = onto(x + params.step * threat.eps * threat.steepest(v, x))
+        x = onto(threat.ascend(x, v, params.step))
     return x
 
 

@@ -94,5 +94,5 @@ def _descended(params: Params, net: Surrogate, target: Target, images: Images, l
     x, threat = images, target.threat
     for _ in range(params.steps):
         g, _, _ = gradient(net, x, labels, margin)
-        x = threat.project(x - 2.5 / params.steps * threat.eps * threat.steepest(g), images)
+        x = threat.project(threat.ascend(x, -g, 2.5 / params.steps), images)
     return x

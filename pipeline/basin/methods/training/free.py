@@ -40,4 +40,4 @@ def loss(
 def moved(params: Params, x: Images, images: Images, threat: ThreatModel) -> Images:
     """A step along the gradient that the images hold."""
     assert x.grad is not None
-    return threat.project(x + params.step * threat.eps * threat.steepest(x.grad, x.detach()), images)
+    return threat.project(threat.ascend(x.detach(), x.grad, params.step), images)

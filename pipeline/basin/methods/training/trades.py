@@ -37,7 +37,7 @@ def ascend(params: Params, network: Network, images: Images, threat: ThreatModel
     x = threat.project(images + START * torch.randn(images.shape, generator=generator, device=images.device), images)
     for _ in range(params.steps):
         g, _, _ = gradient(network, x, z.argmax(1), lambda z_x, _: divergence(z, z_x))
-        x = threat.project(x + params.step * threat.eps * threat.steepest(g, x), images)
+        x = threat.project(threat.ascend(x, g, params.step), images)
     return x
 
 

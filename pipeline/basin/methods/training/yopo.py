@@ -86,7 +86,7 @@ def moved(params: Params, network: Network, x: Images, images: Images, threat: T
     """n steps through the first layer from x, whose f_0 and losses these are."""
     (p,) = torch.autograd.grad(losses.sum(), f_0, retain_graph=True)
     for _ in range(params.n):
-        x = threat.project(x + params.step * threat.eps * threat.steepest(slope(network, x, p), x), images)
+        x = threat.project(threat.ascend(x, slope(network, x, p), params.step), images)
     return x
 
 
