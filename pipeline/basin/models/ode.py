@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from basin.config.solver import Solver
 from basin.models.recomputed import recomputed
-from basin.models.steps import EVALUATIONS, STEPS, take
+from basin.models.steps import EVALUATIONS, STEPS, Rate, take
 from basin.types import Features
 
 Start = Float[Tensor, "n *state"]  # z(0), a row an image: a vector or a feature map
@@ -68,11 +68,13 @@ class Flow(nn.Module):
 
     def _solved(self, steps: range) -> Callable[[Tensor], Tensor]:
         """What takes z over these steps, of the solver that is in place now."""
-        return partial(take, STEPS[self.solver.method], self._rate, self.T / self.solver.steps, steps)
+        return partial(take, STEPS[self.solver.method], self._rate(), self.T / self.solver.steps, steps)
 
-    def _rate(self, t: float, z: Tensor) -> Tensor:
-        """A drift of (t, z) is given t as torchdiffeq would: a tensor like z, which rounds no more than z does."""
-        return self.drift(z) if self.autonomous else self.drift(z.new_full((), t), z)
+    def _rate(self) -> Rate:
+        """f for a solve of many evaluations: the drift is looked up once. It is given t as torchdiffeq would: a tensor like z, which
+        rounds no more than z does."""
+        drift = self.drift
+        return (lambda t, z: drift(z)) if self.autonomous else (lambda t, z: drift(z.new_full((), t), z))
 
     def rate(self, t: Tensor | float, z: Start) -> Start:
         """dz/dt at time t."""
