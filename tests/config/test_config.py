@@ -238,12 +238,13 @@ CASES = {
     ),
     "an attack named like what needs none": (
         ("      fgsm: {kind: fgsm}", "      clean: {kind: fgsm}"),
-        "suites.own.attacks.clean: the name is that of images misread without an attack (got one of that name). Rename it.",
+        "suites.own.attacks: the name clean is that of images misread without an attack "
+        "(got {'clean': {'kind': 'fgsm'}, 'pgd': {'kind': 'pgd', 'steps': 20, 'step': 0.1}, 't). Rename it.",
     ),
     "an attack named like the last one": (
         ("      fgsm: {kind: fgsm}", "      float32: {kind: fgsm}"),
-        "suites.own.attacks.float32: the name is that of the last attack, in float32, on what a quicker search leaves "
-        "(got one of that name). Rename it.",
+        "suites.own.attacks: the name float32 is that of the last attack, in float32, on what a quicker search leaves "
+        "(got {'float32': {'kind': 'fgsm'}, 'pgd': {'kind': 'pgd', 'steps': 20, 'step': 0.1}, ). Rename it.",
     ),
     "two models of one alias": (
         (

@@ -123,6 +123,25 @@ MODELS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("flag", "instead"),
+    [("vanishing-gradient", lambda z, x: z(x.detach())), ("wrong-gradient", lambda z, x: z(2 * x.detach() - x))],
+)
+@pytest.mark.parametrize("share", [0.02, 0.08])
+def test_a_gradient_that_misleads_at_few_images_is_told(flag, instead, share):
+    """As many as one class may have; the rest of the model is honest, and each of the images would fall."""
+    x = images().repeat(4, 1, 1, 1)
+    few = torch.arange(len(x)) < share * len(x)
+
+    def made(z, x_):
+        hidden = (x_.detach().flatten(1)[:, 0] > 0.99)[:, None]
+        return torch.where(hidden, instead(z, x_), z(x_))
+
+    x[few, 0, 0, 0] = 1.0
+    found = evaluate(Made(made).eval(), None, x, INSIDE(x).argmax(1), BALL, Suite.model_validate(SUITE), (0, "flags"))
+    assert (flag in found.flags) is (flag == "vanishing-gradient" or share > 0.05)
+
+
 @pytest.mark.parametrize("flag", MODELS)
 def test_a_probe_raises_its_flag_where_it_is_due(flag):
     raised, quiet = (evaluated(model).diagnosis.flags for model in MODELS[flag])

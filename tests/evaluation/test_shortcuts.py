@@ -266,12 +266,12 @@ def test_runs_go_abreast_where_there_is_room_and_find_the_same(kind, norm, linea
 
 
 def test_of_runs_that_go_abreast_the_best_point_is_kept():
-    """Misread before read rightly, then the higher loss; a loss that is not a number is never the best."""
+    """Misread before read rightly, and what is no number is misread; then the higher loss."""
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0], [0.0, 5.0], [torch.nan, 0.0]])  # two runs of three images
     points, y = torch.arange(6.0).view(6, 1, 1, 1), torch.tensor([0, 0, 0, 0, 0, 0])
     best = Target(lambda x: x, BALL).incumbent(torch.full((3, 1, 1, 1), -1.0))
     best.offer(points[:, :, :, :], logits, y, torch.arange(3), 2)
-    assert best.points.flatten().tolist() == [3.0, 4.0, 2.0] and best.broken.tolist() == [False, True, False]
+    assert best.points.flatten().tolist() == [3.0, 4.0, 5.0] and best.broken.tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize("kind", ["pgd", "margin", "pma", "a3", "apgd", "square"])

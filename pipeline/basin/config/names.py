@@ -10,7 +10,6 @@ from basin.errors import did_you_mean
 STAGES = ("backbone", "head", "adversarial")  # a model is named STAGE/NAME
 NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
 KEPT = re.compile(r"champion|latest|v\d+", re.IGNORECASE)  # aliases that are Basin's, or that MLflow does not give away
-KEPT_ATTACKS = {"clean": "images misread without an attack", "float32": "the last attack, in float32, on what a quicker search leaves"}
 COLUMNS = (  # of the report's table, beside one for each suite (report/table.py)
     "model", "backbone", "head", "training", "clean",
     "worst_case", "interval_low", "interval_high", "masked", "certified", "twin", "twin_model", "twin_source", "n",
@@ -74,10 +73,7 @@ def _suites(suites: Mapping[str, Any], recorded: bool) -> Iterator[str]:
             yield f"suites.{name}.ready: no such ready-made suite (got {_short(str(taken))}). {did_you_mean(str(taken), READY)}"
         elif taken is None and not any(suite.get(key) for key in ("attacks", "adaptive")):
             yield f"suites.{name}: should hold attacks, or an adaptive table (got {str(suite)[:80]}). Give one of them."
-        attacks = _table(suite, "attacks")
-        yield from _names(f"suites.{name}.attacks", attacks)
-        for one in KEPT_ATTACKS.keys() & attacks.keys():
-            yield f"suites.{name}.attacks.{one}: the name is that of {KEPT_ATTACKS[one]} (got one of that name). Rename it."
+        yield from _names(f"suites.{name}.attacks", _table(suite, "attacks"))
 
 
 def _aliases(entries: Mapping[str, Any]) -> Iterator[str]:

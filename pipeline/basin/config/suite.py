@@ -12,6 +12,8 @@ from basin.config.solver import Solver
 from basin.config.threat import Threat
 
 IN_FULL = " in full"  # behind the name of an attack that a doubt lets run on what it had spared
+PRECISE = "float32"  # the attack on what the quicker function leaves
+OWN = {"clean": "images misread without an attack", PRECISE: "the last attack, in float32, on what a quicker search leaves"}
 Share = Annotated[Fractional, Field(gt=0, lt=1)]
 
 
@@ -75,6 +77,14 @@ class Suite(Settings):
     threat: Threat | None = Field(
         None, exclude_if=lambda threat: threat is None, description="the suite's own threat, norm and eps, or null for the run's"
     )
+
+    @field_validator("attacks")
+    @classmethod
+    def _names(cls, attacks: dict[str, Any]) -> dict[str, Any]:
+        kept = OWN | {name: "an attack that a doubt lets run again" for name in attacks if name.endswith(IN_FULL)}
+        if taken := [name for name in attacks if name in kept]:
+            raise PydanticCustomError("name", f"the name {taken[0]} is that of {kept[taken[0]]}. Rename it.")
+        return attacks
 
     @field_validator("probe", "earned")
     @classmethod

@@ -34,7 +34,7 @@ from basin.evaluation.ways import Attempt, Way
 from basin.processes import ALONE, Group
 from basin.randomness import drawing, generator, seed_for
 from basin.threat.ball import TOLERANCE, ThreatModel
-from basin.threat.target import Target
+from basin.threat.target import Target, misread
 from basin.types import Images, Labels, Logits, Network, PerImage
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Evaluation:
 
     `randomised` says whether two passes over an image may differ; `seed` is (seed, name) of everything that is drawn; `search` is a quicker
     function in which gradients may be followed (basin/evaluation/search.py); `doubted` says of what was found so far whether something
-    speaks for an attack that was blind; `group`: the processes that share the batches.
+    speaks for an attack that was blind; `group`: the processes that share the batches; `of`: what the checkpoint is of.
     """
 
     classifier: Module
@@ -80,6 +80,7 @@ class Evaluation:
     search: Module | None = None
     doubted: Callable[[Outcomes], bool] = lambda outcomes: False
     group: Group = ALONE
+    of: str = ""
 
     def run(
         self,
@@ -123,7 +124,7 @@ class Evaluation:
 
     def _keep(self, outcomes: Outcomes, finished: int, planned: int) -> None:
         if self.checkpoint and self.group.first:
-            files.write(self.checkpoint, pack(outcomes, finished, planned))
+            files.write(self.checkpoint, pack(outcomes, finished, planned, self.of))
 
     def _fitting(self, step: Callable[[], T]) -> T:
         """The step, begun again with half the batch wherever memory does not hold one."""
@@ -154,14 +155,18 @@ class Evaluation:
         given = 0
         for k, part in enumerate(rows.split(size) if len(rows) else ()):
             held = float(o.share[part].sum())
-            for candidates in self._candidates(o, part, name, attempt, self.threat, k):
-                o.record(name, *candidates)
+            self._fitting(partial(self._part, o, part, name, attempt, k))
             given += len(part)
             if held - float(o.share[part].sum()) < LOST:
                 break
         if attempt.probe:
             o.spared[name] = given, len(rows) - given
         o.after[name] = o.robust
+
+    def _part(self, o: Outcomes, rows: Tensor, name: str, attempt: Attempt, number: int) -> None:
+        """An attack on those of these images that hold, so that it may be begun again."""
+        for candidates in self._candidates(o, rows[o.share[rows] > 0], name, attempt, self.threat, number):
+            o.record(name, *candidates)
 
     def _stored(self, o: Outcomes, name: str, points: Images) -> None:
         """Points [n, c, h, w] that are there already, a row an image, on the images that still hold."""
@@ -237,7 +242,9 @@ class Evaluation:
                 with attempt.way.through(self.classifier):
                     draws = generator(*self.seed, name, first + b, device=self.device)
                     x = attempt.attack.module.perturb(attempt.attack.params, target, clean, labels, draws)
-                x = threat.project(x.detach(), clean)
+                if bad := int((~x.isfinite().flatten(1).all(1)).sum()):
+                    log.warning("%s: points of %s are no numbers (%d images); their clean pixels stand for them", self.seed[1], name, bad)
+                x = threat.project(torch.where(x.isfinite(), x, clean).detach(), clean)
                 assert bool((threat.distance(x, clean) <= threat.eps + TOLERANCE).all()), f"{name} left the ball"
                 logits, share = self.judge(x, o.labels[chosen])
             passes = counted.passes + (quick.passes if quick else 0) + len(chosen) * (JUDGED if self.randomised else 1)
@@ -285,7 +292,7 @@ class Evaluation:
             self.group.copy(self.checkpoint)
         if self.checkpoint and self.checkpoint.exists():
             try:
-                return unpack(self.checkpoint, index, images, labels)
+                return unpack(self.checkpoint, index, images, labels, self.of)
             except UNREADABLE as error:
                 log.warning("%s: unreadable checkpoint (%s); starting from the beginning", self.checkpoint, error)
         logits, share = self._fitting(partial(self._clean, images, labels))
@@ -309,8 +316,8 @@ def _averaged(passes: Tensor) -> Logits:
 
 
 def _right(passes: Tensor, labels: Labels) -> PerImage:
-    """The share of [draws, n, classes] logits that read each image rightly; what is not finite reads nothing."""
-    return ((passes.argmax(2) == labels) & passes.isfinite().all(2)).float().mean(0)
+    """The share of [draws, n, classes] logits that read each image rightly."""
+    return (~misread(passes, labels)).float().mean(0)
 
 
 def _ensembles(passes: Tensor, labels: Labels) -> PerImage:

@@ -22,11 +22,13 @@ from basin.models.distribution import distributions
 from basin.models.ode import exactly, flows
 from basin.models.substitutes import substitutes
 from basin.randomness import Random, drawing, generator, random_layers
+from basin.threat.ball import HIGH, LOW
 from basin.threat.target import gradient, margin
 from basin.types import Images, Labels, Logits, PerImage
 
 SAME = 1e-3  # the largest difference of two passes' logits that rounding explains, as a share of the usual distance to the top logit
-ROUNDING = 1e-5  # and as a share of the logit itself
+ROUNDING = 1e-5  # and as a share of the logit itself, in float32
+COARSE = 8  # in a coarser type, so many of its last digits
 VANISHED = 0.1  # of the images, whose gradient is exactly zero
 WRONG = 0.5  # median relative error of the gradient against finite differences
 BURIED = 0.1  # median signal-to-noise ratio of one draw's gradient, below which 20 draws find no direction either
@@ -77,14 +79,14 @@ def declare(model: nn.Module, twin: nn.Module | None, images: Images) -> Declara
     """The declaration of a model in evaluation mode, measured on a few images in [0, 1]; the same at every call."""
     with _seeded(model, images):
         first = model(images)
-        randomised = bool(random_layers(model)) or differs(first, model(images))
+        randomised = bool(random_layers(model)) or differs(model, first, model(images))
         alone = first if randomised else torch.cat([model(image[None]) for image in images])
         with _exactly(model) as by_adjoint:
             blind = _is_blind(model, images, first.argmax(1), randomised)
         return Declaration(
             classes=first.shape[1],
             randomised=randomised,
-            batch_difference=difference(first, alone),
+            batch_difference=difference(model, first, alone),
             differentiable=getattr(model, "differentiable", True),
             blind=blind,
             gradients=substitutes(model),
@@ -110,17 +112,19 @@ def _seeded(model: nn.Module, images: Images) -> Iterator[None]:
         yield
 
 
-def differs(one: Logits, other: Logits) -> bool:
+def differs(model: nn.Module, one: Logits, other: Logits) -> bool:
     """Whether two passes' logits are further apart than rounding explains."""
-    return difference(one, other) > 1
+    return difference(model, one, other) > 1
 
 
-def difference(one: Logits, other: Logits) -> float:
-    """The largest difference of two passes' logits over the largest that rounding explains."""
+def difference(model: nn.Module, one: Logits, other: Logits) -> float:
+    """The largest difference of two passes' logits over the largest that rounding explains in the type that the model computes in."""
     below = one.amax(1, keepdim=True) - one
     usual = below[below > 0].median().nan_to_num()  # of no logits at all below the top one, the median is not a number
-    far = (one - other).abs()
-    return torch.where(far > 0, far / (SAME * usual + ROUNDING * one.abs()), 0.0).clamp_max(MOST).max().item()
+    rounding = max(ROUNDING, COARSE * getattr(model, "eps", 0.0))
+    same = (one == other) | (one.isnan() & other.isnan())
+    times = ((one - other).abs() / (SAME * usual + rounding * one.abs())).nan_to_num(MOST).clamp_max(MOST)
+    return torch.where(same, 0.0, times).max().item()
 
 
 def _is_blind(model: nn.Module, x: Images, y: Labels, randomised: bool) -> bool:
@@ -135,22 +139,23 @@ def vanished(g: torch.Tensor) -> float:
 
 
 def difference_error(model: nn.Module, x: Images, y: Labels) -> PerImage:
-    """|d - D| / max(|d|, |D|): d what the gradient of the margin says of a step along itself, D what a central
-    difference says; the smaller error of two step lengths. Along a random direction where the gradient is zero."""
+    """|d - D| / max(|d|, |D|): d what the gradient of the margin says of the way between two images, one along itself and one against,
+    D what their margins say; the smaller error of two lengths. Along a random direction where the gradient is zero."""
     g, _, _ = gradient(model, x, y, margin)
     flat = g.flatten(1)
     fallback = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
     direction = torch.where(flat.abs().amax(1, keepdim=True) > 0, flat, fallback)
     direction = direction / direction.abs().amax(1, keepdim=True)  # first, because squares of large gradients are infinite in float32
     direction = direction / direction.norm(dim=1, keepdim=True)
-    claimed = (flat * direction).sum(1)
     errors = []
     for length in STEPS:
         step = length * direction.view_as(x)
+        along, against = (x + step).clamp(LOW, HIGH), (x - step).clamp(LOW, HIGH)
+        claimed = (g * (along - against)).flatten(1).sum(1)
         with torch.no_grad():
-            found = (margin(model(x + step), y) - margin(model(x - step), y)) / (2 * length)
+            found = margin(model(along), y) - margin(model(against), y)
         size = torch.maximum(claimed.abs(), found.abs())
-        errors.append(torch.where(size > 0, (claimed - found).abs() / size, 0.0))
+        errors.append(torch.where(size == 0, 0.0, (claimed - found).abs() / size).nan_to_num(1.0))
     return torch.stack(errors).amin(0)
 
 
@@ -188,4 +193,4 @@ class Drawn(Random):
 def drawn(model: nn.Module, images: Images) -> nn.Module:
     """The model itself, or a `Drawn` one where it comes from outside and two passes over the images differ."""
     with _seeded(model, images):
-        return Drawn(model) if isinstance(model, Subject) and differs(model(images), model(images)) else model
+        return Drawn(model) if isinstance(model, Subject) and differs(model, model(images), model(images)) else model

@@ -27,6 +27,10 @@ from basin.threat.target import derivative, gradient, margin
 from basin.types import Images, Labels
 
 PROBED = 64  # images
+MANY = 500  # images, among which those are looked for whose own gradient is of no use
+DEAD = 0.01  # of them, whose gradient of the margin is exactly zero: no honest model had one such image
+MISLED = 0.05  # of them, whose gradient is of something else: at most 0.013 of honest models' had one
+USELESS = 0.9  # relative error of a gradient that is of something else
 TAKEN = 0.01  # of all images, by attacks that follow no gradient, after those that do had failed
 MASKED_GAP = 0.05  # robust accuracy under the naive gradient less that under the suite
 HOLDS = 0.05  # robust accuracy at a radius that covers the whole pixel range
@@ -85,14 +89,19 @@ def _measured(
         "large-radius-holds": (probes["large_radius"], HOLDS),
         "one-step-beats-many": (probes["many_steps"] - probes["one_step"], FEWER_BREAK),
         "noise-as-strong": ((probes["clean"] - probes["noise"]) / max(broken, FEWER_BREAK), NOISE),
-        "vanishing-gradient": (probes["vanished"], VANISHED),
+        "vanishing-gradient": _worse((probes["vanished"], VANISHED), (probes["dead"], DEAD)),
         "gradient-overflows": (probes["overflowed"], OVERFLOWS),
-        "wrong-gradient": (probes.get("gradient_error", 0.0), WRONG),
+        "wrong-gradient": _worse((probes.get("gradient_error", 0.0), WRONG), (probes.get("misled", 0.0), MISLED)),
         "adjoint-disagrees": (1 - probes.get("adjoint_cosine", 1.0), 1 - AGREES),
         "too-few-draws": (1 / max(probes.get("signal_to_noise", math.inf), 1e-9), 1 / SIGNAL),
         "batch-dependent": (declared.batch_difference, 1.0),
         "probabilities": (probes["probabilities"], 1.0),
     }
+
+
+def _worse(*measured: tuple[float, float]) -> tuple[float, float]:
+    """Of several figures with their limits the one that is the most times its own."""
+    return max(measured, key=lambda pair: pair[0] / pair[1])
 
 
 def unread(o: Outcomes, known: int | None = None) -> dict[str, tuple[float, float]]:
@@ -127,11 +136,25 @@ def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], 
         "many_steps": accuracy(pgd | {"random_start": False}),
         "large_radius": accuracy(pgd, DLR, threat=whole),
     }
-    x, y = x.to(evaluation.device), y.to(evaluation.device)
+    x, y = o.images[:MANY].to(evaluation.device), o.labels[:MANY].to(evaluation.device)
+    with evaluation.seeded("useless", 0):
+        figures |= _useless(evaluation.classifier, x, y, evaluation.batch, declared)
+    x, y = x[:PROBED], y[:PROBED]
     with evaluation.seeded("stiffness", 0):
         figures["stiffness"] = _stiffness(evaluation.classifier, x)
     with evaluation.seeded("probe", 0):
         return figures | _gradients(evaluation.classifier, list(zip(x.split(batch), y.split(batch))), attempts, declared)
+
+
+def _useless(model: nn.Module, x: Images, y: Labels, batch: int, declared: Declaration) -> dict[str, float]:
+    """Of how many images, be they of one class alone, the gradient at the clean image says nothing: it is zero, or of something else."""
+    batches = list(zip(x.split(batch), y.split(batch)))
+    zero = torch.cat([gradient(model, *batch, margin)[0].flatten(1).abs().amax(1) == 0 for batch in batches])
+    dead = {"dead": zero.double().mean().item()}
+    if declared.randomised:
+        return dead
+    wrong = torch.cat([difference_error(model, *batch) for batch in batches]) > USELESS
+    return dead | {"misled": (wrong & ~zero).double().mean().item()}
 
 
 def _gradients(

@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from basin import checkpoint, files
+from basin.errors import Mistake
 from basin.evaluation import classes
 from basin.evaluation.interval import wilson
 from basin.threat.ball import ThreatModel
@@ -106,20 +107,23 @@ def mean(shares: Tensor) -> float:
     return float(shares.double().sum()) / len(shares)
 
 
-def pack(o: Outcomes, finished: int, planned: int) -> bytes:
-    """A checkpoint after `finished` of `planned` steps."""
+def pack(o: Outcomes, finished: int, planned: int, of: str = "") -> bytes:
+    """A checkpoint after `finished` of `planned` steps; `of` says of what evaluation."""
     about = {"attack": o.attack, "after": o.after, "curve": o.curve, "under": o.under, "spared": o.spared, "passes": o.passes}
-    about |= {"finished": finished, "planned": planned}
+    about |= {"finished": finished, "planned": planned, "of": of}
     tensors = {name: value.contiguous() for name in TENSORS if (value := getattr(o, name)) is not None}
     return checkpoint.sealed(tensors, {"about": json.dumps(about)})
 
 
-def unpack(path: Path, index: Labels, images: Images, labels: Labels) -> tuple[Outcomes, int]:
-    """The outcomes of a checkpoint, and how many steps they are after. Raises one of `checkpoint.UNREADABLE` where it is damaged."""
+def unpack(path: Path, index: Labels, images: Images, labels: Labels, of: str = "") -> tuple[Outcomes, int]:
+    """The outcomes of a checkpoint, and how many steps they are after. Raises one of `checkpoint.UNREADABLE` where it is damaged, Mistake
+    where it is of another evaluation."""
     stored, texts = checkpoint.opened(path)
     tensors: dict[str, Any] = stored
     about: dict[str, Any] = json.loads(texts["about"])
     finished, _ = about.pop("finished"), about.pop("planned")
+    if about.pop("of") != of:
+        raise Mistake(f"{path}: is the checkpoint of another model, images, threat, suite or seed. Delete it, or give another file.")
     about["spared"] = {name: (given, spared) for name, (given, spared) in about["spared"].items()}
     about["curve"] = [(eps, robust) for eps, robust in about["curve"]]
     return Outcomes(index=index, images=images, labels=labels, **tensors, **about), finished

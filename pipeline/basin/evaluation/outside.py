@@ -1,6 +1,5 @@
 """`basin evaluate`: a model and images from anywhere, judged by the same suites as a model that was trained here."""
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -26,7 +25,7 @@ from basin.evaluation import outcomes
 from basin.evaluation.classes import BALANCE
 from basin.evaluation.outcomes import measures
 from basin.evaluation.robustness import BATCH, LOOKED_AT, Result, check, evaluate
-from basin.evaluation.subject import device_of, dtype_of, in_bytes, normalisation, subject, tensors
+from basin.evaluation.subject import device_of, dtype_of, normalisation, sha256, subject, tensors, weights
 from basin.models import artifact
 from basin.randomness import generator
 from basin.threat.ball import ThreatModel
@@ -163,7 +162,7 @@ def run(
     check(x, y)
     classifier = subject(classifier, x[:LOOKED_AT], normalisation(normalise, classifier))
     twin = None if twin is None else subject(_placed(twin, place), x[:LOOKED_AT])
-    digests, drawn = [_digest(one, x) for one in (classifier, twin) if one is not None], _sha256(x, y)
+    digests, drawn = [_digest(one, x) for one in (classifier, twin) if one is not None], sha256(x, y)
     results: dict[str, Result] = {}
     states: list[Path] = []
     for one in (threats := dict.fromkeys((threat, *also))):
@@ -243,12 +242,4 @@ def _digest(model: nn.Module, x: Images) -> str:
         layers = repr(model)
     except THEIRS:  # its own __repr__ fails
         layers = ""
-    return layers + _sha256(*(tensor for _, tensor in sorted(tensors(model).items())), logits)
-
-
-def _sha256(*of: Tensor) -> str:
-    digest = hashlib.sha256()
-    for tensor in of:
-        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(in_bytes(tensor).cpu().numpy().data)
-    return digest.hexdigest()
+    return layers + sha256(*weights(model), logits)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from basin.config.kinds import choose
-from basin.config.suite import IN_FULL, Adaptive, Suite, replaced
+from basin.config.suite import IN_FULL, PRECISE, Adaptive, Suite, replaced
 from basin.errors import Mistake
 from basin.evaluation.adaptive import attempts, naive, without_gradient
 from basin.evaluation.cascade import Evaluation
@@ -17,7 +17,7 @@ from basin.evaluation.declaration import Declaration, declare, differs, drawn
 from basin.evaluation.diagnostics import DOUBT, Diagnosis, diagnosing, unread
 from basin.evaluation.outcomes import Outcomes, interval, mean
 from basin.evaluation.search import Search, search
-from basin.evaluation.subject import device_of, subject
+from basin.evaluation.subject import device_of, sha256, subject, weights
 from basin.evaluation.ways import Attempt, Way
 from basin.processes import ALONE, Group
 from basin.threat.ball import HIGH, LOW, ThreatModel
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 BATCH = 256  # images that are attacked at once, where nothing else is said
 LOOKED_AT = 16  # images on which a model's declaration is measured
 QUICK = "gradients followed in bfloat16; float32 judges each point, and attacks last"
-PRECISE = "float32"  # the attack on what the quicker function leaves
 _PRECISE = Attempt(choose("attacks", {"kind": "margin"}), probe=0.25, precise=True)
 
 
@@ -85,6 +84,7 @@ def evaluate(
     evaluated.
     """
     check(images, labels)
+    images, labels = images.detach().cpu(), labels.cpu()
     model = subject(model, images[: min(LOOKED_AT, batch)])
     sample = images[: min(LOOKED_AT, batch)].to(device_of(model))
     first = _logits(model, sample)
@@ -92,9 +92,14 @@ def evaluate(
     twin = None if twin is None else subject(twin, sample)
     declared = Declaration.of(group.told(lambda: asdict(declare(model, twin, sample))))
     check_labels(labels, declared.classes)
+    if twin is not None and (other := _logits(twin, sample.to(device_of(twin))).shape[1]) != declared.classes:
+        raise Mistake(f"twin: should tell the model's {declared.classes} classes (got {other}). Give a twin of the same data.")
     certain = not (suite.thorough or declared.randomised or declared.blind)
-    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised, group=group)
+    judged = sha256(images, labels, *weights(model), *([] if twin is None else weights(twin)))
+    of = f"{judged} {threat} {suite.model_dump_json()} {seed}"
+    evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised, group=group, of=of)
     asked = {name: attempt for name, attempt in _asked(suite, declared, model).items() if evaluation.can(attempt)}
+    asked = {name: attempt if attempt.earned in asked else replace(attempt, earned="") for name, attempt in asked.items()}
     others = replaced({name: attempt.attack for name, attempt in asked.items()}, declared.classes, declared.randomised)
     if others:
         log.info("suite: %d classes%s: %s", declared.classes, ", random" * declared.randomised, "; ".join(dict.fromkeys(others.values())))
@@ -111,7 +116,7 @@ def evaluate(
     diagnose = diagnosing(evaluation, tried, declared, classes)
     evaluation.doubted = lambda o: group.told(lambda: any(flag in DOUBT for flag in diagnose(o).flags))
     outcomes = evaluation.run(index, images, labels, tried, masked, curve, before=before)
-    if not declared.randomised and differs(first, _logits(model, sample)):
+    if not declared.randomised and differs(model, first, _logits(model, sample)):
         raise Mistake("model: changes while it is judged (got other logits for the same images after the attacks). Make it one function.")
     facts = [*getattr(model, "facts", ()), *declared.words(), *([QUICK] if evaluation.search is not None else [])]
     return Result(outcomes, diagnose(outcomes), declared, facts, others)

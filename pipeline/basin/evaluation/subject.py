@@ -8,6 +8,7 @@ raises, and any answer that is no logits, is a Mistake at every call.
 Looking at a model takes a few passes over a few images. What cannot be judged is refused in one sentence.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,12 +26,13 @@ CALLS = 3  # passes in which a model's own state has to stay what it is
 
 
 class Subject(nn.Module):
-    """A model from outside. `facts` are what was found of it, in words; `features` is there where the model has some of use."""
+    """A model from outside. `facts` are what was found of it, in words; `features` is there where the model has some of use; `eps` is that
+    of the coarsest type that its images and logits have."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, normalise: nn.Module | None, facts: list[str]):
         super().__init__()
         self.model, self.dtype, self.normalise, self.facts = model, dtype, normalise, facts
-        self.differentiable, self.classes = True, 0  # none seen yet
+        self.differentiable, self.classes, self.eps = True, 0, torch.finfo(dtype).eps  # no class seen yet
         self.training = False  # this module alone: `eval()` would reach into the model
 
     def forward(self, images: Images) -> Tensor:
@@ -53,6 +55,8 @@ class Subject(nn.Module):
         if z.shape[1] != (self.classes or z.shape[1]):
             raise Mistake(f"model: should give one number of classes (got {self.classes}, then {what}). Mend its forward pass.")
         self.classes = z.shape[1]
+        if z.is_floating_point():
+            self.eps = max(self.eps, torch.finfo(z.dtype).eps)
 
 
 def logits_of(answer: Any) -> Tensor:
@@ -80,6 +84,7 @@ def subject(model: nn.Module, images: Images, normalise: nn.Module | None = None
     Raises Mistake where it cannot be judged.
     """
     if isinstance(model, Classifier | Subject):
+        _check_mode(model)
         if normalise:
             raise Mistake(f"--normalise: the model has a normalisation already (got {type(model).__name__}). Leave --normalise out.")
         return model
@@ -137,16 +142,34 @@ def in_bytes(tensor: Tensor) -> Tensor:
     return dense(tensor.detach()).reshape(-1).contiguous().view(torch.uint8)
 
 
+def sha256(*of: Tensor) -> str:
+    """Of the types, shapes and bytes of tensors, in their order."""
+    digest = hashlib.sha256()
+    for tensor in of:
+        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(in_bytes(tensor).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    """Its parameters and buffers, in the order of their names."""
+    return [tensor for _, tensor in sorted(tensors(model).items())]
+
+
 def _check_parts(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise Mistake(f"model: should be a torch.nn.Module (got {type(model).__name__}). Call it in the forward pass of one.")
-    if model.training:
-        raise Mistake("model: is in training mode (got model.training = True). Call model.eval() first.")
+    _check_mode(model)
     for name, tensor in tensors(model).items():
         if is_lazy(tensor):
             raise Mistake(f"model: {name} has no shape yet (got {type(tensor).__name__}). Pass images through the model once before.")
         if tensor.is_meta:
             raise Mistake(f"model: {name} holds no numbers (got a tensor on the meta device). Load the model's weights first.")
+
+
+def _check_mode(model: nn.Module) -> None:
+    if model.training:
+        raise Mistake("model: is in training mode (got model.training = True). Call model.eval() first.")
 
 
 def _check_channels(normalise: nn.Module | None, images: Images) -> None:

@@ -52,6 +52,11 @@ def cross_entropy_each(logits: Tensor, labels: Labels) -> PerImage:
     return cross_entropy(logits, labels, reduction="none")
 
 
+def misread(z: Tensor, y: Labels) -> Tensor:
+    """Of which images the logits [..., n, classes] say another class; what is not finite says none."""
+    return (z.argmax(-1) != y) | ~z.isfinite().all(-1)
+
+
 def margin(z: Tensor, y: Labels) -> PerImage:
     """z_y - max_{i != y} z_i of each image, below 0 where it is misclassified."""
     return z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -torch.inf).amax(1)
@@ -149,7 +154,7 @@ class Incumbent:
         other if there are several."""
         at = slice(None) if rows is None or len(rows) == len(self.points) else rows
         loss = cross_entropy_each(logits, labels).detach()
-        broken = logits.argmax(1) != labels
+        broken = misread(logits, labels)
         if self.judge is not None:
             broken = self._judged(x, labels, broken & ~self.broken[at].repeat(runs))
         if runs > 1:
@@ -167,7 +172,7 @@ class Incumbent:
         """Which of the points the judge misreads; those that are not asked about are not, and so replace none that is."""
         broken, rows = torch.zeros_like(asked), asked.nonzero().flatten()
         if len(rows):
-            broken[rows] = self.judge(x[rows]).argmax(1) != labels[rows]  # type: ignore[misc]
+            broken[rows] = misread(self.judge(x[rows]), labels[rows])  # type: ignore[misc]
         return broken
 
 
@@ -188,7 +193,7 @@ def beside(losses: Sequence[PerImageLoss]) -> PerImageLoss:
 
 def asks(k: int, device: torch.device) -> bool:
     """Whether step k of a search asks which images have fallen."""
-    return k % EVERY[device.type] == 0
+    return k % EVERY.get(device.type, EVERY["cuda"]) == 0
 
 
 def follow(target: Target, runs: Iterable[Run], clean: Images, labels: Labels, best: Incumbent) -> None:

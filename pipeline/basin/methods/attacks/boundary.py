@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate, normalize
 
 from basin.config.settings import Settings
 from basin.threat.ball import HIGH, LOW
-from basin.threat.target import Target
+from basin.threat.target import Target, misread
 from basin.types import Images, Labels, PerImage
 
 BLACK_BOX = True
@@ -108,7 +108,7 @@ def _bisect(target: Target, y: Images, clean: Images, labels: Labels, halvings: 
 @torch.no_grad()
 def misclassified(target: Target, x: Images, labels: Labels) -> Tensor:
     """The one thing that is asked of the network."""
-    return target.network(x).argmax(1) != labels
+    return misread(target.network(x), labels)
 
 
 def column(values: PerImage) -> Tensor:

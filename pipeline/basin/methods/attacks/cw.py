@@ -15,7 +15,7 @@ from torch import Tensor
 
 from basin.config.settings import Settings
 from basin.threat.ball import HIGH, LOW
-from basin.threat.target import Target, gradient, margin
+from basin.threat.target import Target, gradient, margin, misread
 from basin.training.optimisers import Adam
 from basin.types import Images, Labels, PerImage
 
@@ -58,7 +58,7 @@ def _minimise(
         t = torch.tanh(w)
         x = LOW + (HIGH - LOW) * (t + 1) / 2
         g, _, logits = gradient(target.network, x, labels, f)
-        broken, far = logits.argmax(1) != labels, target.threat.distance(x, clean)
+        broken, far = misread(logits, labels), target.threat.distance(x, clean)
         closer = broken & (far < distance)
         found, nearest[closer], distance[closer] = found | broken, x[closer], far[closer]
         w.grad = (2 * (x - clean) + c.view(-1, 1, 1, 1) * g) * (1 - t**2) / 2

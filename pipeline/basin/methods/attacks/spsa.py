@@ -5,8 +5,8 @@
 
 A difference over 2 delta does not see shattered or wrong derivatives, and J does not saturate as cross-entropy does. It costs 2 n + 1
 queries a step. A broken image is queried no further, unless the network draws: then a point that more draws misread is looked for, and a
-query for g is one draw, because more directions say more than more draws in each. The queries x_t +- delta v may lie delta outside the
-pixel range; candidates do not.
+query for g is one draw, because more directions say more than more draws in each. The queries lie around the nearest point to x_t that is
+delta inside the pixel range, so that they are images: a model may read pixels as bytes, or take their root.
 """
 
 import torch
@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from basin.config.settings import Settings
+from basin.threat.ball import HIGH, LOW
 from basin.threat.target import Target, margin
 from basin.types import Images, Labels
 
@@ -25,7 +26,7 @@ PASS = 2**20  # pixels in one pass, if the batch with one direction has not more
 class Params(Settings):
     steps: int = Field(100, ge=1, description="a positive number of steps")
     samples: int = Field(128, ge=1, description="a positive number n of directions a step, two queries each")
-    delta: float = Field(0.01, gt=0, description="positive distance of the queries in each pixel, on pixels scaled to [0, 1]")
+    delta: float = Field(0.01, gt=0, le=0.5, description="distance of the queries in each pixel, scaled to [0, 1]: above 0, at most 0.5")
     rate: float = Field(
         0.3, gt=0, description="positive rate of Adam, as a share of what each pixel may change where all change alike; in L1 of the radius"
     )
@@ -55,12 +56,12 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
 
 def estimate(params: Params, target: Target, x: Images, labels: Labels, generator: torch.Generator) -> Tensor:
     """g, the mean over the directions; several directions go through the network in one pass."""
-    total, network = torch.zeros_like(x), target.single or target.network
+    total, network, centre = torch.zeros_like(x), target.single or target.network, x.clamp(LOW + params.delta, HIGH - params.delta)
     for k in _shares(params.samples, max(PASS // (2 * x.numel()), 1)):
         v = torch.randint(2, (k, *x.shape), generator=generator, device=x.device) * 2.0 - 1.0
-        points = torch.cat([x + params.delta * v, x - params.delta * v])
+        points = torch.cat([centre + params.delta * v, centre - params.delta * v]).clamp_(LOW, HIGH)  # rounding
         above, below = margin(network(points.flatten(0, 1)), labels.repeat(2 * k)).view(2, k, len(x), 1, 1, 1)
-        total += ((above - below) * v).sum(0)
+        total += ((above - below).nan_to_num(0.0, 0.0, 0.0) * v).sum(0)
     return total / (2 * params.delta * params.samples)
 
 
