@@ -49,9 +49,19 @@ def evaluate(
         thorough: no shortcut: every attack on every image that holds, every gradient in float32.
     Raises: Mistake, which says what to do, where model, images, labels or threat cannot be evaluated.
     """
+    import torch
+
     from basin.evaluation import outside, robustness
     from basin.threat.ball import ThreatModel
 
+    for name, value, kinds, should in (
+        ("images", images, torch.Tensor, "torch.Tensor"),
+        ("labels", labels, torch.Tensor, "torch.Tensor"),
+        ("threat", threat, Threat, "basin.Threat"),
+        ("suite", suite, (Suite, str), "basin.Suite, or the name of one"),
+    ):
+        if not isinstance(value, kinds):
+            raise Mistake(f"{name}: should be a {should} (got {type(value).__name__}). Make one.")
     chosen = outside.suite(suite) if isinstance(suite, str) else suite
     chosen = chosen.model_copy(update={"thorough": thorough or chosen.thorough})
     result = robustness.evaluate(model, twin, images, labels, ThreatModel.of(threat), chosen, (seed, "evaluate"), batch, checkpoint)

@@ -265,8 +265,9 @@ def short(suites):
         ({"target": "net.py:nan_later"}, "model: its logits are not finite (got so at image 5, 1 in all). Mend its forward pass."),
         ({"target": "net.py:words"}, "model: cannot take float32 images [2, 1, 8, 8] (got TypeError: its answer is str, not logits)."),
         ({"target": "net.py:flat"}, "model: should give logits [n, classes] (got float32 [20] for 2 images). Mend its forward pass."),
+        ({"more": ["--also", "l2"]}, "--also: no NORM:EPS (got 'l2': eps: input should be a valid number). Write e.g. l2:0.5."),
         ({"data": "none"}, "--data: no such file or folder (got 'none'). Give a prepared folder, an .npz file, or a folder of images."),
-        ({"data": "net.py"}, "data.folder: no such folder (got net.py). Give the path of a folder that holds one sub-folder a class."),
+        ({"data": "net.py"}, "--data: a file of another kind (got 'net.py'). Give a prepared folder, an .npz file, or a folder of images."),
         (
             {"data": "beyond.npz"},
             "beyond.npz: images: float images must be in [0, 1] (got 2.0). Scale them to [0, 1], or store uint8 in 0..255.",

@@ -160,6 +160,53 @@ def test_features_are_kept_where_an_attack_could_use_them():
         assert not hasattr(subject(Made(features=useless).eval(), X), "features")
 
 
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_compiled_model_is_judged_as_what_was_compiled_where_that_is_the_same(honest):
+    def backend(graph, _):
+        return graph.forward if honest else lambda *given: [2 * one for one in graph(*given)]
+
+    model = Made().eval()
+    compiled = torch.compile(model, backend=backend)
+    one = subject(compiled, X)
+    assert one.model is (model if honest else compiled) and len(one.facts) is int(honest)
+    torch.testing.assert_close(one(X), compiled(X))
+
+
+def test_an_exported_model_has_the_mode_that_it_was_exported_in():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(), LAYER).eval()
+    exported = torch.export.export(model, (X[:2],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+    one = subject(exported, X)
+    assert exported.training and one.facts == ["exported: in the mode that it was exported in"]
+    torch.testing.assert_close(one(X), model(X))
+
+
+def test_a_model_that_takes_few_at_once_says_how_to_give_it_few():
+    def forward(z):
+        if len(z) > 4:
+            raise RuntimeError("too many")
+        return z
+
+    y = torch.arange(6) % 5
+    with pytest.raises(Mistake, match=r"got RuntimeError: too many\)\. Give the images that it is for, or fewer at once \(--batch\)"):
+        basin.evaluate(Made(forward).eval(), X, y, LINF, "quick")
+    assert basin.evaluate(Made(forward).eval(), X, y, LINF, "quick", batch=4).outcomes.passes
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("images", X.numpy(), r"^images: should be a torch.Tensor \(got ndarray\)\. Make one\.$"),
+        ("labels", [0] * 6, r"^labels: should be a torch.Tensor \(got list\)\. Make one\.$"),
+        ("threat", {"norm": "linf"}, r"^threat: should be a basin.Threat \(got dict\)\. Make one\.$"),
+        ("suite", {"attacks": {}}, r"^suite: should be a basin.Suite, or the name of one \(got dict\)\. Make one\.$"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused(name, value, message):
+    asked = {"model": Made().eval(), "images": X, "labels": torch.arange(6) % 5, "threat": LINF, "suite": "quick"}
+    with pytest.raises(Mistake, match=message):
+        basin.evaluate(**asked | {name: value})
+
+
 # What stays -------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -171,14 +171,14 @@ def evaluate(
     Interrupted and called again in the same folder, it goes on after the last finished attack.
     """
     from basin.config.suite import IN_FULL
-    from basin.config.threat import asked
+    from basin.config.threat import asked, asked_also
     from basin.evaluation import outside
     from basin.progress import clock
     from basin.registry import lookup
 
     if outcomes:
         files.try_folder(outcomes)
-    others = [asked(*one.split(":", 1)) if ":" in one else asked(one, "") for one in also or ()]
+    others = [asked_also(one) for one in also or ()]
     with registry.telling():
         result = outside.run(
             target, data, asked(norm, eps), suite, images, seed, lookup.load_with_twin, outcomes, device, normalise, thorough, others, batch

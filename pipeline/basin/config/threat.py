@@ -53,6 +53,15 @@ def asked(norm: str, eps: float | str) -> Threat:
         raise Mistake(*(f"{e['loc'][0]}: {_got(e['msg'], e['input'])}" for e in error.errors())) from None
 
 
+def asked_also(words: str) -> Threat:
+    """The threat of NORM:EPS. Raises Mistake on words that are none."""
+    norm, _, eps = words.partition(":")
+    try:
+        return asked(norm, eps)
+    except Mistake as mistake:
+        raise Mistake(f"--also: no NORM:EPS (got {words!r}: {mistake.messages[0].partition(' (')[0]}). Write e.g. l2:0.5.") from None
+
+
 def _got(message: str, value: Any) -> str:
     what, _, advice = message.partition(". ")
     return f"{what[0].lower()}{what[1:]} (got {value!r}). {advice}"

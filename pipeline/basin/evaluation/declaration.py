@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
+from basin.evaluation.rounding import difference, differs
 from basin.evaluation.subject import Subject
 from basin.evaluation.ways import Way
 from basin.models.classifier import Classifier
@@ -26,13 +27,9 @@ from basin.threat.ball import HIGH, LOW
 from basin.threat.target import gradient, margin
 from basin.types import Images, Labels, Logits, PerImage
 
-SAME = 1e-3  # the largest difference of two passes' logits that rounding explains, as a share of the usual distance to the top logit
-ROUNDING = 1e-5  # and as a share of the logit itself, in float32
-COARSE = 8  # in a coarser type, so many of its last digits
 VANISHED = 0.1  # of the images, whose gradient is exactly zero
 WRONG = 0.5  # median relative error of the gradient against finite differences
 BURIED = 0.1  # median signal-to-noise ratio of one draw's gradient, below which 20 draws find no direction either
-MOST = 1e9  # of what rounding explains
 NOISY = 20  # draws from which it is estimated
 STEPS = (1e-3, 1e-2)  # of the finite differences, in L2: rounding spoils the shorter, curvature the longer
 
@@ -110,21 +107,6 @@ def _seeded(model: nn.Module, images: Images) -> Iterator[None]:
     with drawing(model, generator(0, "declaration", device=device)), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         yield
-
-
-def differs(model: nn.Module, one: Logits, other: Logits) -> bool:
-    """Whether two passes' logits are further apart than rounding explains."""
-    return difference(model, one, other) > 1
-
-
-def difference(model: nn.Module, one: Logits, other: Logits) -> float:
-    """The largest difference of two passes' logits over the largest that rounding explains in the type that the model computes in."""
-    below = one.amax(1, keepdim=True) - one
-    usual = below[below > 0].median().nan_to_num()  # of no logits at all below the top one, the median is not a number
-    rounding = max(ROUNDING, COARSE * getattr(model, "eps", 0.0))
-    same = (one == other) | (one.isnan() & other.isnan())
-    times = ((one - other).abs() / (SAME * usual + rounding * one.abs())).nan_to_num(MOST).clamp_max(MOST)
-    return torch.where(same, 0.0, times).max().item()
 
 
 def _is_blind(model: nn.Module, x: Images, y: Labels, randomised: bool) -> bool:

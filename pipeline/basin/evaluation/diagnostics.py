@@ -143,7 +143,7 @@ def probe(evaluation: Evaluation, o: Outcomes, attempts: Mapping[str, Attempt], 
     with evaluation.seeded("stiffness", 0):
         figures["stiffness"] = _stiffness(evaluation.classifier, x)
     with evaluation.seeded("probe", 0):
-        return figures | _gradients(evaluation.classifier, list(zip(x.split(batch), y.split(batch))), attempts, declared)
+        return figures | _gradients(evaluation.classifier, x, y, batch, attempts, declared)
 
 
 def _useless(model: nn.Module, x: Images, y: Labels, batch: int, declared: Declaration) -> dict[str, float]:
@@ -158,9 +158,10 @@ def _useless(model: nn.Module, x: Images, y: Labels, batch: int, declared: Decla
 
 
 def _gradients(
-    model: nn.Module, batches: list[tuple[Images, Labels]], attempts: Mapping[str, Attempt], declared: Declaration
+    model: nn.Module, x: Images, y: Labels, batch: int, attempts: Mapping[str, Attempt], declared: Declaration
 ) -> dict[str, float]:
     """What is wrong with the gradient at the clean images."""
+    batches = list(zip(x.split(batch), y.split(batch)))
 
     def each(measure: Callable[[nn.Module, Images, Labels], Tensor]) -> Tensor:
         return torch.cat([measure(model, *batch) for batch in batches])

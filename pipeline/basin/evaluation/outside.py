@@ -105,6 +105,8 @@ def images(data: str, number: int | None, seed: int) -> tuple[Images, Labels]:
     path = Path(data)
     if not os.path.exists(path):
         raise Mistake(f"--data: no such file or folder (got {data!r}). Give a prepared folder, an .npz file, or a folder of images.")
+    if path.is_file() and path.suffix.lower() != ".npz":
+        raise Mistake(f"--data: a file of another kind (got {data!r}). Give a prepared folder, an .npz file, or a folder of images.")
     if path.suffix.lower() == ".npz":
         npz = kinds.find("sources", "npz")
         x, y = npz.exact(npz.Params(file=data))

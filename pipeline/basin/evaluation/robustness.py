@@ -13,9 +13,10 @@ from basin.config.suite import IN_FULL, PRECISE, Adaptive, Suite, replaced
 from basin.errors import Mistake
 from basin.evaluation.adaptive import attempts, naive, without_gradient
 from basin.evaluation.cascade import Evaluation
-from basin.evaluation.declaration import Declaration, declare, differs, drawn
+from basin.evaluation.declaration import Declaration, declare, drawn
 from basin.evaluation.diagnostics import DOUBT, Diagnosis, diagnosing, unread
 from basin.evaluation.outcomes import Outcomes, interval, mean
+from basin.evaluation.rounding import differs
 from basin.evaluation.search import Search, search
 from basin.evaluation.subject import device_of, sha256, subject, weights
 from basin.evaluation.ways import Attempt, Way
@@ -26,7 +27,7 @@ from basin.types import Images, Labels, Logits
 log = logging.getLogger(__name__)
 BATCH = 256  # images that are attacked at once, where nothing else is said
 LOOKED_AT = 16  # images on which a model's declaration is measured
-QUICK = "gradients followed in bfloat16; float32 judges each point, and attacks last"
+QUICK = "gradients followed in bfloat16; the model itself judges each point, and is attacked last"
 _PRECISE = Attempt(choose("attacks", {"kind": "margin"}), probe=0.25, precise=True)
 
 

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from basin.errors import THEIRS, Mistake, refusing, said
+from basin.evaluation.rounding import differs
 from basin.models.classifier import Classifier, Normalise
 from basin.types import Images
 
@@ -36,7 +37,8 @@ class Subject(nn.Module):
         self.training = False  # this module alone: `eval()` would reach into the model
 
     def forward(self, images: Images) -> Tensor:
-        with refusing(f"model: cannot take float32 images {list(images.shape)}", "Give the images that it is for."):
+        advice = "Give the images that it is for, or fewer at once (--batch) where their number is too large for it."
+        with refusing(f"model: cannot take float32 images {list(images.shape)}", advice):
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
                 answer = dense(logits_of(self.model(self.given(images))))
             self._check(answer, len(images))
@@ -92,6 +94,8 @@ def subject(model: nn.Module, images: Images, normalise: nn.Module | None = None
         _check_parts(model)
         place, before = device_of(model), state(model)
         one = Subject(model, dtype_of(model), normalise and normalise.to(place), [])
+        if compiled_of := getattr(model, "_orig_mod", None):
+            one = _uncompiled(one, compiled_of, images.to(place))
         try:
             with torch.random.fork_rng([place] if place.type == "cuda" else []):
                 _look(one, images.to(place))
@@ -100,6 +104,13 @@ def subject(model: nn.Module, images: Images, normalise: nn.Module | None = None
         if moved:
             raise Mistake(_unsteady(model, moved[0]))
     return one
+
+
+@torch.no_grad()
+def _uncompiled(one: Subject, inside: nn.Module, images: Images) -> Subject:
+    """The module that torch.compile was given, where it gives the same logits: the compiler begins anew for each number of images."""
+    plain = Subject(inside, one.dtype, one.normalise, ["compiled: judged as what was compiled, which gives the same logits"])
+    return one if differs(one, one(images), plain(images)) else plain
 
 
 def _look(one: Subject, images: Images) -> None:
@@ -168,8 +179,13 @@ def _check_parts(model: nn.Module) -> None:
 
 
 def _check_mode(model: nn.Module) -> None:
-    if model.training:
+    if model.training and not _exported(model):
         raise Mistake("model: is in training mode (got model.training = True). Call model.eval() first.")
+
+
+def _exported(model: nn.Module) -> bool:
+    """Whether torch.export made it: its mode is the one that it was exported in, whatever `training` says, and `eval` an error."""
+    return "eval" in vars(model)
 
 
 def _check_channels(normalise: nn.Module | None, images: Images) -> None:
@@ -201,8 +217,10 @@ def _unsteady(model: nn.Module, name: str) -> str:
 def _facts(one: Subject, images: Images) -> list[str]:
     """What is worth saying of a model that can be judged."""
     model = one.model
-    facts = [f"computes in {str(one.dtype).removeprefix('torch.')}"] if one.dtype != torch.float32 else []
-    if parts := [name for name, part in model.named_modules() if name and part.training and not list(part.children())]:
+    facts = ["exported: in the mode that it was exported in"] if _exported(model) else []
+    facts += [f"computes in {str(one.dtype).removeprefix('torch.')}"] if one.dtype != torch.float32 else []
+    parts = [name for name, part in model.named_modules() if name and part.training and not list(part.children())]
+    if parts and not _exported(model):
         facts.append(f"in training mode inside: {_listed(parts)}")
     if broken := [name for name, tensor in tensors(model).items() if _is_broken(tensor)]:
         facts.append(f"weights that are not finite: {_listed(broken)}")
