@@ -48,7 +48,7 @@ class Outcomes:
     curve: list[tuple[float, float]] = field(default_factory=list)
     under: dict[str, str] = field(default_factory=dict)  # "masked", "curve" -> the attack behind it, in words
     spared: dict[str, tuple[int, int]] = field(default_factory=dict)  # attack that has to earn its images -> those it was given, and not
-    passes: int = 0
+    passes: int = 0  # of images through the model itself; those through its twin, and of probes, are not among them
 
     @classmethod
     def untouched(cls, index: Labels, images: Images, labels: Labels, logits: Logits, share: PerImage, passes: int) -> "Outcomes":

@@ -94,8 +94,8 @@ def subject(model: nn.Module, images: Images, normalise: nn.Module | None = None
         _check_parts(model)
         place, before = device_of(model), state(model)
         one = Subject(model, dtype_of(model), normalise and normalise.to(place), [])
-        if compiled_of := getattr(model, "_orig_mod", None):
-            one = _uncompiled(one, compiled_of, images.to(place))
+        if isinstance(inside := attribute(model, "_orig_mod"), nn.Module):
+            one = _uncompiled(one, inside, images.to(place))
         try:
             with torch.random.fork_rng([place] if place.type == "cuda" else []):
                 _look(one, images.to(place))
