@@ -234,6 +234,11 @@ def masked(name, forward, flags=(), facts="", truth=SAME, slack=1 / N):
     return Animal(name, lambda: Made(forward), truth, frozenset(flags), facts, slack=slack)
 
 
+def at_one_class(instead):
+    """Of the images that it reads as class 2 alone the gradient is another's."""
+    return lambda z, x: torch.where((z(x).argmax(1) == 2)[:, None], instead(z, x), z(x))
+
+
 def refused(name, make, sentence, as_it_is=False):
     return Animal(name, make, sentence, as_it_is=as_it_is)
 
@@ -246,6 +251,8 @@ ANIMALS = [
     masked("gradient 1e-30 of what it is", lambda z, x: z(x).detach() + 1e-30 * (z(x) - z(x).detach()), {WRONG}, BLIND),
     masked("gradient 1e30 of what it is", lambda z, x: z(x).detach() + 1e30 * (z(x) - z(x).detach()), {WRONG}, BLIND),
     masked("gradient of another image", lambda z, x: z(x.flip(0)) - z(x.flip(0)).detach() + z(x).detach(), {WRONG}),
+    masked("gradient cut at one class", at_one_class(lambda z, x: z(x.detach())), {VANISHED}, "", slack=2 / N),
+    masked("gradient reversed at one class", at_one_class(lambda z, x: z(2 * x.detach() - x)), {WRONG}, "", slack=2 / N),
     masked("gradient of one pixel", lambda z, x: z(x.detach() + (x - x.detach()) * (torch.arange(16).view(4, 4) == 0)), (), ""),
     masked("saturated logits", lambda z, x: 1e6 * z(x), {VANISHED}),
     masked("saturated probabilities", lambda z, x: (1e6 * z(x)).softmax(1), {VANISHED, "probabilities"}, BLIND),
@@ -284,7 +291,7 @@ ANIMALS = [
     masked("writes into its images", writes, (), "writes into its images"),
     masked("writes into its images without a gradient", writes_without_gradient, (), "writes into its images"),
     Animal("weights that are not numbers, unused", Unused, SAME, facts="not finite: other.weight"),
-    Animal("compiled", lambda: torch.compile(Made(lambda z, x: z(x)), backend="eager"), SAME),
+    Animal("compiled", lambda: torch.compile(Made(lambda z, x: z(x)), backend="eager"), SAME, facts="judged as what was compiled"),
     Animal("scripted", lambda: torch.jit.script(typed(torch.float32)), SAME),
     # names that mean something else
     Animal("an attribute called draws", lambda: with_attributes(draws=3), SAME),
