@@ -1,5 +1,6 @@
 """What saves passes may not save a verdict: images have to be earned, a quicker function searches and never judges."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from basin.config.suite import IN_FULL, READY, Suite, ready
 from basin.evaluation import diagnostics, robustness, search
 from basin.evaluation.cascade import FEWEST, Evaluation
 from basin.evaluation.outcomes import pack, unpack
+from basin.evaluation.subject import subject
 from basin.evaluation.ways import Attempt
 from basin.randomness import generator
 from basin.threat import target as searches
@@ -324,6 +326,7 @@ def test_it_is_used_where_the_processor_has_it_and_it_agrees(trained, digits, mo
     monkeypatch.setattr(search, "has_bfloat16", lambda device: True)
     assert isinstance(search.search(trained, x, y), search.Search)
     assert search.search(two_of_five(), x, y) is None  # nothing in it that would be quicker
+    assert search.search(subject(copy.deepcopy(nn.Sequential(trained).eval()).bfloat16(), x), x, y) is None
     monkeypatch.setattr(search, "agreement", lambda *_: 0.9)
     assert search.search(trained, x, y) is None
 
