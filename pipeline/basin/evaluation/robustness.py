@@ -97,7 +97,7 @@ def evaluate(
         raise Mistake(f"twin: should tell the model's {declared.classes} classes (got {other}). Give a twin of the same data.")
     certain = not (suite.thorough or declared.randomised or declared.blind)
     judged = sha256(images, labels, *weights(model), *([] if twin is None else weights(twin)))
-    of = f"{judged} {threat} {suite.model_dump_json()} {seed}"
+    of = f"{judged} {threat.model_dump_json()} {suite.model_dump_json()} {seed}"
     evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised, group=group, of=of)
     asked = {name: attempt for name, attempt in _asked(suite, declared, model).items() if evaluation.can(attempt)}
     asked = {name: attempt if attempt.earned in asked else replace(attempt, earned="") for name, attempt in asked.items()}
