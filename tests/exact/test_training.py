@@ -78,6 +78,16 @@ def test_mart_is_its_equation():
     assert torch.allclose(mart.loss(params, network, x, y, small.BALL, seeded()), by_hand.mean(), atol=1e-5)
 
 
+def test_mart_is_finite_where_the_network_is_sure_of_another_class():
+    """By 40 and more, the others' probability is none in float32 beside 1; its logarithm is minus their distance."""
+    z = torch.tensor([[0.0, 40.0, -5.0], [3.0, 0.0, 90.0]], requires_grad=True)
+    y, network = torch.tensor([0, 1]), lambda x: z + 0 * x.flatten(1).sum(1, keepdim=True)
+    loss = mart.loss(mart.Params.model_validate({"lambda": 0.0}), network, torch.full((2, 1, 2, 2), 0.5), y, small.BALL, seeded())
+    (g,) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(loss.item(), (40 + 40 + 90 + 87) / 2, atol=0.1, rtol=0)
+    assert g.isfinite().all() and g[0].argmax() == 1 and g[1].argmax() == 2
+
+
 def test_alp_is_its_equation():
     network, x, y = drawn()
     params = alp.Params.model_validate({"lambda": 0.7, "steps": 3})
@@ -245,7 +255,10 @@ def test_what_is_read_rightly_with_the_margin_is_certified():
     assert torch.equal((network(x) + margin).argmax(1) == y, radii >= r)
 
 
-def test_lipschitz_margin_training_refuses_what_gives_no_constant():
+@pytest.mark.parametrize("given", [lambda network: network, lambda network: lambda x: network(x)])
+def test_lipschitz_margin_training_refuses_what_gives_no_constant(given):
+    """A function of a network, as the phases of some heads have it, gives none either."""
     network, x, y = drawn()
+    network = given(network)
     with pytest.raises(Mistake, match=r"training.kind: needs layers .*got lmt.* Take `backbone: \{kind: sll\}`"):
         lmt.loss(lmt.Params(), network, x, y, L2, seeded())

@@ -541,6 +541,10 @@ def with_value(value: float) -> np.ndarray:
             {"images": GOOD["images"].transpose(0, 2, 3, 1)},
             "images: channels come last (got [12, 4, 5, 3]). Store images.transpose(0, 3, 1, 2).",
         ),
+        (
+            {"images": np.zeros((12, 6, 5, 4), np.uint8)},
+            "images: channels come last (got [12, 6, 5, 4]). Store images[..., :-1].transpose(0, 3, 1, 2).",
+        ),
         ({"images": GOOD["images"] // 255}, "images: uint8 means 0..255 (got a maximum of 1). Multiply by 255, or store floats in [0, 1]."),
         (
             {"images": GOOD["images"].astype(int)},

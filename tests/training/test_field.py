@@ -58,6 +58,11 @@ def test_cosine_is_torchs_own(each):
     assert close(ours(20 * each, policy="cosine"), rates(CosineAnnealingLR(sgd(), 20 * each), 20 * each))
 
 
+def test_no_milestone_has_passed_at_the_first_step():
+    schedule = Schedule(epochs=1, rate=0.3, policy="multi_step")
+    assert [schedule.rate_at(step, 20) for step in range(20)] == [0.3] * 20
+
+
 @pytest.mark.parametrize("policy", ["constant", "cosine", "multi_step"])
 def test_a_warm_up_is_torchs_own(policy):
     (optimiser, steps, up) = (sgd(), 140, 21)

@@ -358,6 +358,16 @@ def test_statistics_are_those_of_the_training_images_and_only_of_what_was_traine
     assert torch.equal(frozen.running_mean, before) and norm.momentum == momentum and not norm.training
 
 
+def test_one_image_more_than_a_batch_moves_the_statistics_by_one_image(train):
+    """Batches of one size: a last one of one image would count as much as the 64 before it."""
+    model = classifier(RESNET).eval()
+    some = train.take(torch.arange(65))
+    measure_statistics(model, [model.backbone.stem], some, 64)
+    with torch.no_grad():
+        z = model.backbone.stem[0](model.normalise(some.floats()))
+    torch.testing.assert_close(model.backbone.stem[1].running_mean, z.mean((0, 2, 3)), rtol=0.1, atol=0.02)
+
+
 @pytest.mark.parametrize(("values", "patience", "epochs", "best"), [
     ([0.1, 0.5, 0.4, 0.4, 0.9], 2, 4, 2),  # what would come later is not seen
     ([0.1, 0.5, 0.4, 0.6, 0.5], 2, 5, 4),

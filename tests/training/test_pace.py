@@ -226,6 +226,13 @@ def test_batches_are_those_of_the_split(train):
         assert torch.equal(x, train.floats(positions)) and torch.equal(y, train.labels[positions])
 
 
+@pytest.mark.parametrize(("size", "sizes"), [(64, [64, 65]), (43, [43, 43, 43]), (1, [1] * 129), (200, [129]), (127, [127, 2])])
+def test_one_image_that_is_left_over_goes_with_the_batch_before_it(size, sizes, train):
+    order = torch.randperm(129, generator=torch.Generator().manual_seed(0))
+    parts = Batches(train, CPU).split(order, size)
+    assert [len(part) for part in parts] == sizes and torch.equal(torch.cat(parts), order)
+
+
 # The device is not waited for -------------------------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,6 @@ class Schedule(Settings):
         if self.policy in ("one_cycle", "cosine"):
             return self.rate * 0.5 * (1 + math.cos(math.pi * (step - up) / (steps - up)))
         if self.policy == "multi_step":
-            ends = [round(self.epochs * one) if one < 1 else one for one in self.milestones]
+            ends = [max(1, round(self.epochs * one)) if one < 1 else one for one in self.milestones]
             return self.rate * self.factor ** sum(step >= end * steps / self.epochs for end in ends)
         return self.rate

@@ -13,6 +13,7 @@ from torch.nn.functional import linear, relu
 
 from basin.config.solver import Solver
 from basin.models.ode import Flow
+from basin.models.steps import Rate
 from basin.types import State
 
 TINY = 1e-6  # of a row of T that would be zero
@@ -46,6 +47,11 @@ class ContractingFlow(Flow):
     def __init__(self, drifts: list[Contracting], T: float, steps: int):
         super().__init__(Turns(drifts, T), T, Solver(method="euler", steps=steps), autonomous=False)
         self.decay = drifts[0].decay
+
+    def _rate(self) -> Rate:
+        """With t as it is: a tensor would have the host wait, at each step, to know whose turn it is."""
+        drift = self.drift
+        return lambda t, z: drift(t, z)
 
     def lipschitz(self) -> float:
         """A Lipschitz constant of z(0) -> z(T): at most 1 where a step is at most 2 / (2 + decay)."""

@@ -76,7 +76,8 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def measure_statistics(model: nn.Module, trained: Sequence[nn.Module], train: Split, batch: int) -> None:
-    """Give the batch normalisations inside `trained` the statistics of all training images: the mean over batches of `batch` images."""
+    """Give the batch normalisations inside `trained` the statistics of all training images: the mean over batches of one size, at most
+    `batch`, within an image."""
     layers = [layer for module in trained for layer in module.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     device = next(model.parameters()).device
@@ -85,7 +86,7 @@ def measure_statistics(model: nn.Module, trained: Sequence[nn.Module], train: Sp
         layer.momentum = None  # each batch counts the same
         layer.train()
     with drawing(model, generator(0, "statistics", device=device)):
-        for rows in torch.arange(len(train)).split(batch) if layers else ():
+        for rows in torch.arange(len(train)).tensor_split(-(-len(train) // batch)) if layers else ():
             model(train.floats(rows).to(device))
     for layer, momentum in zip(layers, momenta):
         layer.momentum = momentum

@@ -28,8 +28,12 @@ class Batches:
         return len(self.labels)
 
     def split(self, order: Tensor, size: int) -> list[Tensor]:
-        """The positions of each batch, where the images are. One copy an epoch."""
-        return list(order.to(self.images.device).split(size))
+        """The positions of each batch, where the images are. One copy an epoch. One image that is left over goes with the batch before it:
+        of a single one a batch normalisation may have no variance."""
+        order = order.to(self.images.device)
+        whole = len(order) - 1 if len(order) % size == 1 and len(order) > size > 1 else len(order)
+        *batches, last = order[:whole].split(size)
+        return [*batches, torch.cat([last, order[whole:]])]
 
     def at(self, rows: Tensor, draws: torch.Generator) -> tuple[Images, Labels]:
         """The images, augmented, and labels at `rows`, a part of what `split` gave."""

@@ -24,11 +24,13 @@ V is the fixed MaxMin matrix (Corollary 1: unit rows, every cosine 1/(1 - k)), J
 What each leaves open is in docs/methods/heads/sodef.md.
 """
 
+import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
 from basin.config.schedule import Schedule
@@ -83,6 +85,13 @@ class PaperSchedule(Schedule):
     a2: float = Field(0.05, ge=0, description="weight of the diagonal's term, 0 or above (the paper: 0.05)")
     a3: float = Field(0.05, ge=0, description="weight of the dominance term, 0 or above (the paper: 0.05)")
     release: bool = Field(False, description="whether the projection is trained with equation (7) too")
+
+    @field_validator("warmup")
+    @classmethod
+    def _leaves_the_first_phase_an_epoch(cls, warmup: float, others: Any) -> float:
+        if warmup >= max(1, others.data.get("epochs", math.inf) // 5):
+            raise PydanticCustomError("warmup", "takes all epochs of the first phase, a fifth of them. Give it fewer.")
+        return warmup
 
 
 def schedules(params: Params) -> type[Settings]:

@@ -126,8 +126,9 @@ def _images(where: str, images: np.ndarray) -> np.ndarray:
         raise Mistake(f"{where}: needs shape [n, c, h, w] or [n, h, w], none of them 0 (got {list(images.shape)}). Reshape the array.")
     if images.ndim == 3:
         images = images[:, None]
-    if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
-        raise Mistake(f"{where}: channels come last (got {list(images.shape)}). Store images.transpose(0, 3, 1, 2).")
+    if images.shape[1] not in (1, 3) and (images.shape[3] in (1, 3) or images.shape[3] in (2, 4) and images.shape[1] > 4):
+        opaque = "" if images.shape[3] in (1, 3) else "[..., :-1]"  # without the transparency
+        raise Mistake(f"{where}: channels come last (got {list(images.shape)}). Store images{opaque}.transpose(0, 3, 1, 2).")
     if images.dtype == np.uint8:
         if images.max() <= 1:
             raise Mistake(f"{where}: uint8 means 0..255 (got a maximum of {images.max()}). Multiply by 255, or store floats in [0, 1].")

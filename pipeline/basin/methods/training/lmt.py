@@ -16,16 +16,16 @@ from basin.errors import Mistake
 from basin.models.classifier import Classifier
 from basin.models.lipschitz import between, given, lipschitz
 from basin.threat.ball import ThreatModel
-from basin.types import Images, Labels
+from basin.types import Images, Labels, Network
 
 
 class Params(Settings):
     eps_ratio: float = Field(1.0, ge=0, description="the radius that is asked for as a multiple of the threat model's, 0 or above")
 
 
-def loss(params: Params, network: Classifier, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
+def loss(params: Params, network: Network, images: Images, labels: Labels, threat: ThreatModel, generator: torch.Generator) -> Tensor:
     """Raises Mistake where the network has no Lipschitz constant of that kind."""
-    if (L := lipschitz(network, given)) is None:
+    if not isinstance(network, Classifier) or (L := lipschitz(network, given)) is None:
         raise Mistake(
             "training.kind: needs layers of a Lipschitz constant that holds whatever their weights (got lmt). "
             "Take `backbone: {kind: sll}` with a head linear or contracting, or another kind of training."

@@ -18,8 +18,6 @@ from basin.threat.target import Target
 from basin.training.awp import found
 from basin.types import Images, Labels, Network
 
-TINY = 1e-12  # keeps the logarithm of a vanishing probability finite
-
 
 class Params(Settings):
     lambda_: float = Field(5.0, ge=0, alias="lambda", description="weight of the second term, 0 or above (the paper: 5)")
@@ -32,7 +30,7 @@ def loss(params: Params, network: Network, images: Images, labels: Labels, threa
     x = found(lambda: pgd.ascend(inner, Target(network, threat), images, labels, generator), generator)
     log_p, log_p_x = log_softmax(network(images), 1), log_softmax(network(x), 1)
     y = labels[:, None]
-    runner_up = log_p_x.exp().scatter(1, y, 0).amax(1)
-    bce = -log_p_x.gather(1, y)[:, 0] - torch.log1p(-runner_up.clamp_max(1 - TINY))
+    runner_up = log_p_x.detach().scatter(1, y, -torch.inf).argmax(1, keepdim=True)
+    bce = -log_p_x.gather(1, y)[:, 0] - log_p_x.scatter(1, runner_up, -torch.inf).logsumexp(1)  # of the others: log(1 - p), and finite
     kl = kl_div(log_p_x, log_p, reduction="none", log_target=True).sum(1)
     return (bce + params.lambda_ * kl * (1 - log_p.exp().gather(1, y)[:, 0])).mean()
