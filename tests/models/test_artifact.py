@@ -82,9 +82,9 @@ def test_dtype_and_buffers_come_back(folder, model):
 
 def test_missing_files_name_the_command(folder):
     (folder / "weights.safetensors").unlink()
-    assert refused(folder) == f"{folder}/weights.safetensors: not found. Give a model folder, or run the stage that makes it: dvc repro."
+    assert refused(folder) == f"{folder}/weights.safetensors: not found. Run the stage that makes it: dvc repro."
     (folder / "recipe.json").unlink()
-    assert refused(folder) == f"{folder}/recipe.json: not found. Give a model folder, or run the stage that makes it: dvc repro."
+    assert refused(folder) == f"{folder}/recipe.json: not found. Run the stage that makes it: dvc repro."
 
 
 ADVICE = "Delete the folder and run `dvc checkout` or `dvc repro`; a registered version is mended by `basin registry sync`."

@@ -97,7 +97,7 @@ def _weights(path: Path, wanted: str | None) -> dict[str, torch.Tensor]:
             raise Mistake(f"{path}: not the weights of the recipe beside it (got SHA-256 {found[:12]} for {wanted[:12]}). {AGAIN}")
         return unpacked(content)
     except FileNotFoundError:
-        raise Mistake(f"{path}: not found. Give a model folder, or run the stage that makes it: dvc repro.") from None
+        raise Mistake(f"{path}: not found. Run the stage that makes it: dvc repro.") from None
     except (SafetensorError, OSError) as error:
         raise damaged(path, error) from None
 
