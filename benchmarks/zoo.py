@@ -102,7 +102,8 @@ MARGINS = """What each flag measures, its limit (it is raised above), the highes
 fault: the hostile ones above of which the test asks for the flag, and those of tests/evaluation/test_flags.py. Figures of
 `adjoint-disagrees` are 1 - cosine, of `too-few-draws` noise over signal, of `stiff-solve` shares of the stability limit, of
 `at-chance` the agreement with shuffled labels over that with the labels, of `class-not-answered` and `probabilities` the limit over what is
-measured, of `batch-dependent` shares of what rounding explains; 1e+09 stands for more than can be said."""
+measured, of `batch-dependent` shares of what rounding explains, of `vanishing-gradient` and `wrong-gradient` the larger of two shares of
+their limits ([flags](../flags.md)); 1e+09 stands for more than can be said."""
 
 
 def made(command: str) -> str:

@@ -89,19 +89,14 @@ def _measured(
         "large-radius-holds": (probes["large_radius"], HOLDS),
         "one-step-beats-many": (probes["many_steps"] - probes["one_step"], FEWER_BREAK),
         "noise-as-strong": ((probes["clean"] - probes["noise"]) / max(broken, FEWER_BREAK), NOISE),
-        "vanishing-gradient": _worse((probes["vanished"], VANISHED), (probes["dead"], DEAD)),
+        "vanishing-gradient": (max(probes["vanished"] / VANISHED, probes["dead"] / DEAD), 1.0),
         "gradient-overflows": (probes["overflowed"], OVERFLOWS),
-        "wrong-gradient": _worse((probes.get("gradient_error", 0.0), WRONG), (probes.get("misled", 0.0), MISLED)),
+        "wrong-gradient": (max(probes.get("gradient_error", 0.0) / WRONG, probes.get("misled", 0.0) / MISLED), 1.0),
         "adjoint-disagrees": (1 - probes.get("adjoint_cosine", 1.0), 1 - AGREES),
         "too-few-draws": (1 / max(probes.get("signal_to_noise", math.inf), 1e-9), 1 / SIGNAL),
         "batch-dependent": (declared.batch_difference, 1.0),
         "probabilities": (probes["probabilities"], 1.0),
     }
-
-
-def _worse(*measured: tuple[float, float]) -> tuple[float, float]:
-    """Of several figures with their limits the one that is the most times its own."""
-    return max(measured, key=lambda pair: pair[0] / pair[1])
 
 
 def unread(o: Outcomes, known: int | None = None) -> dict[str, tuple[float, float]]:
