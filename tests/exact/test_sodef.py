@@ -222,6 +222,9 @@ def test_a_form_has_its_own_schedule_and_the_other_ones_is_refused():
         params.schedules(choose("heads", SODEF)).model_validate({"epochs": 2})
     with pytest.raises(ValueError, match="at least 2: a fifth for the projection, the rest for equation"):
         params.schedules(choose("heads", PAPER)).model_validate({"epochs": 1})
+    with pytest.raises(ValueError, match="takes all epochs of the first phase, a fifth of them. Give it fewer."):
+        params.schedules(choose("heads", PAPER)).model_validate({"epochs": 14, "policy": "cosine", "warmup": 2})
+    params.schedules(choose("heads", PAPER)).model_validate({"epochs": 15, "policy": "cosine", "warmup": 2})
 
 
 # The bound -------------------------------------------------------------------------------------------------------------------------------
