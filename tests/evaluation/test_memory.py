@@ -52,7 +52,7 @@ def judged(room: int, batch: int) -> subprocess.CompletedProcess:
 def test_a_batch_that_memory_does_not_hold_is_halved_and_that_is_said():
     small, large = judged(1, 64), judged(20, 64)
     assert "goes on with batches of 32" in large.stderr, large.stderr
-    assert small.stderr == "" and small.stdout == large.stdout and 0 <= json.loads(small.stdout) < 1
+    assert "memory" not in small.stderr and small.stdout == large.stdout and 0 <= json.loads(small.stdout) < 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -281,16 +281,27 @@ def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
     )
 
 
-def png(depth: int, colour: int, size: tuple[int, int] = (4, 6), whole: bool = True) -> bytes:
-    """A grey PNG of any bit depth and colour type, which Pillow cannot write; or the header of one."""
+def png(depth: int, colour: int, size: tuple[int, int] = (4, 6), whole: bool = True, damaged: bool = False) -> bytes:
+    """A grey PNG of any bit depth and colour type, which Pillow cannot write; or the header of one, or one of damaged pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     height, width = size
     pixels = (b"\0" + b"\x80" * (width * {0: 1, 2: 3, 4: 2, 6: 4}[colour] * depth // 8)) * height if whole else b""
+    stored = zlib.compress(pixels, 0 if damaged else -1)
+    stored = stored[:2] + b"\xff" + stored[3:] if damaged else stored  # no block of that kind
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", stored) + chunk(b"IEND", b"")
+
+
+def test_damaged_pixels_are_no_image_though_the_exif_was_asked_for_first(tmp_path):
+    """Of a PNG Pillow decodes the pixels for that, and after an error gives what it has."""
+    (tmp_path / "a.png").write_bytes(png(8, 2, damaged=True))
+    for read in (image_file.sides, lambda image: image_file.pixels(image, 3), lambda image: image_file.pixels(image, 1, (2, 2))):
+        with pytest.raises(Mistake, match=r"^a: cannot be read as an image \(got broken data stream"):
+            with image_file.opened("a", tmp_path / "a.png") as image:
+                read(image)
 
 
 def tiff(bits: int, channels: int, size: tuple[int, int] = (4, 6)) -> bytes:

@@ -47,7 +47,7 @@ def opened(where: str, file: Path | BytesIO, formats: tuple[str, ...] = FORMATS)
 
 
 def sides(image: Opened) -> tuple[int, int]:
-    """Height and width of an opened image as `pixels` gives them. Decodes nothing."""
+    """Height and width of an opened image as `pixels` gives them. Decodes nothing but a PNG."""
     return image.size if _orientation(image) in ON_ITS_SIDE else image.size[::-1]
 
 
@@ -72,6 +72,8 @@ def pixels(image: Opened, channels: int, size: tuple[int, int] | None = None) ->
 
 def _orientation(image: Opened) -> int:
     """1 is upright, and what is not told."""
+    if image.format == "PNG":  # may tell it after the pixels, so asking decodes them: what is damaged there is not to pass with the EXIF
+        image.load()
     try:
         return image.getexif().get(ORIENTATION, 1)
     except (*DAMAGED, struct.error):  # of the EXIF block alone: pixels that are damaged are found when they are decoded

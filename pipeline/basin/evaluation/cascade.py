@@ -119,14 +119,14 @@ class Evaluation:
 
     def _take(self, outcomes: Outcomes, steps: Sequence[Callable[[], None]], finished: int) -> None:
         for position, step in enumerate(progress.each(steps[finished:], self.seed[1], "attacks", finished), start=finished + 1):
-            self._fitting(step)
+            self.fitting(step)
             self._keep(outcomes, position, len(steps))
 
     def _keep(self, outcomes: Outcomes, finished: int, planned: int) -> None:
         if self.checkpoint and self.group.first:
             files.write(self.checkpoint, pack(outcomes, finished, planned, self.of))
 
-    def _fitting(self, step: Callable[[], T]) -> T:
+    def fitting(self, step: Callable[[], T]) -> T:
         """The step, begun again with half the batch wherever memory does not hold one."""
         while True:
             try:
@@ -155,7 +155,7 @@ class Evaluation:
         given = 0
         for k, part in enumerate(rows.split(size) if len(rows) else ()):
             held = float(o.share[part].sum())
-            self._fitting(partial(self._part, o, part, name, attempt, k))
+            self.fitting(partial(self._part, o, part, name, attempt, k))
             given += len(part)
             if held - float(o.share[part].sum()) < LOST:
                 break
@@ -295,7 +295,7 @@ class Evaluation:
                 return unpack(self.checkpoint, index, images, labels, self.of)
             except UNREADABLE as error:
                 log.warning("%s: unreadable checkpoint (%s); starting from the beginning", self.checkpoint, error)
-        logits, share = self._fitting(partial(self._clean, images, labels))
+        logits, share = self.fitting(partial(self._clean, images, labels))
         if len(bad := (~logits.isfinite().all(1)).nonzero().flatten()):
             raise Mistake(f"model: its logits are not finite (got so at image {int(bad[0])}, {len(bad)} in all). Mend its forward pass.")
         return Outcomes.untouched(index, images, labels, logits, share, len(images) * (JUDGED if self.randomised else 1)), 0

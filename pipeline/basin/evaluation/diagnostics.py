@@ -67,7 +67,7 @@ def diagnosing(
     probes: dict[str, float] = {}
 
     def diagnose(o: Outcomes) -> Diagnosis:
-        probes.update(probes or probe(evaluation, o, attempts, declared))
+        probes.update(probes or evaluation.fitting(lambda: probe(evaluation, o, attempts, declared)))
         measured = _measured(probes, o, attempts, declared, known)
         return Diagnosis([name for name, (figure, limit) in measured.items() if figure > limit], probes, measured)
 
