@@ -88,7 +88,7 @@ def read(raw, path):
         for message in mistake.messages:
             assert message.startswith(f"{path}: ") and message.isprintable() and " (got " in message
             said = message.removeprefix(f"{path}: ")
-            assert any(said.startswith((f"{key}:", f"{key}.")) for key in TOP.union(filter(lambda key: isinstance(key, str), raw)))
+            assert any(said.startswith((f"{key}:", f"{key}.")) for key in TOP.union(map(str, raw)))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
