@@ -96,7 +96,7 @@ def evaluate(
     if twin is not None and (other := _logits(twin, sample.to(device_of(twin))).shape[1]) != declared.classes:
         raise Mistake(f"twin: should tell the model's {declared.classes} classes (got {other}). Give a twin of the same data.")
     certain = not (suite.thorough or declared.randomised or declared.blind)
-    judged = sha256(images, labels, *weights(model), *([] if twin is None else weights(twin)))
+    judged = checkpoint and sha256(images, labels, *weights(model), *([] if twin is None else weights(twin)))
     of = f"{judged} {threat.model_dump_json()} {suite.model_dump_json()} {seed}"
     evaluation = Evaluation(model, twin, threat, seed, batch, checkpoint, declared.randomised, group=group, of=of)
     asked = {name: attempt for name, attempt in _asked(suite, declared, model).items() if evaluation.can(attempt)}
