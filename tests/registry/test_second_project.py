@@ -13,6 +13,7 @@ import mlflow
 import pytest
 from test_registry import MODELS, NAME, digests, workspace  # noqa: F401
 
+from basin.config import params
 from basin.registry import making, registration
 
 ROOT = Path(__file__).parents[2]
@@ -45,13 +46,13 @@ def test_a_version_names_every_library_that_its_code_imports():
 def test_another_project_reproduces_a_version(workspace, tmp_path_factory, monkeypatch, capsys):  # noqa: F811
     run = tmp_path_factory.mktemp("run")
     shutil.copytree(workspace, run, dirs_exist_ok=True)
-    params = (
+    text = (
         (run / "params.yaml")
         .read_text()
         .replace("channels: [2], hidden: 8", "channels: [8], hidden: 32")
         .replace("epochs: 1,", "epochs: 20,")
     )
-    (run / "params.yaml").write_text(f"{params}\nregistry: {{gate: {{accepted_flags: {json.dumps(FLAGS)}}}}}\n")
+    (run / "params.yaml").write_text(f"{text}\nregistry: {{gate: {{accepted_flags: {json.dumps(FLAGS)}}}}}\n")
     stages = os.environ | {"PYTHONPATH": str(ROOT), "BASIN_TRACKING": "off"}
     for stage in ("backbone natural", "head ode", *(f"attack {model} short" for model in MODELS)):
         subprocess.run([sys.executable, "-m", *f"basin.stages.{stage}".split()], cwd=run, env=stages, check=True, capture_output=True)
