@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # of the processor, of CUDA, of its libraries
 THEIRS = (Exception, SystemExit, GeneratorExit)  # what code of another's making may raise; an interruption is the user's
 
 
@@ -51,8 +52,9 @@ def said(error: BaseException) -> str:
 
 
 def short_of_memory(error: BaseException) -> bool:
-    """Whether there was no memory left: Python's own error, torch's of a GPU by its name, torch's of the processor by its words."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    """Whether there was no memory left: Python's own error, torch's of a GPU by its name, and by its words what others say of it."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(words in said(error) for words in NO_MEMORY))
 
 
 @contextmanager

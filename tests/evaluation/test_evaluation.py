@@ -22,6 +22,7 @@ from basin.evaluation.cascade import Evaluation
 from basin.evaluation.interval import wilson
 from basin.evaluation.ways import Attempt, Way
 from basin.threat.ball import TOLERANCE
+from basin.threat.target import gradient
 
 ATTACKS = {
     "fgsm": {"kind": "fgsm"},
@@ -223,6 +224,22 @@ def test_a_network_whose_gradient_is_not_a_number_is_evaluated_to_the_end(run, s
     assert outcomes.points.isfinite().all() and outcomes.loss.isfinite().all()
     assert outcomes.after["fgsm"] == outcomes.curve[0][1]  # no direction to go
     assert outcomes.after["transfer"] <= outcomes.after["square"] < outcomes.after["fgsm"]  # which need none
+
+
+class Refusing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        raise RuntimeError("a_kernel does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms'.")
+
+
+def test_a_kernel_that_is_refused_is_no_gradient_of_zero():
+    images, labels = torch.full((2, 1, 1, 3), 0.5), torch.tensor([0, 1])
+    with pytest.raises(RuntimeError, match="a_kernel does not have a deterministic implementation"):
+        gradient(lambda x: Refusing.apply(x).flatten(1), images, labels)
 
 
 def test_the_batch_changes_no_deterministic_attack(run):

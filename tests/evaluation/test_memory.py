@@ -5,8 +5,28 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from basin.errors import short_of_memory
 
 pytest.importorskip("resource", reason="limits of a process are POSIX's")
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_what_torch_and_its_libraries_say_when_memory_is_short(error: Exception, short: bool):
+    assert short_of_memory(error) == short
+
 
 GREEDY = """
 import logging, resource, sys

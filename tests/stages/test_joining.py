@@ -188,6 +188,31 @@ def test_a_process_that_dies_is_told_and_may_be_tried_again(place: Path, tmp_pat
     assert re.fullmatch(SHARED + told, done.stderr), done.stderr
 
 
+DEAF = """
+import os, signal, sys, time
+if "basin.stages.backbone" in sys.orig_argv:
+    import basin.training.losses as losses
+    def read(self):
+        if os.environ.get("RANK", "0") == "{rank}":
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            time.sleep(1000)
+        {error}
+    losses.Losses.read = read
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "error", "ends"),
+    [(0, "os._exit(9)", (75, f"error: {joining.GONE}\n")), (1, f"raise {MISTAKE}", (2, "error: here: it is wrong (got 1). Mend it.\n"))],
+)
+def test_one_that_waits_where_it_hears_of_nothing_ends_too(rank: int, error: str, ends: tuple[int, str], place: Path, tmp_path: Path):
+    """As inside NCCL."""
+    folder = shutil.copytree(place, tmp_path / "place", ignore=shutil.ignore_patterns("models", "history"))
+    done = run(folder, "backbone", "natural", gpus="0,1", patch=DEAF.format(rank=rank, error=error))
+    assert (done.returncode, done.stderr) == (ends[0], SHARED + ends[1])
+
+
 SHORT = """
 import os, sys
 if "basin.stages.attack" in sys.orig_argv and os.environ.get("RANK") == "1":

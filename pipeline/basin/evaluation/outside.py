@@ -160,6 +160,7 @@ def run(
     x, y = images(data, number, seed)
     classifier, twin = models(target, registered)
     started, place = time.monotonic(), _device(device)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     x = _as_taken(_placed(classifier, place), x)
     check(x, y)
     classifier = subject(classifier, x[:LOOKED_AT], normalisation(normalise, classifier))
@@ -237,9 +238,10 @@ def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
 
 def _digest(model: nn.Module, x: Images) -> str:
     """Of what a model is and computes: its layers, its tensors, and its logits of a few images."""
-    with torch.no_grad(), torch.random.fork_rng():
+    place = device_of(model)
+    with torch.no_grad(), torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(0)
-        logits = model(x[:LOOKED_AT].to(device_of(model)))
+        logits = model(x[:LOOKED_AT].to(place))
     try:
         layers = repr(model)
     except THEIRS:  # its own __repr__ fails

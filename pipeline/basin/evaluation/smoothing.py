@@ -29,7 +29,7 @@ def radii(
     found = [_counts(model, x, sigma, draws, generator, batch) for x in images]
     chosen, held = (torch.tensor(column) for column in zip(*found))
     p = _lower(held, draws, confidence)
-    certain = (p > 0.5) & (chosen == labels)
+    certain = (p > 0.5) & (chosen == labels.cpu())
     return torch.where(certain, sigma * torch.special.ndtri(p), torch.zeros_like(p)).float()
 
 

@@ -1,9 +1,10 @@
-"""What a net of another library has to do before it is a backbone: take these images, and draw nothing of its own."""
+"""What a net of another library has to do before it is a backbone: take these images, draw nothing of its own, be the same twice."""
 
 import torch
 from torch import Tensor, nn
 
 from basin.errors import Mistake, said
+from basin.models.pooling import Means
 from basin.types import ImageShape
 
 
@@ -23,9 +24,12 @@ def check(network: nn.Module, name: str, shape: ImageShape) -> Tensor:
 
 
 def quieten(network: nn.Module) -> None:
-    """Dropout and stochastic depth are off: they draw from torch's global generator, and an interrupted run would end as another one."""
-    for module in network.modules():
+    """Dropout and stochastic depth are off: they draw from torch's global generator, and an interrupted run would end as another one. A
+    pool of several parts is as it was, but deterministic on a GPU too."""
+    for name, module in list(network.named_modules()):
         if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "StochasticDepth":
             module.p = 0.0  # type: ignore[assignment]
         elif type(module).__name__ == "DropPath":
             module.drop_prob = 0.0  # type: ignore[assignment]
+        elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size not in (1, (1, 1)):
+            network.set_submodule(name, Means(module.output_size))  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,9 +23,11 @@ from basin.config import document
 from basin.errors import Mistake
 from basin.processes import ALONE, Group, Lost
 from basin.repro import slots
+from basin.repro.guard import GRACE, LOOK, Guards
 
 log = logging.getLogger(__name__)
-EVER = timedelta(days=30)  # for another's share of the work: that it is gone is known by its connection
+EVER = timedelta(days=30)  # for another's share of the work: that it is gone is known otherwise
+GONE = "processes: one of this stage ended (got no word of it). Run it again; what is done is kept."
 SAID, STARTED = "said", "started"  # in the store: what ended one of the processes, how many are there
 
 
@@ -44,15 +47,16 @@ def joined(name: str, shared: bool, device: str) -> Iterator[Group]:
     rank = int(os.environ["RANK"]) if given else 0
     if rank:
         logging.getLogger().setLevel(logging.ERROR)
-    store, helpers = _met() if given else _started(size)
+    guards = Guards()
+    store, helpers = _met() if given else _started(size, guards)
     try:
         _wait(store, helpers)
+        threading.Thread(target=_watch, args=(helpers, guards), daemon=True).start()
         with _group(store, rank, size, device):
             log.info("%s: shared by %d processes", name, size)
             yield Group(rank, size)
     except BaseException as error:
-        for helper in helpers:
-            helper.terminate()
+        guards.end()
         if (ending := _ending(store, rank, error)) is error:
             raise
         raise ending from None
@@ -73,6 +77,16 @@ def asked() -> int:
     return 1 if gpus < 2 else max(1, min(int(gpus), len(slots.devices())))
 
 
+def _watch(helpers: Sequence[subprocess.Popen], guards: Guards) -> None:
+    """End this process where it waits for one that is gone and does not hear of it: gloo's connections tell, NCCL's do not."""
+    while all(helper.poll() in (None, 0) for helper in helpers):
+        time.sleep(LOOK)
+    time.sleep(GRACE)
+    if not guards.ended:
+        sys.stderr.write(f"error: {GONE}\n")
+        os._exit(Lost.code)
+
+
 def _met() -> tuple[Any, Sequence[subprocess.Popen]]:
     import torch.distributed as dist
 
@@ -80,7 +94,7 @@ def _met() -> tuple[Any, Sequence[subprocess.Popen]]:
     return store, ()
 
 
-def _started(size: int) -> tuple[Any, Sequence[subprocess.Popen]]:
+def _started(size: int, guards: Guards) -> tuple[Any, Sequence[subprocess.Popen]]:
     """The store, on the loopback address, and the other processes, with this one's command."""
     from torch.distributed import TCPStore
 
@@ -90,14 +104,14 @@ def _started(size: int) -> tuple[Any, Sequence[subprocess.Popen]]:
     place = {"WORLD_SIZE": str(size), "MASTER_ADDR": host, "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": _loopback()}
     os.environ["GLOO_SOCKET_IFNAME"] = place["GLOO_SOCKET_IFNAME"]
     command = [sys.executable, *sys.orig_argv[1:]]
-    return store, [subprocess.Popen(command, env=os.environ | place | {"RANK": str(k), "LOCAL_RANK": str(k)}) for k in range(1, size)]
+    return store, [guards.start(command, os.environ | place | {"RANK": str(k), "LOCAL_RANK": str(k)}) for k in range(1, size)]
 
 
 def _wait(store: Any, helpers: Sequence[subprocess.Popen]) -> None:
     """Until those that this process started are there. Raises Lost where one has ended: torch would wait for it."""
     while helpers and store.add(STARTED, 0) < len(helpers):
         if any(helper.poll() is not None for helper in helpers):
-            raise Lost("processes: one of this stage ended before it began (got no word of it). Run it again.")
+            raise Lost(GONE)
         time.sleep(0.05)
 
 

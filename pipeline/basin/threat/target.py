@@ -114,7 +114,7 @@ def derivative(network: Network, x: Images, labels: Labels, loss: PerImageLoss =
         try:
             (g,) = torch.autograd.grad(losses.sum(), x)
         except THEIRS as error:
-            if short_of_memory(error):
+            if short_of_memory(error) or _not_deterministic(error):
                 raise
             g = torch.cat([_alone(network, x, labels, loss, i) for i in range(len(x))])
     return g, losses.detach(), logits.detach()
@@ -126,8 +126,15 @@ def _alone(network: Network, x: Images, labels: Labels, loss: PerImageLoss, i: i
     own = loss(network(one).expand(len(x), -1), labels)[i]
     try:
         return torch.autograd.grad(own, one)[0]
-    except THEIRS:
+    except THEIRS as error:
+        if short_of_memory(error):
+            raise
         return torch.full_like(one, torch.nan)
+
+
+def _not_deterministic(error: BaseException) -> bool:
+    """Whether torch refuses a kernel that the stage does not allow: nothing is wrong with the gradient."""
+    return "does not have a deterministic implementation" in str(error)
 
 
 def accumulate(mu: float, v: Tensor, g: Tensor) -> Tensor:
@@ -212,10 +219,10 @@ def _follow(target: Target, runs: Sequence[Run], rows: Tensor, clean: Images, la
         best.offer(x, logits, y, rows, n)
         if asks(k, x.device):
             holds = ~best.broken[rows]
-            if not len(rows := rows[holds]):
+            if not len(kept := holds.nonzero().flatten()):
                 return
-            each = holds.repeat(n)
-            x, g, y, near = x[each], g[each], y[each], near[each]
+            each = torch.cat([kept + run * len(holds) for run in range(n)])
+            rows, x, g, y, near = rows[kept], x[each], g[each], y[each], near[each]
         x = target.threat.project(target.threat.ascend(x, g, steps[0][1]), near)
     with torch.no_grad():
         best.offer(x, target.network(x), y, rows, n)

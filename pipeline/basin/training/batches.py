@@ -31,6 +31,8 @@ class Batches:
         """The positions of each batch, where the images are. One copy an epoch. One image that is left over goes with the batch before it:
         of a single one a batch normalisation may have no variance."""
         order = order.to(self.images.device)
+        if self.images.device != self.device:
+            order = order.pin_memory()
         whole = len(order) - 1 if len(order) % size == 1 and len(order) > size > 1 else len(order)
         *batches, last = order[:whole].split(size)
         return [*batches, torch.cat([last, order[whole:]])]

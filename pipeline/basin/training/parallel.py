@@ -67,7 +67,7 @@ def shared(passed: Callable[[Tensor], Tensor], backbone: nn.Module, images: Tens
     for layer in (layers := random_layers(backbone)):
         layer.part = group.rows(n), n
     try:
-        with Synchronised(group):
+        with Synchronised(group, n):
             return Whole.apply(passed(Part.apply(images, group)), group, n)
     finally:
         for layer in layers:
@@ -80,18 +80,19 @@ class Synchronised(TorchFunctionMode):
     torch.nn.SyncBatchNorm would do, but for torch's own layers, and on a GPU alone.
     """
 
-    def __init__(self, group: Group):
+    def __init__(self, group: Group, images: int):
         super().__init__()
-        self.group = group
+        self.group, self.images = group, images
 
     def __torch_function__(self, func: Callable[..., Tensor], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is batch_norm:
-            return normalised(self.group, *args, **kwargs or {})
+            return normalised(self.group, self.images, *args, **kwargs or {})
         return func(*args, **kwargs or {})
 
 
 def normalised(
     group: Group,
+    images: int,
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -101,12 +102,12 @@ def normalised(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`torch.nn.functional.batch_norm` of rows that are a part of a batch."""
+    """`torch.nn.functional.batch_norm` of rows that are a part of a batch of so many `images`."""
     if not training:
         return batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     axes, shape = [0, *range(2, x.ndim)], [1, -1, *[1] * (x.ndim - 2)]
     z = x.float()
-    n = float(group.total(z.new_tensor([x.numel() / x.shape[1]])))
+    n = x.numel() // x.shape[1] * images // len(range(images)[group.rows(images)])  # of the whole batch, each process alike
     mean = Total.apply(z.sum(axes), group) / n
     centred = z - mean.view(shape)
     variance = Total.apply(centred.square().sum(axes), group) / n

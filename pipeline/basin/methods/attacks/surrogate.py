@@ -13,9 +13,10 @@ that is broken is asked about no further. (rounds + 1) x (points + 1) queries an
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, mse_loss
+from torch.nn.functional import mse_loss
 
 from basin.config.settings import Settings
+from basin.models.pooling import means
 from basin.randomness import construct
 from basin.threat.target import Target, gradient, margin
 from basin.types import Images, Labels, Logits
@@ -44,7 +45,7 @@ class Surrogate(nn.Module):
         )
 
     def forward(self, x: Images) -> Logits:
-        return self.layers(adaptive_avg_pool2d(x, self.side) - 0.5)
+        return self.layers(means(x, self.side) - 0.5)
 
 
 def perturb(params: Params, target: Target, images: Images, labels: Labels, generator: torch.Generator) -> Images:

@@ -107,7 +107,7 @@ def minimised(x: Images, m: Images, params: Params) -> Images:
 
 
 def extremes(x: Images) -> tuple[float, float]:
-    low, high = x.min().item(), x.max().item()
+    low, high = torch.stack(x.aminmax()).tolist()
     if not (low >= -SLACK and high <= 1 + SLACK):
         raise Mistake(
             f"purifiers/tv: pixels outside [0, 1] (got {low:.4g} to {high:.4g}). "
