@@ -64,6 +64,11 @@ class Recorder(nn.Module):
 def made(forward):
     return Made(forward).eval()
 
+def few_at_once(z, x):
+    if len(x) > 4:
+        raise RuntimeError("too many")
+    return z
+
 def training(): return net().train()
 def nan(): return made(lambda z, x: z * torch.nan)
 def nan_later(): return made(lambda z, x: torch.where(torch.arange(len(x))[:, None] == 5, torch.nan, z))
@@ -76,6 +81,7 @@ def two(): return made(lambda z, x: z[:, :2])
 def three(): return made(lambda z, x: z[:, :3])
 def recorder(): return Recorder().eval()
 def number(): return 3
+def few(): return made(few_at_once)
 def slow(calls=itertools.count()):
     return made(lambda z, x: (time.sleep(0.05 * (x.requires_grad and len(x) != 16 and next(calls) < 100)), z)[1])
 value = 3
@@ -217,6 +223,11 @@ def test_few_classes_are_enough(target, basin, monkeypatch):
     assert code == 0 and found["worst_case"] <= found["clean"], said
 
 
+def test_a_model_that_takes_few_at_once_is_looked_at_with_few(basin):
+    code, said, found = basin("net.py:few", "pixels.npz", "--batch", "4")
+    assert code == 0 and found["n"] == 40, said
+
+
 def test_what_is_replaced_is_said_and_written(basin, monkeypatch):
     monkeypatch.setattr(ready_made, "READY", short(ready_made.READY))
     code, said, found = basin("net.py:two", "few.npz", suite="standard")
@@ -258,7 +269,7 @@ def short(suites):
         ({"target": "models"}, "models/recipe.json: not found. Run the stage that makes it: dvc repro."),
         ({"target": "nets.py:net"}, "TARGET: no such file (got 'nets.py'). Give FILE.py:FUNCTION."),
         ({"target": "net.py:nett"}, "TARGET: net.py: no such function (got 'nett'). Did you mean 'net'?"),
-        ({"target": "net.py:value"}, "TARGET: net.py: no such function (got 'value'). Known: flat, "),
+        ({"target": "net.py:value"}, "TARGET: net.py: no such function (got 'value'). Known: few, "),
         ({"target": "net.py:number"}, "TARGET: net.py:number should return an nn.Module on images in [0, 1] (got int). Return one."),
         ({"target": "net.py:training"}, "model: is in training mode (got model.training = True). Call model.eval() first."),
         ({"target": "net.py:nan"}, "model: should give finite logits (got values that are not). Mend its forward pass."),
@@ -266,6 +277,7 @@ def short(suites):
         ({"target": "net.py:words"}, "model: cannot take float32 images [2, 1, 8, 8] (got TypeError: its answer is str, not logits)."),
         ({"target": "net.py:flat"}, "model: should give logits [n, classes] (got float32 [20] for 2 images). Mend its forward pass."),
         ({"more": ["--also", "l2"]}, "--also: no NORM:EPS (got 'l2': eps: input should be a valid number). Write e.g. l2:0.5."),
+        ({"data": ""}, "--data: no such file or folder (got ''). Give a prepared folder, an .npz file, or a folder of images."),
         ({"data": "none"}, "--data: no such file or folder (got 'none'). Give a prepared folder, an .npz file, or a folder of images."),
         ({"data": "net.py"}, "--data: a file of another kind (got 'net.py'). Give a prepared folder, an .npz file, or a folder of images."),
         (

@@ -180,6 +180,23 @@ def test_an_exported_model_has_the_mode_that_it_was_exported_in():
     torch.testing.assert_close(one(X), model(X))
 
 
+def test_a_frozen_scripted_model_has_no_mode():
+    model = nn.Sequential(nn.Flatten(), LAYER).eval()
+    frozen = torch.jit.freeze(torch.jit.trace(model, X[:2]))
+    assert not hasattr(frozen, "training")
+    torch.testing.assert_close(subject(frozen, X)(X), model(X))
+
+
+def test_a_model_without_a_gradient_that_takes_few_at_once_is_asked_about_few():
+    def forward(z):
+        if len(z) > 4:
+            raise RuntimeError("too many")
+        return z.detach()
+
+    suite = basin.Suite.model_validate({"attacks": {"spsa": {"kind": "spsa", "steps": 2, "samples": 3}}})
+    assert basin.evaluate(Made(forward).eval(), X, torch.arange(6) % 5, LINF, suite, batch=4).outcomes.passes
+
+
 def test_a_model_that_takes_few_at_once_says_how_to_give_it_few():
     def forward(z):
         if len(z) > 4:

@@ -308,6 +308,20 @@ def test_bad_input_is_told_before_a_server_is_started(project: MakeProject, monk
     assert not (place / ".basin/prefect/server.log").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "said", "code"),
+    [
+        ("nonsense", "is no address (got 'nonsense'). Write http://HOST:PORT/api, or unset it.", 2),
+        ("http://127.0.0.1:9/api", "no server answers (got http://127.0.0.1:9/api: ConnectError: ", 75),
+    ],
+)
+def test_a_server_that_is_none_is_a_sentence(url: str, said: str, code: int, project: MakeProject, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    process = start(project(FORK))
+    last = process.communicate(timeout=60)[0].splitlines()[-1]
+    assert last.startswith(f"error: PREFECT_API_URL: {said}") and process.returncode == code
+
+
 HALFWAY = """
 import time
 from pathlib import Path

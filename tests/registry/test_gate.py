@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from scipy.stats import binomtest
@@ -45,11 +46,17 @@ def reason(one: Version, champion: Version | None = OLD, settings: Gate = DEFAUL
 
 
 @pytest.mark.parametrize(("k", "l"), [(5, 0), (6, 0), (9, 1), (8, 2), (30, 12), (40, 40), (1, 9), (0, 0)])
-def test_the_interval_excludes_zero_where_mcnemars_exact_test_rejects(k, l):  # noqa: E741
-    low, high = Difference(k, l, 100).interval
+def test_beyond_chance_is_what_mcnemars_exact_test_says(k, l):  # noqa: E741
     p = binomtest(k, k + l).pvalue if k + l else 1.0
-    assert (low > 0 or high < 0) == (p < 0.05)
-    assert low - 1e-12 <= (k - l) / 100 <= high + 1e-12
+    assert Difference(k, l, 100).beyond_chance == (k > l and p < 0.05)
+
+
+@pytest.mark.parametrize(("n", "p", "q"), [(300, 0.1, 0.0), (300, 0.473, 0.0), (1000, 0.03, 0.005), (300, 0.3, 0.05), (100, 0.01, 0.01)])
+def test_the_interval_holds_the_difference_as_often_as_it_says(n, p, q):
+    """Of 2,000 drawn pairs of models, of which p and q of the images are held by one alone."""
+    k, l, _ = np.random.default_rng(0).multinomial(n, [p, q, 1 - p - q], 2000).T  # noqa: E741
+    inside = [low <= p - q <= high for low, high in (Difference(a, b, n).interval for a, b in zip(k.tolist(), l.tolist()))]
+    assert 0.93 < np.mean(inside) <= 1
 
 
 def test_shares_of_draws_count_for_what_they_are():
@@ -60,10 +67,10 @@ def test_shares_of_draws_count_for_what_they_are():
 
 
 def test_a_better_model_replaces_the_champion_and_chance_does_not():
-    assert reason(Version("version 2", 60)) == ("champion", "+10.0 points [+3.8, +10.0] on 100 images against version 1")
+    assert reason(Version("version 2", 60)) == ("champion", "+10.0 points [+3.7, +15.9] on 100 images against version 1")
     assert reason(Version("version 2", 54)) == (
         "challenger",
-        "+4.0 points [-0.8, +4.0] on 100 images against version 1: not beyond its 95% interval",
+        "+4.0 points [-0.3, +8.2] on 100 images against version 1: not beyond chance with 95% confidence",
     )
     assert reason(Version("version 2", 50))[0] == "challenger", "a tie stays with the champion"
     assert reason(Version("version 2", 10), None) == ("champion", "the title was vacant: 10.0% in the worst case")

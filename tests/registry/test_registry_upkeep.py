@@ -228,6 +228,7 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
     before = state()
     one = store().get_model_version(NAME, "2")
     store().set_model_version_tag(NAME, "2", "worst_case", "0.99")
+    store().set_model_version_tag(NAME, "2", "clean", "high")
     with versions.files(store(), one) as folder:
         (folder / "card.md").write_text("the best model ever")
         (folder / "artifacts/ode/recipe.json").write_text("{}")
@@ -236,7 +237,7 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
     store().create_model_version(NAME, "s3://elsewhere/model")
     store().set_registered_model_alias(NAME, "ode", "1")
     problems = upkeep.verify(*run())
-    for what in ("tag worst_case", "file card.md", "file artifacts/ode/recipe.json", "metric clean", "description"):
+    for what in ("tag worst_case", "tag clean", "file card.md", "file artifacts/ode/recipe.json", "metric clean", "description"):
         assert f"{NAME}/2: changed by hand: {what}" in problems
     assert f"{NAME}@ode: points to version 1 instead of 3" in problems
     assert f"{NAME}/4: foreign, not registered by Basin" in problems

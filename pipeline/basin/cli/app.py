@@ -228,7 +228,9 @@ def score(
 @app.command()
 def serve(
     pool: Annotated[str, typer.Option(help="the work pool whose runs this workspace takes")] = "basin",
-    port: Annotated[int, typer.Option(help="of Prefect's pages, where PREFECT_API_URL names no server that is there already")] = 4200,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="of Prefect's pages, where PREFECT_API_URL names no server that is there already")
+    ] = 4200,
 ) -> None:
     """Offer prefect.yaml's deployments (repro, sweep, evaluate, nightly) on Prefect's pages, and work on their runs, until interrupted."""
     from basin.flow import serving
@@ -238,8 +240,8 @@ def serve(
 
 @app.command()
 def ui(
-    mlflow_port: Annotated[int, typer.Option(help="port of MLflow's pages")] = 5000,
-    prefect_port: Annotated[int, typer.Option(help="port of Prefect's pages")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(min=1, max=65535, help="port of MLflow's pages")] = 5000,
+    prefect_port: Annotated[int, typer.Option(min=1, max=65535, help="port of Prefect's pages")] = 4200,
 ) -> None:
     """MLflow's and Prefect's pages, for this machine only, until interrupted."""
     from basin.config import params

@@ -103,7 +103,7 @@ def images(data: str, number: int | None, seed: int) -> tuple[Images, Labels]:
     those, as many of each class in proportion are drawn. Raises Mistake where there are none, or fewer than `number`.
     """
     path = Path(data)
-    if not os.path.exists(path):
+    if not data or not os.path.exists(path):
         raise Mistake(f"--data: no such file or folder (got {data!r}). Give a prepared folder, an .npz file, or a folder of images.")
     if path.is_file() and path.suffix.lower() != ".npz":
         raise Mistake(f"--data: a file of another kind (got {data!r}). Give a prepared folder, an .npz file, or a folder of images.")
@@ -163,9 +163,10 @@ def run(
     torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     x = _as_taken(_placed(classifier, place), x)
     check(x, y)
-    classifier = subject(classifier, x[:LOOKED_AT], normalisation(normalise, classifier))
-    twin = None if twin is None else subject(_placed(twin, place), x[:LOOKED_AT])
-    digests, drawn = [_digest(one, x) for one in (classifier, twin) if one is not None], sha256(x, y)
+    few = x[: min(LOOKED_AT, batch)]
+    classifier = subject(classifier, few, normalisation(normalise, classifier))
+    twin = None if twin is None else subject(_placed(twin, place), few)
+    digests, drawn = [_digest(one, few) for one in (classifier, twin) if one is not None], sha256(x, y)
     results: dict[str, Result] = {}
     states: list[Path] = []
     for one in (threats := dict.fromkeys((threat, *also))):
@@ -236,12 +237,12 @@ def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
     return x
 
 
-def _digest(model: nn.Module, x: Images) -> str:
+def _digest(model: nn.Module, few: Images) -> str:
     """Of what a model is and computes: its layers, its tensors, and its logits of a few images."""
     place = device_of(model)
     with torch.no_grad(), torch.random.fork_rng([place] if place.type == "cuda" else []):
         torch.manual_seed(0)
-        logits = model(x[:LOOKED_AT].to(place))
+        logits = model(few.to(place))
     try:
         layers = repr(model)
     except THEIRS:  # its own __repr__ fails

@@ -179,8 +179,13 @@ def _check_parts(model: nn.Module) -> None:
 
 
 def _check_mode(model: nn.Module) -> None:
-    if model.training and not _exported(model):
+    if training(model) and not _exported(model):
         raise Mistake("model: is in training mode (got model.training = True). Call model.eval() first.")
+
+
+def training(model: nn.Module) -> bool:
+    """Whether it is in training mode; a frozen TorchScript module has none."""
+    return bool(attribute(model, "training"))
 
 
 def _exported(model: nn.Module) -> bool:
@@ -209,8 +214,8 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _unsteady(model: nn.Module, name: str) -> str:
     part = model.get_submodule(name.rpartition(".")[0])
-    advice = "Call model.eval() on every part" if part.training else "Let the forward pass write into no buffer"
-    kind = "a batch normalisation in training mode" if isinstance(part, _BatchNorm) and part.training else type(part).__name__
+    advice = "Call model.eval() on every part" if training(part) else "Let the forward pass write into no buffer"
+    kind = "a batch normalisation in training mode" if isinstance(part, _BatchNorm) and training(part) else type(part).__name__
     return f"model: changes while it is judged (got another {name}, of {kind}, after a few passes). {advice}."
 
 
@@ -219,7 +224,7 @@ def _facts(one: Subject, images: Images) -> list[str]:
     model = one.model
     facts = ["exported: in the mode that it was exported in"] if _exported(model) else []
     facts += [f"computes in {str(one.dtype).removeprefix('torch.')}"] if one.dtype != torch.float32 else []
-    parts = [name for name, part in model.named_modules() if name and part.training and not list(part.children())]
+    parts = [name for name, part in model.named_modules() if name and training(part) and not list(part.children())]
     if parts and not _exported(model):
         facts.append(f"in training mode inside: {_listed(parts)}")
     if broken := [name for name, tensor in tensors(model).items() if _is_broken(tensor)]:

@@ -6,10 +6,11 @@ import signal
 import sys
 
 import prefect.context
+from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 
 from basin import environment
-from basin.errors import EXIT_CODE, exit_on_mistake
+from basin.errors import EXIT_CODE, Absent, Mistake, exit_on_mistake, said
 from basin.flow import cluster, server
 from basin.flow.reproduction import StagesFailed, go_on, plan, repro
 from basin.repro import slots
@@ -26,6 +27,12 @@ def use_server(port: int | None = None) -> str:
     if not settings.api.url:
         os.environ["PREFECT_API_URL"] = server.start(settings.home, port)
         prefect.context.refresh_global_settings_context()
+    elif not settings.api.url.startswith(("http://", "https://")):
+        raise Mistake(f"PREFECT_API_URL: is no address (got {settings.api.url!r}). Write http://HOST:PORT/api, or unset it.")
+    else:
+        with get_client(sync_client=True) as client:
+            if error := client.api_healthcheck():
+                raise Absent(f"PREFECT_API_URL: no server answers (got {settings.api.url}: {said(error)}). Start it, or unset it.")
     return str(get_current_settings().api.url)
 
 

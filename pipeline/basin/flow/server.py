@@ -80,6 +80,8 @@ def show(mlflow_port: int, prefect_port: int, experiment: str = "") -> None:
 
     Raises Mistake where a port is taken.
     """
+    if mlflow_port == prefect_port:
+        raise Mistake(f"--prefect-port: is MLflow's too (got {prefect_port}). Give each its own.")
     for port in (mlflow_port, prefect_port):
         _check_free(port)
     from basin.tracking import client

@@ -1,6 +1,7 @@
 """The gate (basin/registry/gate.py) asked about the versions of a registered model, and its answer written down."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from basin.config.params import Gate
+from basin.errors import said
 from basin.registry import contents, versions
 from basin.registry.candidates import SCHEMA, Candidate
 from basin.registry.gate import Contender, Decision, attacked_by_less, decide, disqualified
@@ -16,6 +18,7 @@ from basin.report.outcomes import EXCHANGED, Outcome, read_all
 from basin.report.table import held
 
 CHAMPION = "champion"
+log = logging.getLogger(__name__)
 
 
 class Registered(Contender):
@@ -47,6 +50,18 @@ class Registered(Contender):
         return _held(self.outcomes)
 
 
+def _registered(store: MlflowClient, version: ModelVersion) -> Registered | None:
+    """None, and a line, where somebody wrote a tag that is no number."""
+    try:
+        return Registered(store, version)
+    except (KeyError, ValueError) as error:
+        log.warning(
+            "%s/%s: the gate leaves it out, a tag was changed by hand (got %s). To mend it: basin registry sync",
+            version.name, version.version, said(error),
+        )  # fmt: skip
+        return None
+
+
 class Unregistered(Contender):
     """A model of a finished run as a `gate.Contender`."""
 
@@ -73,16 +88,17 @@ def keeps(store: MlflowClient, version: ModelVersion, one: Candidate) -> bool:
     """Whether a version's numbers stay as they are, because this run attacked the model by less and by nothing else."""
     if "seal" not in version.tags:
         return False
-    registered, now = Registered(store, version), Unregistered(one)
-    if registered.measured_on != now.measured_on:
+    registered, now = _registered(store, version), Unregistered(one)
+    if registered is None or registered.measured_on != now.measured_on:
         return False
     return bool(attacked_by_less(now, registered)) and not attacked_by_less(registered, now)
 
 
 def contenders(store: MlflowClient, name: str) -> list[Registered]:
     """The versions that the gate can judge: highest worst case first, then highest clean accuracy, then the oldest."""
-    found = [Registered(store, version) for version in versions.search(store, name, {"schema": SCHEMA}) if "seal" in version.tags]
-    return sorted(found, key=lambda one: (-one.worst, -one.clean, one.number))
+    sealed = [version for version in versions.search(store, name, {"schema": SCHEMA}) if "seal" in version.tags]
+    found = (_registered(store, version) for version in sealed)
+    return sorted(filter(None, found), key=lambda one: (-one.worst, -one.clean, one.number))
 
 
 def judge(ranked: Sequence[Registered], holder: int | None, gate: Gate) -> dict[int, Decision]:

@@ -55,12 +55,13 @@ def perturb(params: Params, target: Target, images: Images, labels: Labels, gene
 
 
 def estimate(params: Params, target: Target, x: Images, labels: Labels, generator: torch.Generator) -> Tensor:
-    """g, the mean over the directions; several directions go through the network in one pass."""
+    """g, the mean over the directions; several directions go through the network in one pass, of as many as there is room for."""
     total, network, centre = torch.zeros_like(x), target.single or target.network, x.clamp(LOW + params.delta, HIGH - params.delta)
     for k in _shares(params.samples, max(PASS // (2 * x.numel()), 1)):
         v = torch.randint(2, (k, *x.shape), generator=generator, device=x.device) * 2.0 - 1.0
         points = torch.cat([centre + params.delta * v, centre - params.delta * v]).clamp_(LOW, HIGH)  # rounding
-        above, below = margin(network(points.flatten(0, 1)), labels.repeat(2 * k)).view(2, k, len(x), 1, 1, 1)
+        parts = points.flatten(0, 1).split(max(target.room, len(x)) if target.room else len(points) * len(x))
+        above, below = margin(torch.cat([network(part) for part in parts]), labels.repeat(2 * k)).view(2, k, len(x), 1, 1, 1)
         total += ((above - below).nan_to_num(0.0, 0.0, 0.0) * v).sum(0)
     return total / (2 * params.delta * params.samples)
 
