@@ -50,6 +50,12 @@ def test_ctrl_c_stops_within_five_seconds_and_says_how_to_go_on(project: MakePro
     assert again.wait(60) == 0 and (place / "out").exists()
 
 
+def test_a_stage_that_is_none_is_a_sentence(project: MakeProject):
+    process = start(project(SLOW), *CLI, "repro", "slwo")
+    said = process.communicate(timeout=60)[0]
+    assert (said.splitlines()[-1], process.returncode) == ("error: target: no such stage (got 'slwo'). Did you mean 'slow'?", 2)
+
+
 @pytest.mark.parametrize("first", ["basin", "dvc"])
 def test_a_second_repro_says_that_it_waits_and_then_runs(project: MakeProject, first: str):
     place = project(SLOW)

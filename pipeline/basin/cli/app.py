@@ -268,15 +268,18 @@ def _finish(code: int, targets: list[str] | None) -> None:
 
         from basin.config import params
         from basin.registry import lookup, upkeep
+        from basin.registry.promotion import CHAMPION
         from basin.report import console, writing
         from basin.tracking import journal
 
         attack = params.load().attack
         Console().print(console.terminal(writing.read(Path("outcomes"), attack.models, attack.suites)))
         name = json.loads(RECEIPT.read_text(encoding="utf-8"))["name"]
-        for one in (version for version in lookup.find(name=name) if version["aliases"]):
+        known = [version for version in lookup.find(name=name) if version["aliases"]]
+        for one in known:
             typer.echo(f"{one['name']}/{one['version']} {one['model']}: {one['standing']} ({one['reasons']})")
-        typer.echo(f"Report: {REPORT}    Champion: models:/{name}@champion")
+        champion = f"models:/{name}@{CHAMPION}" if any(CHAMPION in one["aliases"] for one in known) else "none, the gate let no model pass"
+        typer.echo(f"Report: {REPORT}    Champion: {champion}")
         tries = "  |  dvc exp run -S seed=1" * (journal.commit()["commit"] != "none")  # DVC's experiments need a commit
         typer.echo(f"Next:  basin ui{tries}  |  basin use NAME")
         if problems := upkeep.verify(*registry.run(), files=False):

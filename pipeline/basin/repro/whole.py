@@ -23,7 +23,7 @@ def reproduce(targets: Sequence[str] = (), *options: str) -> int:
             lock.mend()
             code.keep()
             watched.keep(config)
-            graph.graph()  # whatever dvc cannot read is said in our words
+            graph.choose(graph.graph(), targets)  # whatever dvc cannot read or find is said in our words
             at_end.callback((guards := Guards()).end)
             command = [*graph.DVC, "repro", *options, *targets]
             return guards.start(command, graph.child_environment({}), [held.fileno()]).wait()
