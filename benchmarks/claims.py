@@ -33,11 +33,12 @@ from basin.data.about import load_about
 from basin.data.splits import load_split
 from basin.errors import Mistake
 from basin.evaluation.cascade import Evaluation
-from basin.evaluation.interval import Z95, wilson
+from basin.evaluation.interval import wilson
 from basin.evaluation.ways import Attempt, Way
 from basin.models import artifact, recipe
 from basin.models.classifier import Classifier
 from basin.models.ode import flows
+from basin.report.pairs import Difference
 from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels
 from benchmarks import as_command
@@ -288,10 +289,8 @@ template. *Identity*: backwards as if the purifier were not there, the head's ex
 
 def paired(one: Tensor, other: Tensor) -> tuple[float, float, float]:
     """(share of `one` minus share of `other`, lower, upper end of its 95% interval), of the same images."""
-    n, gained, lost = len(one), int((one & ~other).sum()), int((other & ~one).sum())
-    centre = (gained - lost) / (n + 2)
-    half = Z95 * (gained + lost + 1 - (n + 2) * centre**2) ** 0.5 / (n + 2)
-    return (gained - lost) / n, max(centre - half, -1.0), min(centre + half, 1.0)
+    found = Difference(int((one & ~other).sum()), int((other & ~one).sum()), len(one))
+    return found.value, *found.interval
 
 
 def difference(one: Tensor, other: Tensor) -> str:
