@@ -52,6 +52,7 @@ def test_the_wheel_holds_basin_alone(wheel: Path):
         "report/template/page.html",
         "report/template/figures/glance.json",
         "repro/template/graph.yaml",
+        "repro/template/prefect.yaml",
         "repro/template/runs/digits.yaml",
     ):
         assert (wheel / "basin" / file).is_file()

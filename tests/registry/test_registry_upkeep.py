@@ -228,7 +228,6 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
     before = state()
     one = store().get_model_version(NAME, "2")
     store().set_model_version_tag(NAME, "2", "worst_case", "0.99")
-    store().set_model_version_tag(NAME, "2", "clean", "high")
     with versions.files(store(), one) as folder:
         (folder / "card.md").write_text("the best model ever")
         (folder / "artifacts/ode/recipe.json").write_text("{}")
@@ -237,11 +236,15 @@ def test_what_was_changed_by_hand_is_found_and_mended(project):
     store().create_model_version(NAME, "s3://elsewhere/model")
     store().set_registered_model_alias(NAME, "ode", "1")
     problems = upkeep.verify(*run())
-    for what in ("tag worst_case", "tag clean", "file card.md", "file artifacts/ode/recipe.json", "metric clean", "description"):
+    for what in ("tag worst_case", "file card.md", "file artifacts/ode/recipe.json", "metric clean", "description"):
         assert f"{NAME}/2: changed by hand: {what}" in problems
     assert f"{NAME}@ode: points to version 1 instead of 3" in problems
     assert f"{NAME}/4: foreign, not registered by Basin" in problems
     with pytest.raises(Mistake, match=r"digits-linf-0.15/2: changed since it was registered \(got artifacts/ode/recipe.json\)"):
+        lookup.pull(f"{NAME}/2", Path("taken"))
+    store().set_model_version_tag(NAME, "2", "clean", "high")
+    assert f"{NAME}/2: changed by hand: tag clean" in upkeep.verify(*run())
+    with pytest.raises(Mistake, match=r"digits-linf-0.15/2: a tag was changed by hand \(got ValueError: .*'high'\)\. To mend it: basin"):
         lookup.pull(f"{NAME}/2", Path("taken"))
     assert upkeep.sync(*run()) == []
     store().delete_model_version(NAME, "4")

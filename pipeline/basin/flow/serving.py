@@ -26,13 +26,15 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPS
 from prefect.states import AwaitingRetry, Cancelled, Crashed, Running, State, to_state_create
 
 from basin import files
+from basin.config import params
 from basin.errors import Mistake
 from basin.flow import automations
 from basin.flow.commands import use_server
-from basin.repro import graph, slots
+from basin.repro import graph, project, slots
 from basin.repro.guard import Guards
 
 POOL = "basin"
+BASINS = project.TEMPLATE / "prefect.yaml"
 NOTES = Path(".basin/flow_runs")  # a file a run that was started here, named by its id
 WORKSPACE = "BASIN_WORKSPACE"
 LOOK = 5.0  # seconds between two looks for crashed runs
@@ -54,6 +56,7 @@ def enter() -> dict[str, str]:
 def serve(pool: str = POOL, port: int = 4200) -> None:
     """Deploy, and work until interrupted. The server is the user's own (PREFECT_API_URL), or one on `port` that ends with this."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    params.load()  # before a server is started
     with slots.only_run(NOTES.parent / "serve.lock", what="basin serve"):
         _serve(pool, port)
 
@@ -129,14 +132,16 @@ def _start_again(client: SyncPrefectClient, run: FlowRun) -> None:
 
 
 def _deploy(client: SyncPrefectClient, pool: str) -> None:
-    """What prefect.yaml says, except for schedules that are there: they belong to whoever paused or changed them on the pages."""
+    """What prefect.yaml says, Basin's where there is none here, except for schedules that are there: they belong to whoever paused or
+    changed them on the pages."""
     try:
         client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=_template()))
     except ObjectAlreadyExists:
         log.debug("%s: the work pool is there", pool)
     automations.install(client)
     before = {one.id: client.read_deployment_schedules(one.id) for one in client.read_deployments()}
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    own = Path("prefect.yaml")
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(own if own.exists() else BASINS)]
     said = subprocess.run(
         command, env={**os.environ, "BASIN_POOL": pool}, capture_output=True, encoding="utf-8", errors="replace", check=False
     )

@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from basin.config.params import Gate
-from basin.errors import said
+from basin.errors import Mistake, said
 from basin.registry import contents, versions
 from basin.registry.candidates import SCHEMA, Candidate
 from basin.registry.gate import Contender, Decision, attacked_by_less, decide, disqualified
@@ -22,14 +22,18 @@ log = logging.getLogger(__name__)
 
 
 class Registered(Contender):
-    """A version as a `gate.Contender`; its files are looked at where the gate asks for them."""
+    """A version as a `gate.Contender`; its files are looked at where the gate asks for them. Raises Mistake where a tag is no number."""
 
     def __init__(self, store: MlflowClient, version: ModelVersion):
         tags = version.tags
         self.store, self.version, self.number, self.model = store, version, int(version.version), tags["model"]
         self.name = f"version {self.number} ({self.model})"
-        self.clean, self.worst = float(tags["clean"]), float(tags["worst_case"])
-        self.masked = float(tags["masked"]) if "masked" in tags else None
+        try:
+            self.clean, self.worst = float(tags["clean"]), float(tags["worst_case"])
+            self.masked = float(tags["masked"]) if "masked" in tags else None
+        except ValueError as error:
+            where = f"{version.name}/{self.number}: a tag was changed by hand"
+            raise Mistake(f"{where} (got {said(error)}). To mend it: basin registry sync.") from None
         self.unresolved: Sequence[str] = [] if tags["unresolved"] == "none" else tags["unresolved"].split(", ")
         self.measured_on = (tags["threat"], tags["data_digest"])
 
@@ -51,14 +55,11 @@ class Registered(Contender):
 
 
 def _registered(store: MlflowClient, version: ModelVersion) -> Registered | None:
-    """None, and a line, where somebody wrote a tag that is no number."""
+    """None, and a line, where the gate cannot judge it."""
     try:
         return Registered(store, version)
-    except (KeyError, ValueError) as error:
-        log.warning(
-            "%s/%s: the gate leaves it out, a tag was changed by hand (got %s). To mend it: basin registry sync",
-            version.name, version.version, said(error),
-        )  # fmt: skip
+    except Mistake as mistake:
+        log.warning("%s The gate leaves it out.", mistake)
         return None
 
 

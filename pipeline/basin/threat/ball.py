@@ -45,7 +45,7 @@ class ThreatModel(Threat):
 
     def _projected(self, x: Images, clean: Images) -> Images:
         if self.norm == "l1":
-            return l1.project(x, clean, x.new_full((1, 1), self.eps, dtype=torch.float64))
+            return l1.project(x, clean, (self.eps * x.new_ones(1, dtype=torch.float64)).view(-1, 1))
         distance = self.distance(x, clean).view(-1, 1, 1, 1)
         return torch.where(distance > self.eps, clean + (x - clean) * (self.eps * INSIDE / distance), x).clamp(LOW, HIGH)
 
