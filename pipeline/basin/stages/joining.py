@@ -51,7 +51,8 @@ def joined(name: str, shared: bool, device: str) -> Iterator[Group]:
     store, helpers = _met() if given else _started(size, guards)
     try:
         _wait(store, helpers)
-        threading.Thread(target=_watch, args=(helpers, guards), daemon=True).start()
+        if helpers:
+            threading.Thread(target=_watch, args=(helpers, guards), daemon=True).start()
         with _group(store, rank, size, device):
             log.info("%s: shared by %d processes", name, size)
             yield Group(rank, size)
