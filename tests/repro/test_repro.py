@@ -176,7 +176,8 @@ def test_reproduce_is_plain_dvc_repro(project: MakeProject, capfd: pytest.Captur
     assert (place / "left").read_text() == "seed\n1\n"
     assert not (place / "right").exists()
     assert "Running stage 'side@left'" in capfd.readouterr().out
-    assert whole.reproduce(["nonsense"]) != 0
+    with pytest.raises(Mistake, match=r"^target: no such stage \(got 'nonsense'\)\. Known: alone, join, "):
+        whole.reproduce(["nonsense"])
 
 
 def test_reproduce_refuses_a_wrong_config_before_anything_runs(project: MakeProject):
