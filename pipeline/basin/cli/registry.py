@@ -76,7 +76,7 @@ def show(target: Target, json_file: Json = None) -> None:
 def compare(a: Target, b: Target, json_file: Json = None) -> None:
     """Two versions side by side, and the difference of their robust accuracies on the images that both were attacked on.
 
-    The interval is that of the promotion gate (docs/registry.md): what it keeps on one side of zero is more than chance.
+    The interval is that of Agresti and Min (2005) for paired images; the gate asks McNemar's exact test (docs/registry.md).
     """
     from basin.registry import lookup
 

@@ -125,7 +125,7 @@ def decide(one: Contender, champion: Contender | None, gate: Gate) -> Decision:
         return Decision("challenger", tuple(f"attacked by less than {champion.name}: {way}" for way in less))
     difference = paired(one.held, champion.held, gate.confidence)
     assert difference is not None  # it was attacked on all images of the champion
-    beyond = difference.beyond_chance
+    beyond = difference.value > 0 and difference.beyond_chance
     against = f"{difference} against {champion.name}" + ("" if beyond else f": not beyond chance with {gate.confidence:.0%} confidence")
     return Decision("champion" if beyond else "challenger", (against,))
 

@@ -111,7 +111,7 @@ def _differences(found: Mapping[tuple[str, str], pairs.Difference], models: list
         a, b = models.index(one), models.index(other)
         low, high = difference.interval
         value = (difference.value, low, high) if a < b else (-difference.value, -high, -low)
-        numbers[f"{min(a, b)} {max(a, b)}"] = [round(share, 6) for share in value]
+        numbers[f"{min(a, b)} {max(a, b)}"] = [*(round(share, 6) for share in value), int(difference.beyond_chance)]
     best, *others = table.ranked
     beside = best.twin.model if best.twin and best.twin.model in models else others[0].model if others else best.model
     return {"start": [models.index(best.model), models.index(beside)], "found": numbers}

@@ -37,10 +37,10 @@ class Difference:
 
     @property
     def beyond_chance(self) -> bool:
-        """Whether the first holds more: P(X >= k) of X ~ B(k + l, 1/2) is at most (1 - confidence) / 2."""
+        """Whether P(X >= max(k, l)) of X ~ B(k + l, 1/2) is at most (1 - confidence) / 2."""
         from scipy.special import betainc
 
-        return self.k > self.l and bool(betainc(self.k, self.l + 1, 0.5) <= (1 - self.confidence) / 2)
+        return self.k != self.l and bool(betainc(max(self.k, self.l), min(self.k, self.l) + 1, 0.5) <= (1 - self.confidence) / 2)
 
     def __str__(self) -> str:
         low, high = self.interval

@@ -20,7 +20,7 @@ from basin.types import Images, Labels
 
 BLACK_BOX = True
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8  # Adam's
-PASS = 2**20  # pixels in one pass, if the batch with one direction has not more
+PASS = 2**20  # pixels drawn at once, if the batch with one direction has not more
 
 
 class Params(Settings):

@@ -252,9 +252,9 @@ if (run) {
     function compare() {
       const [a, b] = sides.map(side => Number(side.value)), images = [...run.image.keys()];
       const kind = i => kinds[models[a].held[i] >= 0.5 ? (models[b].held[i] >= 0.5 ? 0 : 1) : (models[b].held[i] >= 0.5 ? 2 : 3)][0];
-      const found = differences.found[`${Math.min(a, b)} ${Math.max(a, b)}`], [value, low, high] = found ?? [0, 0, 0];
+      const found = differences.found[`${Math.min(a, b)} ${Math.max(a, b)}`], [value, low, high, beyond] = found ?? [0, 0, 0, 0];
       const [middle, from, to] = a < b ? [value, low, high] : [-value, -high, -low];
-      const verdict = from > 0 ? "more than chance for the first" : to < 0 ? "more than chance for the second" : "no more than chance";
+      const verdict = !beyond ? "no more than chance" : middle > 0 ? "more than chance for the first" : "more than chance for the second";
       says.textContent = a === b ? "The same model twice." : `${models[a].name} − ${models[b].name}: ${signed(middle)} points [${signed(from)}, ${signed(to)}] on ${images.length} images, ${verdict}.`;
       strip.replaceChildren(...images.map(i => make("i", { class: kind(i), title: `image ${run.image[i]}, a ${named(run.label[i])}`, "data-image": i })));
       strip.setAttribute("aria-label", "A square an image; the buttons below have the numbers");
