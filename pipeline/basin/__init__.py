@@ -5,6 +5,7 @@ docs/registry.md lists, is so too. Every other module is internal and may change
 """
 
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from basin.config.suite import Suite
@@ -30,7 +31,7 @@ def evaluate(
     twin: "nn.Module | None" = None,
     seed: int = 0,
     batch: int = 256,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     thorough: bool = False,
 ) -> "Result":
     """What is left of a model's accuracy under attack: the worst case, image by image, over a suite.
@@ -55,18 +56,25 @@ def evaluate(
     from basin.threat.ball import ThreatModel
 
     for name, value, kinds, should in (
-        ("images", images, torch.Tensor, "torch.Tensor"),
-        ("labels", labels, torch.Tensor, "torch.Tensor"),
-        ("threat", threat, Threat, "basin.Threat"),
-        ("suite", suite, (Suite, str), "basin.Suite, or the name of one"),
+        ("images", images, torch.Tensor, "a torch.Tensor"),
+        ("labels", labels, torch.Tensor, "a torch.Tensor"),
+        ("threat", threat, Threat, "a basin.Threat"),
+        ("suite", suite, (Suite, str), "a basin.Suite, or the name of one"),
+        ("batch", batch, int, "an int"),
+        ("checkpoint", checkpoint, (Path, str, NoneType), "a pathlib.Path"),
     ):
         if not isinstance(value, kinds):
-            raise Mistake(f"{name}: should be a {should} (got {type(value).__name__}). Make one.")
+            raise Mistake(f"{name}: should be {should} (got {type(value).__name__}). Make one.")
+    if batch < 1:
+        raise Mistake(f"batch: should be 1 or more (got {batch}). Give 256, or fewer where memory is short.")
+    state = None if checkpoint is None else Path(checkpoint)
     chosen = outside.suite(suite) if isinstance(suite, str) else suite
     chosen = chosen.model_copy(update={"thorough": thorough or chosen.thorough})
-    result = robustness.evaluate(model, twin, images, labels, ThreatModel.of(threat), chosen, (seed, "evaluate"), batch, checkpoint)
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
+    with torch.inference_mode(False):
+        x, y = (one.clone() if one.is_inference() else one for one in (images, labels))
+        result = robustness.evaluate(model, twin, x, y, ThreatModel.of(threat), chosen, (seed, "evaluate"), batch, state)
+    if state:
+        state.unlink(missing_ok=True)
     return result
 
 

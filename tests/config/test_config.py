@@ -132,6 +132,15 @@ CASES = {
         ("  standard: {}", "  standard: {threat: {norm: l2, eps: 1}}", "suites: [quick, standard]", "suites: [standard]"),
         "attack.suites: each has a threat of its own (got standard). Name one under the run's threat too.",
     ),
+    "a flag that is none": (
+        ("accepted_flags: []", "accepted_flags: [gradient-mask]"),
+        "registry.gate.accepted_flags: no such flag (got 'gradient-mask'). Did you mean 'gradient-masked'?",
+    ),
+    "a radius beyond any image": (
+        ("eps: 0.15", "eps: 1e+308", "norm: linf", "norm: l2"),
+        "threat.eps: input should be less than or equal to 1000000000 (got 1e+308). "
+        "It is radius in pixels scaled to [0, 1], above 0 and, in linf, at most 1; eight grey levels are written 8/255.",
+    ),
     "a suite of nothing": (
         ("  standard: {}", "  standard: {}\n  mine: {}"),
         "suites.mine: should hold attacks, or an adaptive table (got {}). Give one of them.",

@@ -216,12 +216,24 @@ def test_a_model_that_takes_few_at_once_says_how_to_give_it_few():
         ("labels", [0] * 6, r"^labels: should be a torch.Tensor \(got list\)\. Make one\.$"),
         ("threat", {"norm": "linf"}, r"^threat: should be a basin.Threat \(got dict\)\. Make one\.$"),
         ("suite", {"attacks": {}}, r"^suite: should be a basin.Suite, or the name of one \(got dict\)\. Make one\.$"),
+        ("batch", "4", r"^batch: should be an int \(got str\)\. Make one\.$"),
+        ("batch", 0, r"^batch: should be 1 or more \(got 0\)\. Give 256, or fewer where memory is short\.$"),
+        ("checkpoint", 3, r"^checkpoint: should be a pathlib.Path \(got int\)\. Make one\.$"),
     ],
 )
 def test_what_is_of_another_kind_is_refused(name, value, message):
     asked = {"model": Made().eval(), "images": X, "labels": torch.arange(6) % 5, "threat": LINF, "suite": "quick"}
     with pytest.raises(Mistake, match=message):
         basin.evaluate(**asked | {name: value})
+
+
+def test_images_of_inference_mode_and_a_call_in_it(tmp_path):
+    suite, y = basin.Suite.model_validate({"attacks": {"pgd": {"kind": "pgd", "steps": 3}}}), torch.arange(6) % 5
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval()
+    plain = basin.evaluate(model, X, y, LINF, suite, checkpoint=str(tmp_path / "state"))
+    with torch.inference_mode():
+        within = basin.evaluate(model, X.clone(), y.clone(), LINF, suite)
+    assert torch.equal(within.outcomes.points, plain.outcomes.points) and plain.outcomes.passes and not any(tmp_path.iterdir())
 
 
 # What stays -------------------------------------------------------------------------------------------------------------------------------

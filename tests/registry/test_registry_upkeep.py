@@ -331,6 +331,8 @@ def test_the_commands_answer_in_words_and_in_json(project):
     ]  # fmt: skip
     assert f"{NAME}/3" in said and "87.5% [73.9%, 94.5%]" in said
     assert "No model of the registry fits." in basin("models", "--data", "cifar10")[0]
+    for asked, code in (("--min-robust", "50"), 2), (("--min-clean", "-1"), 2), (("--norm", "L2"), 1):  # a Mistake: 2 of `main`
+        basin("models", *asked, code=code, json_too=False)
     assert "head/ode: 87.5% robust" in basin("show", f"{NAME}@champion")[0]
     said, answer = basin("compare", f"{NAME}@champion", f"{NAME}/2")
     assert answer["difference"]["value"] == 0.375 and "A - B: +37.5 points" in said

@@ -316,3 +316,5 @@ def test_a_version_scores_a_folder_on_the_command_line(served, tmp_path):
 def test_a_folder_without_images_is_a_mistake(tmp_path, trained):
     with pytest.raises(Mistake, match="no image files"):
         scoring.score(trained, tmp_path, SHAPE, [], tmp_path / "scores.csv")
+    with pytest.raises(Mistake, match=r"^FOLDER: no such folder \(got '.*/away'\)\. Give a folder of images\.$"):
+        scoring.score(trained, tmp_path / "away", SHAPE, [], tmp_path / "scores.csv")

@@ -17,11 +17,11 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from synthetic_outcomes import RUN, SUITES, Made, write_run
 
+from basin.config.flags import MEANINGS
 from basin.errors import Mistake
 from basin.evaluation import classes, interval, outcomes
 from basin.report import album, by_class, figures, pairs, pictures, stability, table, tidy, wording, writing
 from basin.report.console import terminal
-from basin.report.meanings import MEANINGS
 from basin.report.outcomes import read
 from basin.threat.ball import ThreatModel
 

@@ -200,6 +200,12 @@ def test_beside_code_of_ones_own_in_git(tmp_path: Path, monkeypatch: pytest.Monk
     )
 
 
+def test_a_name_that_is_none_is_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(Mistake, match=r"^--name: should be letters \(a to z\), digits, _ and -, 1 to 64 of them \(got 'bad/name'\)\."):
+        project.make(tmp_path / "own", str(tmp_path), "bad/name", "8/255")
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_within_a_repository(tmp_path: Path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     (place := tmp_path / "robust").mkdir()

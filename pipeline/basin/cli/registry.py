@@ -35,8 +35,8 @@ def models(
     data: Annotated[str | None, typer.Option(help="kind of the data set, e.g. digits")] = None,
     norm: Annotated[str | None, typer.Option(help="of the threat that they were attacked with: linf | l2 | l1")] = None,
     eps: Annotated[str | None, typer.Option(help="its radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")] = None,
-    min_robust: Annotated[float, typer.Option(help="worst-case robust accuracy of at least, 0 to 1")] = 0.0,
-    min_clean: Annotated[float, typer.Option(help="clean accuracy of at least, 0 to 1")] = 0.0,
+    min_robust: Annotated[float, typer.Option(min=0, max=1, help="worst-case robust accuracy of at least, 0 to 1")] = 0.0,
+    min_clean: Annotated[float, typer.Option(min=0, max=1, help="clean accuracy of at least, 0 to 1")] = 0.0,
     json_file: Json = None,
 ) -> None:
     """The models of the registry, the most robust first: aliases, worst case with its interval, clean accuracy, what the gate says.
@@ -46,7 +46,8 @@ def models(
     from basin.config.threat import asked
     from basin.registry import lookup
 
-    found = lookup.find(data, norm, asked(norm or "linf", eps).eps if eps else None, min_robust, min_clean)
+    threat = asked(norm or "linf", eps or 1.0)
+    found = lookup.find(data, norm, threat.eps if eps else None, min_robust, min_clean)
     write(json_file, found)
     rows = [("version", "aliases", "model", "worst case", "clean", "n", "standing", "flags not resolved"), *map(_cells, found)]
     widths = [max(map(len, column)) for column in zip(*rows)]

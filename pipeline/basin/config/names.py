@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from basin.config.flags import MEANINGS
 from basin.config.suite import ADDED, READY
 from basin.errors import did_you_mean
 
@@ -41,6 +42,8 @@ def mistakes(raw: Mapping[str, Any], recorded: bool = False) -> Iterator[str]:
     yield from _asked("attack.models", attack.get("models"), entries)
     yield from _asked("attack.suites", attack.get("suites"), suites)
     yield from _under_the_run(attack.get("suites"), suites)
+    if not recorded:
+        yield from _flags(_table(_table(raw, "registry"), "gate").get("accepted_flags"))
 
 
 def _table(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -121,6 +124,12 @@ def _under_the_run(asked: Any, suites: Mapping[str, Any]) -> Iterator[str]:
     """The worst case of a run is under its own threat, so one suite at least is."""
     if isinstance(asked, list) and asked and all(isinstance(name, str) and _table(suites, name).get("threat") for name in asked):
         yield f"attack.suites: each has a threat of its own (got {', '.join(asked)}). Name one under the run's threat too."
+
+
+def _flags(accepted: Any) -> Iterator[str]:
+    for name in accepted if isinstance(accepted, list) else ():
+        if name not in MEANINGS:
+            yield f"registry.gate.accepted_flags: no such flag (got {_short(str(name))}). {did_you_mean(str(name), MEANINGS)}"
 
 
 def _short(name: str) -> str:

@@ -51,4 +51,4 @@ def _fraction(value: Any) -> Any:
 
 
 Fractional = Annotated[float, BeforeValidator(_fraction)]
-Radius = Annotated[Fractional, Field(gt=0)]  # a norm may set a limit: basin/config/threat.py
+Radius = Annotated[Fractional, Field(gt=0, le=1e9)]  # beyond any image; a norm may set a limit: basin/config/threat.py

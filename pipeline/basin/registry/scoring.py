@@ -39,6 +39,8 @@ def score(
     A file that cannot be read is a row with its problem and no class. How many files, and how many had a problem. Raises Mistake where
     there is nothing to read.
     """
+    if not folder.is_dir():
+        raise Mistake(f"FOLDER: no such folder (got {str(folder)!r}). Give a folder of images.")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise Mistake(f"{folder}: no image files (got none of {', '.join(sorted(SUFFIXES))}). Give a folder that has some.")

@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from basin.config.flags import MEANINGS
 from basin.config.suite import IN_FULL
 from basin.report import figures, pairs, stability, tidy, wording
 from basin.report.album import album
 from basin.report.by_class import by_class
-from basin.report.meanings import MEANINGS
 from basin.report.outcomes import EXCHANGE, under_run
 from basin.report.pictures import gallery
 from basin.report.table import ByModel, Table

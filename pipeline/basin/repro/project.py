@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from configparser import ConfigParser
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from basin import files
-from basin.config.splits import SplitSettings
+from basin.config.splits import NAME, SplitSettings
 from basin.config.threat import asked
 from basin.errors import Mistake, did_you_mean
 from basin.repro import code, graph, watched
@@ -30,6 +31,8 @@ NO_GIT = (
 def make(folder: Path, data: str, name: str | None, eps: str) -> list[str]:
     """Make the project; what is worth telling, a line each. Raises Mistake, and writes nothing, where a file of another's is in the way."""
     asked("linf", eps)
+    if name is not None and not re.match(NAME, name):
+        raise Mistake(f"--name: should be letters (a to z), digits, _ and -, 1 to 64 of them (got {name!r}). Give such a name.")
     if there := [one for one in WRITTEN if (folder / one).exists()]:
         advice = f"Give a folder of its own: basin init {folder / 'robust'}."
         raise Mistake(f"{folder / there[0]}: is there already (got a project, or a file of another's). {advice}")

@@ -1,4 +1,4 @@
-"""What a flag means, in a sentence: docs/flags.md has when it is raised, and what to do."""
+"""The flags, and what each means in a sentence: docs/flags.md has when it is raised, and what to do."""
 
 MEANINGS = {
     "black-box-beats-white-box": "An attack without gradients broke images that gradient attacks had left: the true figure is lower.",
