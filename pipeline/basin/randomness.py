@@ -5,9 +5,11 @@ under `construct`, which seeds the global generator and puts it back.
 """
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,21 @@ def construct(seed: int, *purpose: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed_for(seed, *purpose))
         yield
+
+
+@contextmanager
+def others_seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python, from which code of others draws; put them back, whatever happens."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 class Random(nn.Module):

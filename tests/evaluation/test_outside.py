@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import random
 import re
 import signal
 import subprocess
@@ -38,6 +39,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""
 KEYS = {"n", "clean", "worst_case", "interval", "attacks", "masked", "flags", "passes", "seconds"}
 MODELS = """
 import itertools, os, time
+import random as python
+import numpy as np
 import torch
 from torch import nn
 from beside import SCALE
@@ -77,6 +80,7 @@ def pair(): return made(lambda z, x: (z, x))
 def words(): return made(lambda z, x: "seven")
 def flat(): return made(lambda z, x: z.flatten())
 def random(): return made(lambda z, x: z + 0.1 * torch.randn_like(z))
+def random_elsewhere(): return made(lambda z, x: z + 0.1 * (np.random.randn() + python.gauss(0, 1)) * torch.arange(10))
 def two(): return made(lambda z, x: z[:, :2])
 def three(): return made(lambda z, x: z[:, :3])
 def recorder(): return Recorder().eval()
@@ -424,13 +428,15 @@ def test_an_unknown_attack_is_refused_with_the_nearest_name():
 # The same again ---------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("target", "suite"), [("net.py:random", "adaptive"), ("models/sodef", "quick")])
+@pytest.mark.parametrize(
+    ("target", "suite"), [("net.py:random", "adaptive"), ("net.py:random_elsewhere", "quick"), ("models/sodef", "quick")]
+)
 def test_the_same_evaluation_twice_is_the_same_image_by_image(target, suite, basin, monkeypatch, tmp_path):
-    """A model of another's may draw from torch's global generator, which stands elsewhere each time."""
+    """A model of another's may draw from the global generators of torch, NumPy and Python, which stand elsewhere each time."""
     monkeypatch.setattr(ready_made, "READY", short(ready_made.READY))
     answers, files = [], []
     for run in ("one", "two"):
-        torch.rand(len(files) + 1)
+        torch.rand(len(files) + 1), np.random.rand(len(files) + 1), random.random()  # noqa: NPY002
         answers.append(basin(target, "floats.npz", "--images", "12", "--outcomes", str(tmp_path / run), suite=suite)[2])
         files.append({path.name: path.read_bytes() for path in sorted((tmp_path / run).iterdir())})
     assert files[0] == files[1] and list(files[0]) == ["adversarial.safetensors", "outcomes.csv", "summary.json"]

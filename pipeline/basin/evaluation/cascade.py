@@ -14,7 +14,7 @@ it changes no bit, and what is earned is decided by each from all images.
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from basin.evaluation.outcomes import Outcomes, mean, pack, unpack
 from basin.evaluation.subject import device_of
 from basin.evaluation.ways import Attempt, Way
 from basin.processes import ALONE, Group
-from basin.randomness import drawing, generator, seed_for
+from basin.randomness import drawing, generator, others_seeded, seed_for
 from basin.threat.ball import TOLERANCE, ThreatModel
 from basin.threat.target import Target, misread
 from basin.types import Images, Labels, Logits, Network, PerImage
@@ -278,12 +278,10 @@ class Evaluation:
 
     @contextmanager
     def seeded(self, name: str, batch: int) -> Iterator[None]:
-        """Seed whatever the model draws: our layers by their generator, anything else by torch's global one, which is put back."""
+        """Seed whatever the model draws: our layers by their generator, anything else by the global ones, which are put back."""
         purpose = (*self.seed, name, batch, "model")
-        devices = [self.device] if self.device.type == "cuda" else []
-        with drawing(self.classifier, generator(*purpose, device=self.device)), torch.random.fork_rng(devices, enabled=self.randomised):
-            if self.randomised:
-                torch.manual_seed(seed_for(*purpose))
+        others = others_seeded(seed_for(*purpose)) if self.randomised else nullcontext()
+        with drawing(self.classifier, generator(*purpose, device=self.device)), others:
             yield
 
     def _resume(self, index: Labels, images: Images, labels: Labels) -> tuple[Outcomes, int]:

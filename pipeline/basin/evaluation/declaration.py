@@ -22,7 +22,7 @@ from basin.models.classifier import Classifier
 from basin.models.distribution import distributions
 from basin.models.ode import exactly, flows
 from basin.models.substitutes import substitutes
-from basin.randomness import Random, drawing, generator, random_layers
+from basin.randomness import Random, drawing, generator, others_seeded, random_layers
 from basin.threat.ball import HIGH, LOW
 from basin.threat.target import gradient, margin
 from basin.types import Images, Labels, Logits, PerImage
@@ -102,10 +102,8 @@ def _exactly(model: nn.Module) -> AbstractContextManager[list[str]]:
 
 @contextmanager
 def _seeded(model: nn.Module, images: Images) -> Iterator[None]:
-    """Draws from a fixed seed, torch's global ones too, which are put back."""
-    device = images.device
-    with drawing(model, generator(0, "declaration", device=device)), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    """Draws from a fixed seed, those of the global generators too, which are put back."""
+    with drawing(model, generator(0, "declaration", device=images.device)), others_seeded(0):
         yield
 
 

@@ -27,7 +27,7 @@ from basin.evaluation.outcomes import measures
 from basin.evaluation.robustness import BATCH, LOOKED_AT, Result, check, evaluate
 from basin.evaluation.subject import device_of, dtype_of, normalisation, sha256, subject, tensors, weights
 from basin.models import artifact
-from basin.randomness import generator
+from basin.randomness import generator, others_seeded
 from basin.threat.ball import ThreatModel
 from basin.types import Images, Labels
 
@@ -240,8 +240,7 @@ def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
 def _digest(model: nn.Module, few: Images) -> str:
     """Of what a model is and computes: its layers, its tensors, and its logits of a few images."""
     place = device_of(model)
-    with torch.no_grad(), torch.random.fork_rng([place] if place.type == "cuda" else []):
-        torch.manual_seed(0)
+    with torch.no_grad(), others_seeded(0):
         logits = model(few.to(place))
     try:
         layers = repr(model)

@@ -3,16 +3,15 @@
 Such code draws from the global generators, back-propagates into parameters, and writes into logits.
 """
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from basin.errors import THEIRS
+from basin.randomness import others_seeded
 from basin.threat.target import gradient
 from basin.types import Images, Logits, Network
 
@@ -23,16 +22,8 @@ NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # a threat model's norm, as pya
 def seeded(generator: torch.Generator) -> Iterator[int]:
     """Seed the global generators of torch, NumPy and Python by a draw from `generator` (yielded); put them back, whatever happens."""
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-        try:
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield seed
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
+    with others_seeded(seed):
+        yield seed
 
 
 class _Pass(torch.autograd.Function):
