@@ -59,6 +59,19 @@ def test_a_library_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch):
     assert second.startswith("no-such-thing: not of a version that Basin stands on (got none).")
 
 
+@pytest.mark.parametrize("where", ["nonsense", "ftp://here", "127.0.0.1:4200/api"])
+def test_an_address_that_is_none_is_named(where: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PREFECT_API_URL", where)
+    with pytest.raises(Mistake, match=rf"^Prefect: is no address \(got '{where}'\)\. Set PREFECT_API_URL to http://\.\.\., or unset it\.$"):
+        list(doctor._prefect())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://me:secret@here")
+    with pytest.raises(Mistake, match=r"^MLflow: is no address \(got 'ftp://\.\.\.@here'\)\. Set MLFLOW_TRACKING_URI to http://"):
+        list(doctor._mlflow())
+    for kept in ("sqlite:///mlflow.db", "mlruns", "postgresql+psycopg://host/db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", kept)
+        assert list(doctor._mlflow())[0].startswith("MLflow: no server is set; runs are kept in ")
+
+
 def test_a_repository_made_after_dvc_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """`basin init`, then `git init`: DVC goes on as if there were no git, and says of each `diff` that there is none."""
     monkeypatch.chdir(tmp_path)

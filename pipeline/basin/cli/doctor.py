@@ -20,11 +20,12 @@ from basin.tracking import journal
 PATIENCE = 5.0  # seconds for a server's answer
 ROOM = 5 << 30  # bytes: a run of photographs with its cache
 PREPARED = Path("data/prepared")
+STORES = ("sqlite", "postgresql", "mysql", "mssql", "file")  # in which MLflow keeps runs without a server
 
 
 def findings() -> Iterator[tuple[bool, str]]:
     """Whether it is well, and the line, of each thing that is looked at."""
-    for look in (_installation, _pins, _python, _git, _room, _device, _project, _data, _servers):
+    for look in (_installation, _pins, _python, _git, _room, _device, _project, _data, _mlflow, _prefect):
         try:
             yield from ((True, line) for line in look())
         except Mistake as mistake:
@@ -121,14 +122,21 @@ def _data() -> Iterator[str]:
         yield "data: not prepared yet (`basin check` reads it)"
 
 
-def _servers() -> Iterator[str]:
-    mlflow = journal.uri()
-    yield _answers("MLflow", mlflow, "MLFLOW_TRACKING_URI")
+def _mlflow() -> Iterator[str]:
+    yield _answers("MLflow", journal.uri(), "MLFLOW_TRACKING_URI", STORES)
+
+
+def _prefect() -> Iterator[str]:
     yield _answers("Prefect", os.environ.get("PREFECT_API_URL", ""), "PREFECT_API_URL")
 
 
-def _answers(name: str, where: str, variable: str) -> str:
-    if not where.startswith("http"):
+def _answers(name: str, where: str, variable: str, stores: tuple[str, ...] = ()) -> str:
+    """What a server says, or where what it would keep is kept without one: in one of these `stores`, or a folder."""
+    scheme = where.partition("://")[0].partition("+")[0] if "://" in where else ""
+    if not scheme.startswith("http"):
+        if where and (scheme or not stores) and scheme not in stores:
+            known = ", ".join(f"{one}://..." for one in ("http", *stores))
+            raise Mistake(f"{name}: is no address (got {journal.shown(where)!r}). Set {variable} to {known}, or unset it.")
         return f"{name}: no server is set; {'runs are kept in ' + journal.shown(where) if where else 'one is started where it is needed'}"
     try:
         address = re.sub(r"//[^/\s]*@", "//", where.rstrip("/"))
