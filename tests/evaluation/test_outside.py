@@ -425,6 +425,14 @@ def test_an_unknown_attack_is_refused_with_the_nearest_name():
         Suite.model_validate({"attacks": {"x": {"kind": "sqare"}}})
 
 
+@pytest.mark.parametrize(("takes", "given"), [(1, 1), (3, 3), (2, 3)])
+def test_grey_images_read_as_colour_lose_it_where_the_model_takes_one_channel_alone(takes, given):
+    grey, model = X[:, :1].repeat(1, 3, 1, 1), torch.nn.Conv2d(takes, 2, 3)
+    assert outside._as_taken(model, grey).shape[1] == given
+    coloured = grey + torch.tensor([0.0, 0.1, 0.2]).view(1, 3, 1, 1)
+    assert outside._as_taken(model, coloured).shape[1] == 3
+
+
 # The same again ---------------------------------------------------------------------------------------------------------------------------
 
 

@@ -226,15 +226,18 @@ def _placed(model: nn.Module, place: torch.device) -> nn.Module:
 
 
 def _as_taken(model: nn.Module, x: Tensor) -> Tensor:
-    """The images; of grey ones that were read as colour one channel, where the model takes no colour."""
-    if x.shape[1] != 3 or not torch.equal(x[:, :1].expand_as(x), x):
-        return x
+    """The images; of grey ones that were read as colour one channel, where the model takes that and no colour."""
+    grey = x.shape[1] == 3 and torch.equal(x[:, :1].expand_as(x), x)
+    return x[:, :1].contiguous() if grey and not _takes(model, x[:1]) and _takes(model, x[:1, :1]) else x
+
+
+@torch.no_grad()
+def _takes(model: nn.Module, x: Tensor) -> bool:
     try:
-        with torch.no_grad():
-            model(x[:1].to(device_of(model), dtype_of(model), copy=True))
-    except THEIRS:  # whatever is wrong with it: if it is not the colour, it is told when the model is looked at
-        return x[:, :1].contiguous()
-    return x
+        model(x.to(device_of(model), dtype_of(model), copy=True))
+    except THEIRS:  # if it is not the colour, it is told when the model is looked at
+        return False
+    return True
 
 
 def _digest(model: nn.Module, few: Images) -> str:
