@@ -39,14 +39,14 @@ report: setup ## the report alone, from the outcomes that are there
 
 check: lint types imports ## everything that reads the code without running it
 
-lint: setup
+lint: setup ## ruff: mistakes and form
 	ruff check
 	ruff format --check
 
-types: setup
+types: setup ## mypy
 	mypy
 
-imports: setup
+imports: setup ## the layers of the code
 	lint-imports
 
 test: setup ## the tests, in minutes: two files at a time

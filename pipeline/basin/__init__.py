@@ -44,7 +44,7 @@ def evaluate(
         images: float32 [n, c, h, w] in [0, 1]. labels: int64 [n], from 0.
         threat: the norm and the radius, in pixels scaled to [0, 1].
         suite: quick | standard | autoattack | adaptive (docs/evaluation.md), or a `Suite` of your own.
-        twin: the same model without its defence, where there is one; an adaptive suite attacks through it.
+        twin: the same model without its defence, where there is one; `standard` and `adaptive` attack through it.
         seed: of everything that is drawn. batch: images attacked at once.
         checkpoint: a file to go on from where an interrupted call with the same arguments stopped.
         thorough: no shortcut: every attack on every image that holds, every gradient in float32.
@@ -68,7 +68,7 @@ def evaluate(
     if batch < 1:
         raise Mistake(f"batch: should be 1 or more (got {batch}). Give 256, or fewer where memory is short.")
     state = None if checkpoint is None else Path(checkpoint)
-    chosen = outside.suite(suite) if isinstance(suite, str) else suite
+    chosen = outside.suite(suite)
     chosen = chosen.model_copy(update={"thorough": thorough or chosen.thorough})
     with torch.inference_mode(False):
         x, y = (one.clone() if one.is_inference() else one for one in (images, labels))

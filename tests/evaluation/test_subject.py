@@ -216,6 +216,10 @@ def test_a_model_that_takes_few_at_once_says_how_to_give_it_few():
         ("labels", [0] * 6, r"^labels: should be a torch.Tensor \(got list\)\. Make one\.$"),
         ("threat", {"norm": "linf"}, r"^threat: should be a basin.Threat \(got dict\)\. Make one\.$"),
         ("suite", {"attacks": {}}, r"^suite: should be a basin.Suite, or the name of one \(got dict\)\. Make one\.$"),
+        ("suite", basin.Suite(), r"^suite: should hold attacks, or an adaptive table, or be ready-made \(got neither\)\."),
+        ("suite", basin.Suite(ready="quick", adaptive={}), r"^suite: should hold .* \(got its own attacks and 'quick'\)\."),
+        ("suite", basin.Suite(ready="quik"), r"^suite: no such suite \(got 'quik'\)\. Did you mean 'quick'\?$"),
+        ("suite", basin.Suite(ready="quick", threat=LINF), r"^suite: has a threat of its own \(got linf-0\.1\)\. Give it as `threat`"),
         ("batch", "4", r"^batch: should be an int \(got str\)\. Make one\.$"),
         ("batch", 0, r"^batch: should be 1 or more \(got 0\)\. Give 256, or fewer where memory is short\.$"),
         ("checkpoint", 3, r"^checkpoint: should be a pathlib.Path \(got int\)\. Make one\.$"),
@@ -225,6 +229,12 @@ def test_what_is_of_another_kind_is_refused(name, value, message):
     asked = {"model": Made().eval(), "images": X, "labels": torch.arange(6) % 5, "threat": LINF, "suite": "quick"}
     with pytest.raises(Mistake, match=message):
         basin.evaluate(**asked | {name: value})
+
+
+def test_a_suite_that_takes_a_ready_made_one_is_that_one():
+    asked = {"model": nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval(), "images": X, "labels": torch.arange(6) % 5, "threat": LINF}
+    taken, named = basin.evaluate(**asked, suite=basin.Suite(ready="quick")), basin.evaluate(**asked, suite="quick")
+    assert taken.attacks == named.attacks and taken.attacks
 
 
 def test_images_of_inference_mode_and_a_call_in_it(tmp_path):

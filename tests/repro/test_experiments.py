@@ -50,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of one's own in git, with a run that is committed and pushed to a folder beside it."""
     (place := tmp_path_factory.mktemp("dvc") / "project").mkdir()
     git(place, "init", "-q")
-    assert project.make(place, "digits", None, "8/255") == []
+    assert project.make(place, "digits", None) == []
     (place / "params.yaml").write_text(PARAMS, encoding="utf-8")
     dvc(place, "remote", "add", "-q", "-d", "store", "../../store")  # read from .dvc/config, so every clone beside it has it too
     dvc(place, "repro", "-q")

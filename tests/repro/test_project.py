@@ -185,7 +185,7 @@ def test_beside_code_of_ones_own_in_git(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / folder / "__init__.py").write_text("raise SystemExit('not Basin\\'s')", encoding="utf-8")
     (tmp_path / "README.md").write_text("mine", encoding="utf-8")
     (tmp_path / ".gitignore").write_text("mine\n/models/", encoding="utf-8")
-    assert project.make(tmp_path, "digits", None, "8/255") == []
+    assert project.make(tmp_path, "digits", None) == []
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine" and (tmp_path / "BASIN.md").is_file()
     assert (tmp_path / ".gitignore").read_text(encoding="utf-8").splitlines()[:3] == ["mine", "/models/", "/.basin/"]
     assert "no_scm" not in (tmp_path / ".dvc/config").read_text(encoding="utf-8")
@@ -193,7 +193,7 @@ def test_beside_code_of_ones_own_in_git(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(graph.graph()) == 16 and params.load().registered_name == "digits-linf-0.15"
     assert len((tmp_path / "BASIN.md").read_text(encoding="utf-8").splitlines()) == 10
     with pytest.raises(Mistake) as mistake:
-        project.make(tmp_path, "digits", None, "8/255")
+        project.make(tmp_path, "digits", None)
     assert str(mistake.value) == (
         f"{tmp_path}/params.yaml: is there already (got a project, or a file of another's). "
         f"Give a folder of its own: basin init {tmp_path}/robust."
@@ -206,10 +206,17 @@ def test_a_name_that_is_none_is_refused_before_anything_is_written(tmp_path: Pat
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("option", "asked"), [("--name", {"name": "mine"}), ("--eps", {"eps": "0.01"})])
+def test_what_a_ready_made_run_would_not_heed_is_refused(option: str, asked: dict[str, str], tmp_path: Path):
+    with pytest.raises(Mistake, match=rf"^{option}: is for images of your own \(got .* with the run digits\)\. Leave it out, and set "):
+        project.make(tmp_path, "digits", **asked)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_within_a_repository(tmp_path: Path):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     (place := tmp_path / "robust").mkdir()
-    assert project.make(place, "digits", None, "8/255") == [] and (place / ".dvc").is_dir() and not (tmp_path / ".dvc").exists()
+    assert project.make(place, "digits", None) == [] and (place / ".dvc").is_dir() and not (tmp_path / ".dvc").exists()
 
 
 def test_what_is_seen_of_the_images_is_said_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

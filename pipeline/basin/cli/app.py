@@ -43,10 +43,10 @@ def init(
         str | None,
         typer.Option(help="a folder of images, one sub-folder a class | an .npz | the name of a ready-made run, e.g. digits; asked for"),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="what the data set is called in reports and in the registry")] = None,
+    name: Annotated[str | None, typer.Option(help="what your own images are called in reports and in the registry")] = None,
     eps: Annotated[
-        str, typer.Option(help="radius of the threat in pixels scaled to [0, 1], e.g. 0.1 or 8/255, for your own images")
-    ] = "8/255",
+        str | None, typer.Option(help="radius of the threat in pixels scaled to [0, 1], for your own images, e.g. 0.1; 8/255 by default")
+    ] = None,
 ) -> None:
     """Make a project of your own: params.yaml, the graph, .dvc, .gitignore, README.md. Then `basin repro` runs in it."""
     from basin.repro import project

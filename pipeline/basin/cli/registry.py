@@ -32,14 +32,14 @@ def attach(app: typer.Typer) -> None:
 
 
 def models(
-    data: Annotated[str | None, typer.Option(help="kind of the data set, e.g. digits")] = None,
+    data: Annotated[str | None, typer.Option(help="name of the data set, e.g. digits")] = None,
     norm: Annotated[str | None, typer.Option(help="of the threat that they were attacked with: linf | l2 | l1")] = None,
     eps: Annotated[str | None, typer.Option(help="its radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255")] = None,
     min_robust: Annotated[float, typer.Option(min=0, max=1, help="worst-case robust accuracy of at least, 0 to 1")] = 0.0,
     min_clean: Annotated[float, typer.Option(min=0, max=1, help="clean accuracy of at least, 0 to 1")] = 0.0,
     json_file: Json = None,
 ) -> None:
-    """The models of the registry, the most robust first: aliases, worst case with its interval, clean accuracy, what the gate says.
+    """The models of the registry, of each name the most robust first: aliases, worst case, clean accuracy, what the gate says.
 
     `basin models --data digits --norm linf --eps 0.15 --min-robust 0.5` lists those that fit a need.
     """
@@ -95,7 +95,7 @@ def compare(a: Target, b: Target, json_file: Json = None) -> None:
 
 
 def leaderboard(
-    data: Annotated[str | None, typer.Option(help="kind of the data set, e.g. digits; that of params.yaml by default")] = None,
+    data: Annotated[str | None, typer.Option(help="name of the data set, e.g. digits; that of params.yaml by default")] = None,
     norm: Annotated[str | None, typer.Option(help="of the threat: linf | l2 | l1; that of params.yaml by default")] = None,
     eps: Annotated[str | None, typer.Option(help="its radius, e.g. 0.1 or 8/255; that of params.yaml by default")] = None,
     to: Annotated[Path, typer.Option(help="the folder to make, or to write anew")] = Path("leaderboard"),

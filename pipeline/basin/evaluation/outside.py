@@ -34,11 +34,19 @@ from basin.types import Images, Labels
 Models = tuple[nn.Module, nn.Module | None]  # and its undefended twin
 
 
-def suite(name: str) -> Suite:
-    """The ready-made suite of that name. Raises Mistake on another name."""
-    if name not in READY:
+def suite(asked: str | Suite) -> Suite:
+    """The ready-made suite of that name, or the suite with what is ready-made in it. Raises Mistake on one that is none."""
+    name = asked if isinstance(asked, str) else asked.ready
+    if name is not None and name not in READY:
         raise Mistake(f"suite: no such suite (got {name!r}). {did_you_mean(name, READY)}")
-    return ready(name)
+    if isinstance(asked, str):
+        return ready(asked)
+    if bool(asked.attacks or asked.adaptive) == bool(name):
+        got = f"its own attacks and {name!r}" if name else "neither"
+        raise Mistake(f"suite: should hold attacks, or an adaptive table, or be ready-made (got {got}). Give one of them.")
+    if asked.threat:
+        raise Mistake(f"suite: has a threat of its own (got {asked.threat}). Give it as `threat`, with a suite that has none.")
+    return ready(name, asked) if name else asked
 
 
 def models(target: str, registered: Callable[[str], Models]) -> Models:

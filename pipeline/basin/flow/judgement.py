@@ -52,7 +52,7 @@ def evaluate(
         data: a prepared folder, an .npz of images and labels, or a folder of images
         norm: of the threat model
         eps: radius in pixels scaled to [0, 1], e.g. 0.1 or 8/255
-        suite: quick (a look), standard (AutoAttack's four), autoattack (the same by its authors), adaptive (made for the model that is met)
+        suite: quick (a look), standard (Basin's own), autoattack (AutoAttack by its authors), adaptive (made for the model that is met)
         images: how many images, at least 1; all if empty
         seed: of everything that is drawn, 0 or above
     """

@@ -50,9 +50,9 @@ def find(
     min_clean: float = 0.0,
     name: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The versions of which all that is asked holds, as a table (`pandas.DataFrame(found)`), the most robust first.
+    """The versions of which all that is asked holds, as a table (`pandas.DataFrame(found)`), of each name the most robust first.
 
-    `data`: kind of the data set; `norm`, `eps`: of the threat that they were attacked with; `min_robust`: worst-case robust accuracy, and
+    `data`: name of the data set; `norm`, `eps`: of the threat that they were attacked with; `min_robust`: worst-case robust accuracy, and
     `min_clean`: clean accuracy, that they have at least. A row has the keys `ROW`; accuracies are fractions.
     """
     asked = {"data": data, "norm": norm, "eps": None if eps is None else f"{eps:g}", "schema": SCHEMA}

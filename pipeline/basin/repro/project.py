@@ -21,6 +21,7 @@ TEMPLATE = Path(__file__).parent / "template"
 RUNS = TEMPLATE / "runs"
 WRITTEN = ("params.yaml", "dvc.yaml", "code.yaml", "models", "history", "outcomes", "exchanged", "report")  # ours alone
 MOST_SIDE, SIDE = 128, 64  # larger images, and those of several sizes, are brought to SIDE: what a small net on a processor can train on
+EPS = "8/255"  # of the threat on images of one's own
 WIDTHS = (16, 32, 64, 128, 128)
 NO_GIT = (
     "git: this folder is in no repository, so no commit stands beside a run and `dvc exp` does not work. "
@@ -28,9 +29,9 @@ NO_GIT = (
 )
 
 
-def make(folder: Path, data: str, name: str | None, eps: str) -> list[str]:
+def make(folder: Path, data: str, name: str | None = None, eps: str | None = None) -> list[str]:
     """Make the project; what is worth telling, a line each. Raises Mistake, and writes nothing, where a file of another's is in the way."""
-    asked("linf", eps)
+    asked("linf", eps or EPS)
     if name is not None and not re.match(NAME, name):
         raise Mistake(f"--name: should be letters (a to z), digits, _ and -, 1 to 64 of them (got {name!r}). Give such a name.")
     if there := [one for one in WRITTEN if (folder / one).exists()]:
@@ -54,12 +55,17 @@ def runs(folder: Path = Path("params")) -> dict[str, Path]:
     return {path.stem: path for place in (RUNS, folder) for path in sorted(place.glob("*.yaml"))}
 
 
-def _run(folder: Path, data: str, name: str | None, eps: str) -> tuple[str, list[str]]:
+def _run(folder: Path, data: str, name: str | None, eps: str | None) -> tuple[str, list[str]]:
     """The params.yaml for what the person said of their data."""
     if Path(data).is_dir() or data.endswith(".npz"):
-        return _own(folder, Path(data), name, eps)
+        return _own(folder, Path(data), name, eps or EPS)
     if data not in runs():
         raise Mistake(f"--data: no folder of images, no .npz, no ready-made run (got {data!r}). {did_you_mean(data, runs())}")
+    for option, value, key in (("--name", name, "data.name"), ("--eps", eps, "threat.eps")):
+        if value is not None:
+            raise Mistake(
+                f"{option}: is for images of your own (got {value} with the run {data}). Leave it out, and set {key} in params.yaml."
+            )
     return runs()[data].read_text(encoding="utf-8"), []
 
 

@@ -7,7 +7,7 @@ For a network whose gradient is missing and whose answers still say something. I
     ask    z(x'), and z at random points of the ball around it: they join the points
 
 The paper adds points along the Jacobian of F; here they are the candidates themselves, so that F is best where it is attacked. An image
-that is broken is asked about no further. (rounds + 1) x (points + 1) queries an image.
+that is broken is asked about no further. 1 + rounds x (points + 1) queries an image.
 """
 
 import torch
