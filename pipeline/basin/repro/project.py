@@ -31,7 +31,7 @@ NO_GIT = (
 
 def make(folder: Path, data: str, name: str | None = None, eps: str | None = None) -> list[str]:
     """Make the project; what is worth telling, a line each. Raises Mistake, and writes nothing, where a file of another's is in the way."""
-    asked("linf", eps or EPS)
+    asked("linf", EPS if eps is None else eps)
     if name is not None and not re.match(NAME, name):
         raise Mistake(f"--name: should be letters (a to z), digits, _ and -, 1 to 64 of them (got {name!r}). Give such a name.")
     if there := [one for one in WRITTEN if (folder / one).exists()]:
