@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from safetensors.numpy import load_file, save_file
 from synthetic_outcomes import RUN, SUITES, Made, write_run
 
@@ -21,7 +20,7 @@ from basin.config.flags import MEANINGS
 from basin.errors import Mistake
 from basin.evaluation import classes, interval, outcomes
 from basin.report import album, by_class, figures, pairs, pictures, stability, table, tidy, wording, writing
-from basin.report.console import terminal
+from basin.report.console import show
 from basin.report.outcomes import read
 from basin.threat.ball import ThreatModel
 
@@ -297,9 +296,8 @@ def test_where_classes_differ_in_size_their_means_stand_beside_the_accuracies(tm
     assert (numbers["balanced_clean"], numbers["balanced_worst_case"]) == (0.5, 0.375)
     assert 'class="range">over classes 50.0<' in text and 'class="range">over classes 37.5<' in text
     assert "80.0% of the images are of one" in text
-    console = Console(width=200, file=io.StringIO())
-    console.print(terminal(found))
-    assert "50.0, 37.5" in (said := console.file.getvalue()) and "80.0 are of one class" in said
+    show(found, width=200, file=(file := io.StringIO()))
+    assert "50.0, 37.5" in (said := file.getvalue()) and "80.0 are of one class" in said
     assert ">over classes" not in (written[1] / "index.html").read_text()
 
 
@@ -494,9 +492,8 @@ def test_every_flag_of_the_documentation_has_its_meaning_on_the_page():
 
 
 def test_terminal_summary_says_what_the_table_says(written):
-    console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(terminal(written[0]))
-    text = console.export_text()
+    show(written[0], width=40, file=(file := io.StringIO()))
+    text = file.getvalue()
     for row in written[0].rows:
         assert row.model in text and f"{wording.percent(row.worst.value)} {wording.interval(row.worst)}" in text
 

@@ -264,8 +264,6 @@ def _show_the_table_once(targets: list[str] | None) -> None:
 def _finish(code: int, targets: list[str] | None) -> None:
     """After a whole run: the table, where to look, what to do next; then the run's exit code."""
     if code == 0 and not targets:
-        from rich.console import Console
-
         from basin.config import params
         from basin.registry import lookup, upkeep
         from basin.registry.promotion import CHAMPION
@@ -273,7 +271,7 @@ def _finish(code: int, targets: list[str] | None) -> None:
         from basin.tracking import journal
 
         attack = params.load().attack
-        Console().print(console.terminal(writing.read(Path("outcomes"), attack.models, attack.suites)))
+        console.show(writing.read(Path("outcomes"), attack.models, attack.suites))
         name = json.loads(RECEIPT.read_text(encoding="utf-8"))["name"]
         known = [version for version in lookup.find(name=name) if version["aliases"]]
         for one in known:

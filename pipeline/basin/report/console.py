@@ -1,9 +1,22 @@
 """The table for a terminal."""
 
+from typing import Any
+
 from basin.report.table import Table
 from basin.report.wording import interval, percent, short, threat
 
+WIDEST = 1000  # columns
 LATER = "BASIN_TABLE_LATER"  # in the environment of stages: who runs them all shows the table when they have ended
+
+
+def show(table: Table, **console: Any) -> None:
+    """Print it, as wide as it is: a narrow terminal folds its lines, and loses no digit. `console`: how rich's Console is made."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    to, grid = Console(**console), terminal(table)
+    to.width = max(to.width, Measurement.get(to, to.options.update(max_width=WIDEST), grid).maximum)
+    to.print(grid, crop=False)
 
 
 def terminal(table: Table):

@@ -7,14 +7,12 @@ from basin.stages import entry
 
 def main() -> None:
     with entry.stage("report", lambda config: config.attack, computes=False) as stage:
-        from rich.console import Console
-
         from basin.report import console, writing
 
         attack = stage.config.attack
         table = writing.write(entry.OUTCOMES, entry.HISTORY, attack.models, attack.suites, entry.REPORT)
         if console.LATER not in os.environ:
-            Console().print(console.terminal(table))
+            console.show(table)
 
 
 if __name__ == "__main__":
