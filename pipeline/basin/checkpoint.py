@@ -26,9 +26,10 @@ def folder() -> Path:
 
 
 def place(name: str, *asked: Any) -> Path:
-    """Where the computation `name` keeps its state: a file named by everything that its result depends on, all our code included."""
+    """Where the computation `name` keeps its state: a file named by everything that its result depends on, all our code and the
+    version of torch included."""
     code = [path.read_text(encoding="utf-8") for path in sorted(CODE.rglob("*.py"))]
-    text = json.dumps([*asked, code], sort_keys=True, default=str)
+    text = json.dumps([*asked, code, torch.__version__], sort_keys=True, default=str)
     return folder() / name / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
 

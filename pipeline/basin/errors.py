@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # of the processor, of CUDA, of its libraries
+NO_MEMORY = (  # of the processor, of CUDA, of its libraries; of a size that no number holds
+    "can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "Storage size calculation overflowed",
+)  # fmt: skip
 THEIRS = (Exception, SystemExit, GeneratorExit)  # what code of another's making may raise; an interruption is the user's
 
 

@@ -25,3 +25,12 @@ def test_a_port_that_is_none_is_refused(words, capsys):
 def test_two_servers_want_two_ports():
     with pytest.raises(Mistake, match=r"^--prefect-port: is MLflow's too \(got 4200\)\. Give each its own\.$"):
         server.show(4200, 4200)
+
+
+def test_a_run_that_is_not_valid_does_not_become_the_params(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params/bad.yaml").write_text("nonsense: 1\n")
+    with pytest.raises(Mistake, match=r"^params/bad\.yaml: "):
+        app.use("bad")
+    assert not (tmp_path / "params.yaml").exists()

@@ -94,6 +94,25 @@ CASES = {
         ("training: {kind: natural}", "training: {kind: natural}\n    augmentation: [{kind: flip}, {kind: corp}]"),
         "backbone.natural.augmentation.1.kind: unknown kind of augmentations (got 'corp'). Did you mean 'crop'?",
     ),
+    "a mask drawn twice for copies": (
+        ("training: {kind: natural}", "training: {kind: natural}\n    cleaned: {kind: tv, keep: 0.7, training_draws: 8}"),
+        "backbone.natural.cleaned: copies are cleaned once, with one mask each (got {'kind': 'tv', 'keep': 0.7, 'training_draws': 8}). "
+        "Leave training_draws and inference_draws out.",
+    ),
+    "a milestone after the end": (
+        ("policy: one_cycle}", "policy: multi_step, milestones: [0.5, 50]}"),
+        "backbone.natural.schedule.milestones: one comes after the last epoch (got [0.5, 50]). "
+        "Give epochs before it, or shares of them below 1.",
+    ),
+    "what is Adam's for sgd": (
+        ("optimiser: adam, rate: 0.003", "optimiser: sgd, amsgrad: true, rate: 0.003"),
+        "backbone.natural.schedule.amsgrad: is Adam's, and sgd has none (got True). Leave it out.",
+    ),
+    "an end by a classifier that is not trained": (
+        ("features: {epochs: 10,", "features: {stopping: {watch: accuracy, patience: 1}, epochs: 10,"),
+        "head.sodef_natural.schedule.features: stopping would watch a classifier that phase 3 alone trains "
+        "(got {'stopping': {'watch': 'accuracy', 'patience': 1}, 'epochs': 10, 'batch': 128, '). Leave it out here.",
+    ),
     "a rate that rises twice": (
         ("policy: one_cycle}", "policy: one_cycle, warmup: 2}"),
         "backbone.natural.schedule.warmup: one_cycle rises by itself (got 2). Set it to 0, or choose another policy.",

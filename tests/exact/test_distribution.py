@@ -30,6 +30,14 @@ def of(network, **settings) -> Distribution:
         return Distribution(network(), Posterior(**settings))
 
 
+def test_any_scale_has_its_rho():
+    for scale in (0.1, 800.0, 1e5):
+        made = of(lambda: torch.nn.Linear(4, 3), scale=scale)
+        for mu, sigma in made.scales().items():
+            rms = mu.detach().square().mean().sqrt()
+            torch.testing.assert_close(sigma, (scale * rms + made.posterior.floor).expand_as(sigma))
+
+
 def classifier(backbone=small.CONVNET, **settings) -> Classifier:
     """Backbone and linear classifier, both of distributions."""
     return small.classifier({"kind": "distribution", "of": backbone, **settings}, {"kind": "distribution", **settings})

@@ -9,6 +9,7 @@ from problems import PROBLEMS, Drift, Problem
 from torch import Tensor, nn
 
 from basin.config.solver import Solver
+from basin.errors import Mistake
 from basin.methods.heads.sodef import SineDrift
 from basin.models.classifier import Classifier
 from basin.models.ode import STABILITY_LIMIT, Flow, exactly, flows, solving_with
@@ -286,6 +287,12 @@ def test_the_jacobian_is_that_of_the_drift():
     W = drift.linear.weight
     by_hand = -torch.cos(z @ W.T)[:, :, None] * W
     torch.testing.assert_close(Flow(drift, 1.0, Solver()).jacobian(z), by_hand)
+
+
+def test_a_tolerance_that_float32_cannot_keep_is_refused():
+    flow = Flow(Drift(torch.neg), 1.0, Solver(method="dopri5", tolerance=1e-14))
+    with pytest.raises(Mistake, match=r"^solver\.tolerance: no step keeps it in float32 \(got 1e-14\)\. Give 1\.2e-07 or more\.$"):
+        flow(torch.ones(1, 2))
 
 
 def test_stiffness_is_the_step_times_the_largest_eigenvalue():

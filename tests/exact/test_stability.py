@@ -12,6 +12,7 @@ from torch import Tensor
 
 from basin.config import params
 from basin.config.solver import Solver
+from basin.errors import Mistake
 from basin.methods.heads.sodef import SineDrift
 from basin.models import stability
 from basin.models.ode import Flow, flows
@@ -40,6 +41,14 @@ def test_the_spectrum_is_found_in_any_basis():
     numbers = found.numbers()
     assert numbers["rightmost_median"] == numbers["rightmost_max"] == pytest.approx(-0.5)
     assert numbers["left_half_plane"] == 1
+
+
+def test_a_jacobian_that_is_not_finite_is_said_to_be():
+    """LAPACK ends the process on it."""
+    overflown = linear([[math.inf, 0], [0, -2]])
+    assert stability.stiffness(overflown, draws(2, 2)) == math.inf
+    with pytest.raises(Mistake, match=r"^flow: its Jacobian is not finite \(got inf or nan"):
+        stability.measure(overflown, draws(2, 2))
 
 
 def test_a_stable_flow_need_not_contract():

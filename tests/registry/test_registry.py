@@ -409,8 +409,10 @@ def test_the_version_belongs_to_the_run_that_trained_it(run, monkeypatch):
     monkeypatch.delenv("BASIN_TRACKING", raising=False)
     recipe = json.loads(Path("models/head/ode/recipe.json").read_text())
     tags = {"seed": 0, "device": "cpu", "data_digest": recipe["data_digest"]}
-    with journal.run("head/ode", recipe["trained"], tags, experiment="digits") as tracked:
-        tracked.metrics({"loss": 0.1}, step=1)
+    for weights, loss in ((recipe["weights"], 0.1), ("0" * 64, 0.2)):  # the second from another parent: newer, and of other weights
+        with journal.run("head/ode", recipe["trained"], tags | {"started": loss}, experiment="digits") as tracked:
+            tracked.metrics({"loss": loss}, step=1)
+            tracked.tags({"weights": weights})
     registration.register_all(run, digests())
     trained = store().get_run(store().get_model_version(NAME, "2").run_id)
     assert trained.data.metrics == {"loss": 0.1, **trained.data.metrics} and trained.info.status == "FINISHED"

@@ -46,6 +46,24 @@ def test_stages_stand_under_a_run_with_the_headline_and_the_report(folder):  # n
     assert journal.PARENT not in os.environ and not [path for path in folder.glob(".basin/runs/**/*") if path.is_file()]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "whole", "stages"), [(0, False, ["prepare"]), (255, True, ["prepare"]), (0, False, ["prepare", "report"])]
+)
+def test_figures_and_pages_of_an_earlier_run_are_not_this_ones(folder, code, whole, stages):  # noqa: F811
+    from basin.tracking.client import client
+
+    written(folder)
+    with shared.one_mirror(), parent.parent("digits-linf-0.1", "digits", {}, whole=whole) as ended:
+        assert not any(map(stage, stages))
+        ended(code)
+    (over,) = [run for run in runs() if run.data.tags["stage"] == "repro"]
+    reported = "report" in stages
+    assert bool(over.data.metrics) == reported
+    own = {name for name, made in parent.FILES.items() if made == "report"} if reported else set()
+    assert {file.path for file in client().list_artifacts(over.info.run_id)} == own
+
+
 def test_where_nothing_ran_there_is_no_run(folder):  # noqa: F811
     with parent.parent("digits-linf-0.1", "digits", {}) as ended:
         ended(0)

@@ -358,6 +358,13 @@ def test_statistics_are_those_of_the_training_images_and_only_of_what_was_traine
     assert torch.equal(frozen.running_mean, before) and norm.momentum == momentum and not norm.training
 
 
+def test_no_batch_of_the_statistics_is_of_one_image(train):
+    """Of 8x8 pixels one is left where a single image has no variance."""
+    model = classifier({"kind": "resnet", "depth": 18, "width": 2}).eval()
+    for batch in (1, 2):
+        measure_statistics(model, [model.backbone], train.take(torch.arange(11)), batch)
+
+
 def test_one_image_more_than_a_batch_moves_the_statistics_by_one_image(train):
     """Batches of one size: a last one of one image would count as much as the 64 before it."""
     model = classifier(RESNET).eval()

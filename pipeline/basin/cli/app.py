@@ -74,8 +74,9 @@ def use(name: Annotated[str, typer.Argument(help="a ready-made run: Basin's, or 
     is_ready_made = current.exists() and current.read_bytes() in {path.read_bytes() for path in runs.values()}
     if current.exists() and not is_ready_made and graph.is_changed(current):
         raise Mistake("params.yaml: has changes that are in no commit. Commit them, or keep a copy under params/, then run this again.")
+    config = params.load(runs[name])
     files.write(current, runs[name].read_bytes())
-    watched.keep(params.load())
+    watched.keep(config)
     typer.echo(f"params.yaml is now the run {name}. Next: basin repro")
 
 

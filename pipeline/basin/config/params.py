@@ -33,6 +33,14 @@ class Model(Settings):
     )
     training: TrainingChoice = Field(description="the training method: a table with its kind")
 
+    @field_validator("cleaned")
+    @classmethod
+    def _is_drawn_once(cls, cleaned: Choice | None) -> Choice | None:
+        drawn = ("training_draws", "inference_draws")
+        if cleaned and any(getattr(cleaned.params, name, 1) > 1 for name in drawn):
+            raise PydanticCustomError("draws", "copies are cleaned once, with one mask each. Leave training_draws and inference_draws out.")
+        return cleaned
+
     @field_validator("augmentation", mode="before")
     @classmethod
     def _is_no_purifier(cls, augmentation: Any) -> Any:

@@ -65,9 +65,11 @@ class Schedule(Settings):
 
     @field_validator("milestones")
     @classmethod
-    def _at_the_end_of_an_epoch(cls, milestones: list[float]) -> list[float]:
+    def _at_the_end_of_an_epoch(cls, milestones: list[float], others: Any) -> list[float]:
         if any(one > 1 and one != int(one) for one in milestones):
             raise PydanticCustomError("milestone", "an epoch is a whole number. Give whole epochs, or shares of them below 1.")
+        if any(one >= 1 and one >= others.data.get("epochs", math.inf) for one in milestones):
+            raise PydanticCustomError("milestone", "one comes after the last epoch. Give epochs before it, or shares of them below 1.")
         return milestones
 
     @field_validator("warmup")
@@ -78,6 +80,13 @@ class Schedule(Settings):
         if warmup >= others.data.get("epochs", math.inf):
             raise PydanticCustomError("warmup", "takes all epochs. Give it fewer.")
         return warmup
+
+    @field_validator("epsilon", "amsgrad")
+    @classmethod
+    def _of_adam(cls, value: float | bool, about: Any) -> float | bool:
+        if about.data.get("optimiser") == "sgd" and value != cls.model_fields[about.field_name].default:
+            raise PydanticCustomError("adam", "is Adam's, and sgd has none. Leave it out.")
+        return value
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of step 0 <= `step` < `steps`. Milestones count from the beginning, `cosine` from the end of the warm-up."""

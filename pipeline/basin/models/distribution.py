@@ -29,6 +29,7 @@ from basin.config.posterior import Posterior
 from basin.models.ode import flows
 from basin.randomness import Random
 
+STRAIGHT = 50.0  # above which softplus is the identity, in float64 too
 LEAST_VARIANCE = 1e-16  # of an output that is drawn: the square root has no derivative at 0, where all inputs of a unit are 0
 
 
@@ -105,8 +106,8 @@ def _initial(means: list[nn.Parameter], scale: float) -> Iterator[Tensor]:
         return
     overall = torch.cat([mu.detach().flatten() for mu in means]).square().mean().sqrt()
     for mu in means:
-        own = mu.detach().square().mean().sqrt()
-        yield torch.full_like(mu, math.log(math.expm1(scale * (own or overall).item())))
+        sigma = scale * (mu.detach().square().mean().sqrt() or overall).item()
+        yield torch.full_like(mu, math.log(math.expm1(sigma)) if sigma < STRAIGHT else sigma)
 
 
 def _is_affine(layer: nn.Module) -> bool:

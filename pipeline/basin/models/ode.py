@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from basin.config.solver import Solver
+from basin.errors import Mistake
 from basin.models.recomputed import recomputed
 from basin.models.steps import EVALUATIONS, STEPS, Rate, take
 from basin.types import Features
@@ -27,6 +28,7 @@ Start = Float[Tensor, "n *state"]  # z(0), a row an image: a vector or a feature
 Times = Float[Tensor, " times"]
 Trajectory = Float[Tensor, "times n *state"]
 STABILITY_LIMIT = {"euler": 2.0, "midpoint": 2.0, "rk4": 2.785}  # |h lambda| on the negative real axis
+FINEST = torch.finfo(torch.float32).eps  # of a tolerance, where the state is not float64
 
 
 class Flow(nn.Module):
@@ -84,6 +86,8 @@ class Flow(nn.Module):
         import torchdiffeq  # with SciPy, a second: where it solves something
 
         s = self.solver
+        if not s.fixed_step and z0.dtype != torch.float64 and s.tolerance < FINEST:
+            raise Mistake(f"solver.tolerance: no step keeps it in float32 (got {s.tolerance:g}). Give {FINEST:.2g} or more.")
         options = {"grid_constructor": self._grid} if s.fixed_step else {}
         settings = dict(method=s.method, rtol=s.tolerance, atol=s.tolerance, options=options)
         if s.gradient == "exact":

@@ -1,5 +1,6 @@
 """What can be measured of a classifier's flows at the z(0) of given images, and what it says of their stability."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 from jaxtyping import Bool, Complex
 from torch import Tensor, nn
 
+from basin.errors import Mistake
 from basin.models.ode import STABILITY_LIMIT, Flow, Start, flows
 from basin.randomness import drawing, generator
 from basin.types import Images, PerImage, State
@@ -64,8 +66,10 @@ class Stability:
 
 
 def measure(flow: Flow, z0: State) -> Stability:
-    """The stability of a flow at the rows of z0, computed in float64 from its Jacobians."""
+    """The stability of a flow at the rows of z0, computed in float64 from its Jacobians. Raises Mistake where one is not finite."""
     J = flow.jacobian(z0).detach().cpu().double()
+    if not J.isfinite().all():
+        raise Mistake("flow: its Jacobian is not finite (got inf or nan at the images looked at). Lower schedule.rate, or shorten T.")
     size, diagonal = J.abs(), J.diagonal(dim1=1, dim2=2).abs()
     return Stability(
         spectrum=torch.linalg.eigvals(J),
@@ -78,7 +82,11 @@ def measure(flow: Flow, z0: State) -> Stability:
 
 def stiffness(flow: Flow, z0: Start) -> float:
     """h |lambda|_max of the drift's Jacobian at t = 0 over the rows of z0, h the fixed step. Exact for vectors, near it for maps."""
-    largest = torch.linalg.eigvals(flow.jacobian(z0).detach().cpu()).abs() if z0.ndim == 2 else spectral_radius(flow, z0)
+    if z0.ndim == 2:
+        J = flow.jacobian(z0).detach().cpu()
+        largest = torch.linalg.eigvals(J).abs() if J.isfinite().all() else J.new_full((1,), math.inf)  # of which LAPACK dies
+    else:
+        largest = spectral_radius(flow, z0)
     return largest.max().item() * flow.T / flow.solver.steps
 
 

@@ -25,7 +25,8 @@ def main(model: str, suite_name: str) -> None:
         twin = artifact.load_twin(entry.MODELS / model, stage.device)
         images, labels = judging.images(settings.images)
         asked = suite.model_dump(mode="json"), settings.images, settings.batch, threat.model_dump()
-        state = checkpoint.place(name, *asked, classifier.recipe, recipe.weights_digest(entry.MODELS / model), *stage.terms)
+        weights = recipe.weights_digest(entry.MODELS / model)
+        state = checkpoint.place(name, *asked, classifier.recipe, weights, *stage.terms)
         if twin is not None:
             twin.requires_grad_(False)
         seed = stage.config.seed, name
@@ -41,7 +42,9 @@ def main(model: str, suite_name: str) -> None:
         summary = outcomes.write(entry.OUTCOMES / model / suite_name, result.outcomes, threat, about)
         stability = trajectories.write(entry.OUTCOMES / model / suite_name, classifier, result.outcomes.images, result.outcomes.points)
         stage.run.metrics(judging.numbers(summary) | stability)
-        stage.run.tags({"flags": ", ".join(summary["flags"]) or "none"} | {f"flag.{name}": "raised" for name in summary["flags"]})
+        stage.run.tags(
+            {"weights": weights, "flags": ", ".join(summary["flags"]) or "none"} | {f"flag.{name}": "raised" for name in summary["flags"]}
+        )
         stage.run.artifact(entry.OUTCOMES / model / suite_name / "outcomes.csv")
 
 

@@ -4,7 +4,7 @@ from basin.stages import entry
 
 
 def main() -> None:
-    with entry.stage("register", lambda config: config.registry, gpu=False) as stage:
+    with entry.stage("register", lambda config: config.registry, gpu=False, reads=lambda config: (config.attack, config.suites)) as stage:
         from basin.registry import candidates, registration, snapshot
 
         receipt = registration.register_all(stage.config, snapshot.digests(stage.config))

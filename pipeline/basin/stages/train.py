@@ -134,6 +134,7 @@ def fit(
     report_answers(stage.name, classifier, validation, stage.device)
     artifact.save(entry.MODELS / model, classifier, parent)
     write_history(entry.HISTORY / f"{model}.csv", history)
+    stage.run.tags({"weights": recipes.weights_digest(entry.MODELS / model)})
     stage.run.artifact(entry.MODELS / model)
 
 

@@ -18,7 +18,7 @@ from basin.files import checkout
 from basin.tracking import journal
 
 REPORT = Path("report")
-FILES = ("index.html", "registered.html", "table.csv", "metrics.json")  # of the report, as artifacts
+FILES = {"index.html": "report", "registered.html": "register", "table.csv": "report", "metrics.json": "report"}  # -> which stage makes it
 STATUS = {0: "FINISHED", 130: "KILLED"}  # of exit codes; FAILED of all others
 HEADLINE = ("worst_case", "interval_low", "interval_high", "clean")  # of the best model; of the others the worst case
 
@@ -31,14 +31,14 @@ def over(config: Config, targets: Sequence[str]) -> AbstractContextManager[Calla
         "seed": config.seed,
         "stages": list(targets) or "all",
     }
-    return parent(" ".join([config.registered_name, *targets]), config.data_name, about)
+    return parent(" ".join([config.registered_name, *targets]), config.data_name, about, whole=not targets)
 
 
 @contextmanager
-def parent(name: str, experiment: str, params: Mapping[str, Any]) -> Iterator[Callable[[int], None]]:
+def parent(name: str, experiment: str, params: Mapping[str, Any], whole: bool = True) -> Iterator[Callable[[int], None]]:
     """The run `name`, with the minute before it, over the stages that are started meanwhile; to be told the exit code that they ended with.
 
-    Nothing here raises because of MLflow.
+    Figures and pages are its own where it made them, or is `whole` and ended well. Nothing here raises because of MLflow.
     """
     codes: list[int] = []
     if os.environ.get("BASIN_TRACKING") == "off":
@@ -50,7 +50,7 @@ def parent(name: str, experiment: str, params: Mapping[str, Any]) -> Iterator[Ca
         yield codes.append
     finally:
         del os.environ[journal.PARENT]
-        _ended(run, STATUS.get(codes[-1], "FAILED") if codes else "KILLED")
+        _ended(run, STATUS.get(codes[-1], "FAILED") if codes else "KILLED", whole)
 
 
 def _begun(name: str, experiment: str, params: Mapping[str, Any]) -> journal.Run:
@@ -64,13 +64,16 @@ def _begun(name: str, experiment: str, params: Mapping[str, Any]) -> journal.Run
     return run
 
 
-def _ended(run: journal.Run, status: str) -> None:
+def _ended(run: journal.Run, status: str, whole: bool) -> None:
     if not run.held:
         return
-    if run.journal.read_text(encoding="utf-8").count("\n") > 1:
-        run.metrics(_figures())
-        for name in FILES if status == "FINISHED" else ():
-            run.artifact(REPORT / name)
+    told, well = run.journal.read_text(encoding="utf-8"), status == "FINISHED"
+    if told.count("\n") > 1:
+        made = {stage: f'"ran.{stage}"' in told or (whole and well) for stage in ("report", "register")}
+        run.metrics(_figures() if made["report"] else {})
+        for name, stage in FILES.items() if well else ():
+            if made[stage]:
+                run.artifact(REPORT / name)
         run._write({"end": status})
         run.held.close()
         if status != "KILLED":

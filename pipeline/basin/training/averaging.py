@@ -77,7 +77,7 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def measure_statistics(model: nn.Module, trained: Sequence[nn.Module], train: Split, batch: int) -> None:
     """Give the batch normalisations inside `trained` the statistics of all training images: the mean over batches of one size, at most
-    `batch`, within an image."""
+    `batch`, within an image; of two at least, because a single one may have no variance."""
     layers = [layer for module in trained for layer in module.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     device = next(model.parameters()).device
@@ -86,7 +86,8 @@ def measure_statistics(model: nn.Module, trained: Sequence[nn.Module], train: Sp
         layer.momentum = None  # each batch counts the same
         layer.train()
     with drawing(model, generator(0, "statistics", device=device)):
-        for rows in torch.arange(len(train)).tensor_split(-(-len(train) // batch)) if layers else ():
+        parts = max(1, min(-(-len(train) // batch), len(train) // 2))
+        for rows in torch.arange(len(train)).tensor_split(parts) if layers else ():
             model(train.floats(rows).to(device))
     for layer, momentum in zip(layers, momenta):
         layer.momentum = momentum

@@ -76,6 +76,13 @@ class Schedules(Settings):
     stability: Stability = Field(description="phase 2: the drift")
     classifier: Schedule = Field(description="phase 3: the classifier at z(T)")
 
+    @field_validator("features", "stability")
+    @classmethod
+    def _knows_no_accuracy(cls, schedule: Schedule) -> Schedule:
+        if schedule.stopping:
+            raise PydanticCustomError("stopping", "stopping would watch a classifier that phase 3 alone trains. Leave it out here.")
+        return schedule
+
 
 class PaperSchedule(Schedule):
     """Of `form: paper`: one schedule for both phases, and the weights of equation (7)."""

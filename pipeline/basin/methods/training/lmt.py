@@ -28,7 +28,7 @@ def loss(params: Params, network: Network, images: Images, labels: Labels, threa
     if not isinstance(network, Classifier) or (L := lipschitz(network, given)) is None:
         raise Mistake(
             "training.kind: needs layers of a Lipschitz constant that holds whatever their weights (got lmt). "
-            "Take `backbone: {kind: sll}` with a head linear or contracting, or another kind of training."
+            "Take `backbone: {kind: sll}` with a head linear or contracting and no purifier, or another kind of training."
         )
     r = params.eps_ratio * threat.within_l2(images[0])
     return cross_entropy(network(images) + r * L * between(network)[labels], labels)
