@@ -185,7 +185,7 @@ def test_check_says_it_before_anything_runs(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         app.app(["check", "--no-data"])
     first, *others = capsys.readouterr().out.splitlines()
-    assert end.value.code == 0 and first == "params.yaml: no mistakes"
+    assert end.value.code == 0 and first == "params.yaml: no mistakes, and its models can be built"
     assert [line.partition(":")[0] for line in others] == [
         "suites.quick.attacks.apgd_nearest", "suites.standard.attacks.apgd_nearest", "suites.standard.attacks.transfer",
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from basin.config.kinds import choose
 from basin.config.posterior import Posterior
 from basin.config.schedule import Schedule
 from basin.data.splits import Split
+from basin.errors import Mistake
 from basin.models.classifier import Classifier
 from basin.models.distribution import Distribution, mean_network
 from basin.models.ode import flows
@@ -36,6 +37,24 @@ def test_any_scale_has_its_rho():
         for mu, sigma in made.scales().items():
             rms = mu.detach().square().mean().sqrt()
             torch.testing.assert_close(sigma, (scale * rms + made.posterior.floor).expand_as(sigma))
+
+
+def test_a_layer_whose_weights_are_read_without_a_call_is_refused_and_drawn_as_weights():
+    """torchvision's swin does so: the hook that draws its outputs would never run."""
+
+    class Reads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            return torch.nn.functional.linear(x, self.inner.weight, self.inner.bias)
+
+    x = torch.ones(2, 4)
+    with pytest.raises(Mistake, match=r"^distribution\.local: .* \(got inner\)\. Set it to false\.$"):
+        of(Reads, local=True).train()(x)
+    made = of(Reads, local=False).train()
+    assert not torch.equal(made(x), made(x))
 
 
 def classifier(backbone=small.CONVNET, **settings) -> Classifier:

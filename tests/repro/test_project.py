@@ -200,6 +200,21 @@ def test_beside_code_of_ones_own_in_git(tmp_path: Path, monkeypatch: pytest.Monk
     )
 
 
+def test_outputs_of_models_that_are_gone_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    config = params.load(ROOT / "params/digits.yaml")
+    monkeypatch.chdir(tmp_path)
+    for place in ("models/adversarial/pgd", "models/adversarial/gone", "outcomes/adversarial/gone", "history/adversarial"):
+        Path(place).mkdir(parents=True)
+    for name in ("pgd", "gone"):
+        Path(f"history/adversarial/{name}.csv").touch()
+    watched.tell_of_others(config)
+    (told,) = caplog.messages
+    assert told == (
+        "models/adversarial/gone: of no model of params.yaml, and watched all the same. "
+        "DVC's cache has them: rm -r models/adversarial/gone outcomes/adversarial/gone history/adversarial/gone.csv"
+    )
+
+
 def test_a_name_that_is_none_is_refused_before_anything_is_written(tmp_path: Path):
     with pytest.raises(Mistake, match=r"^--name: should be letters \(a to z\), digits, _ and -, 1 to 64 of them \(got 'bad/name'\)\."):
         project.make(tmp_path / "own", str(tmp_path), "bad/name", "8/255")

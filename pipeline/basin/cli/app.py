@@ -87,26 +87,29 @@ def check(
     """Read params.yaml and the data, and report every mistake in them."""
     from basin.config import suite
     from basin.data.about import load_about
-    from basin.repro import code, graph, watched
+    from basin.repro import code, fitting, graph, watched
 
     config = graph.check()
     code.keep()
     watched.keep(config)
-    typer.echo("params.yaml: no mistakes")
     if data:
         from basin.data import splits
 
         source = config.source.module.read(config.source.params)
         parts = splits.placed(source, config.splits, config.seed)
         typer.echo("\n".join(splits.described(config.data_name, source, parts, config.attack.images)))
-        classes, where = len(source.classes), f"data {config.data_name}"
+        shape, names, where = source.train.shape, source.classes, f"data {config.data_name}"
     elif (PREPARED / "about.json").exists():
-        classes, where = len(load_about(PREPARED).classes), str(PREPARED)
+        about = load_about(PREPARED)
+        shape, names, where = about.shape, about.classes, str(PREPARED)
     else:
+        typer.echo("params.yaml: no mistakes")
         return
+    fitting.check(config, shape, names)
+    typer.echo("params.yaml: no mistakes, and its models can be built")
     for name in config.attack.suites:
-        for attack, words in suite.replaced(config.suites[name].attacks, classes).items():
-            typer.echo(f"suites.{name}.attacks.{attack}: on the {classes} classes of {where} {words}")
+        for attack, words in suite.replaced(config.suites[name].attacks, len(names)).items():
+            typer.echo(f"suites.{name}.attacks.{attack}: on the {len(names)} classes of {where} {words}")
 
 
 @app.command()

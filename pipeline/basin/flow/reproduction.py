@@ -126,7 +126,9 @@ def plan(targets: Sequence[str] | None, changes: Sequence[str] | None = None) ->
     code.keep()
     if changes:
         dvc.change(changes)
-    watched.keep(dvc.check())
+    config = dvc.check()
+    watched.keep(config)
+    watched.tell_of_others(config)
     return dvc.choose(dvc.graph(), targets or ())
 
 

@@ -26,6 +26,7 @@ from torch.func import functional_call
 from torch.nn.functional import conv2d, linear, softplus
 
 from basin.config.posterior import Posterior
+from basin.errors import Mistake
 from basin.models.ode import flows
 from basin.randomness import Random
 
@@ -58,12 +59,16 @@ class Distribution(Random):
         elsewhere = {mu for layer in local for mu in layer.parameters()}
         means = {name: mu for name, mu in self.network.named_parameters() if mu not in elsewhere}
         drawn = {name: mu + sigma[mu] * self.normal(mu.shape, mu) for name, mu in means.items()}
-        hooks = [layer.register_forward_hook(partial(self._drawn_output, sigma)) for layer in local]
+        called: set[nn.Module] = set()
+        hooks = [layer.register_forward_hook(partial(self._drawn_output, sigma, called)) for layer in local]
         try:
-            return functional_call(self.network, drawn, (x,))
+            output = functional_call(self.network, drawn, (x,))
         finally:
             for hook in hooks:
                 hook.remove()
+        if self.training and (read := [name for name, layer in self.network.named_modules() if layer in {*local} - called]):
+            raise Mistake(f"distribution.local: a layer's weights are read without a call of it (got {read[0]}). Set it to false.")
+        return output
 
     def divergence(self) -> Tensor:
         """KL[q || N(0, s^2 I)] in nats, over all parameters."""
@@ -88,8 +93,11 @@ class Distribution(Random):
         solved = {layer for flow in flows(self.network) for layer in flow.modules()}
         return [layer for layer in self.network.modules() if self.posterior.local and _is_affine(layer) and layer not in solved]
 
-    def _drawn_output(self, sigma: dict[nn.Parameter, Tensor], layer: nn.Module, inputs: tuple[Tensor], mean: Tensor) -> Tensor:
+    def _drawn_output(
+        self, sigma: dict[nn.Parameter, Tensor], called: set[nn.Module], layer: nn.Module, inputs: tuple[Tensor], mean: Tensor
+    ) -> Tensor:
         """A layer's output under its distribution, from the output of its means."""
+        called.add(layer)
         variances = [None if mu is None else sigma[mu].square() for mu in (layer.weight, layer.bias)]  # type: ignore[index]
         x2 = inputs[0].square()
         if isinstance(layer, nn.Conv2d):

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from basin import files
+from basin.config.names import STAGES
 from basin.config.params import Config
 
 KEYS = {"folder": "folder", "npz": "file"}  # kind -> the key of `data` that names what is watched
@@ -26,6 +27,14 @@ def graph(text: str, kind: str) -> str:
     if kind in KEYS:
         return f"{head}{SOME}      - ${{data.{KEYS[kind]}}}\n{rest}"
     return f"{head}{SOME if rest.lstrip(' ').startswith('-') else NONE}{rest}"
+
+
+def tell_of_others(config: Config) -> None:
+    """Warn of outputs of models that params.yaml no longer has: DVC watches these folders as wholes, so what lies there counts."""
+    named = {f"{stage}/{name}" for stage in STAGES for name in getattr(config, stage)}
+    found = [path for folder in ("models", "outcomes", "history") for path in sorted(Path(folder).glob("*/*"))]
+    if others := [path.as_posix() for path in found if f"{path.parent.name}/{path.name.removesuffix('.csv')}" not in named]:
+        log.warning("%s: of no model of params.yaml, and watched all the same. DVC's cache has them: rm -r %s", others[0], " ".join(others))
 
 
 def keep(config: Config) -> None:

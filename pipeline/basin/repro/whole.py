@@ -23,6 +23,7 @@ def reproduce(targets: Sequence[str] = (), *options: str) -> int:
             lock.mend()
             code.keep()
             watched.keep(config)
+            watched.tell_of_others(config)
             graph.choose(graph.graph(), targets)  # whatever dvc cannot read or find is said in our words
             at_end.callback((guards := Guards()).end)
             command = [*graph.DVC, "repro", *options, *targets]
