@@ -37,7 +37,7 @@ class Model(Settings):
     @classmethod
     def _is_drawn_once(cls, cleaned: Choice | None) -> Choice | None:
         drawn = ("training_draws", "inference_draws")
-        if cleaned and any(getattr(cleaned.params, name, 1) > 1 for name in drawn):
+        if cleaned and any(getattr(cleaned.table, name, 1) > 1 for name in drawn):
             raise PydanticCustomError("draws", "copies are cleaned once, with one mask each. Leave training_draws and inference_draws out.")
         return cleaned
 
