@@ -35,7 +35,7 @@ def _again(store: MlflowClient, one: Candidate) -> str:
 
 def _tags(one: Candidate, stage: str, asked: Any) -> dict[str, str]:
     """What a stage's run is known by: what was asked of it, and the weights that it made or attacked, which depend on more."""
-    about = {"data_digest": one.recipe["data_digest"], "seed": str(one.recipe["seed"]), "weights": one.recipe["weights"]}
+    about = {"data_digest": one.recipe["data_digest"], "seed": str(one.recipe["seed"]), "weights": one.recipe.get("weights", "none")}
     return {"stage": stage, "asked": journal.digest(asked)} | about
 
 
