@@ -250,9 +250,8 @@ def _takes(model: nn.Module, x: Tensor) -> bool:
 
 def _digest(model: nn.Module, few: Images) -> str:
     """Of what a model is and computes: its layers, its tensors, and its logits of a few images."""
-    place = device_of(model)
     with torch.no_grad(), others_seeded(0):
-        logits = model(few.to(place))
+        logits = model(few.to(device_of(model)))
     try:
         layers = repr(model)
     except THEIRS:  # its own __repr__ fails

@@ -66,8 +66,9 @@ class Distribution(Random):
         finally:
             for hook in hooks:
                 hook.remove()
-        if self.training and (read := [name for name, layer in self.network.named_modules() if layer in {*local} - called]):
-            raise Mistake(f"distribution.local: a layer's weights are read without a call of it (got {read[0]}). Set it to false.")
+        if self.training and (read := {*local} - called):
+            name = next(name for name, layer in self.network.named_modules() if layer in read)
+            raise Mistake(f"distribution.local: a layer's weights are read without a call of it (got {name}). Set it to false.")
         return output
 
     def divergence(self) -> Tensor:
